@@ -1,0 +1,1 @@
+"""Every published number has a command here: `python -m benchmarks`."""

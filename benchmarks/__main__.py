@@ -1,0 +1,29 @@
+"""`python -m benchmarks NAME [options]`: run one benchmark; each lists its own options with --help."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "encoders": "time, first call, memory and accuracy of real encoders against every peer",
+    "zoo": "transformers architectures compared with eager at two sizes",
+    "overhead": "cost of one call beyond dynamo's guards",
+    "compile_time": "first call cold and warm, and its growth with depth",
+    "memory": "peak memory against eager",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatch to `benchmarks.<name>.main`; returns the exit status."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in COMMANDS:
+        return importlib.import_module(f"benchmarks.{name}").main(rest)
+    print("usage: python -m benchmarks NAME [options]\n")
+    for known, what in COMMANDS.items():
+        print(f"  {known:14s}{what}")
+    return 0 if name in ("-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

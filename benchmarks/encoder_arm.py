@@ -1,0 +1,67 @@
+"""The child of `benchmarks encoders`: one arm on one workload."""
+
+from __future__ import annotations
+
+import resource
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from benchmarks.agreement import relative_error
+from benchmarks.arms import Call, arm
+from benchmarks.process import serve
+from benchmarks.workloads import workloads
+
+_call: list[Call] = []
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """prepare: build, compile and call once; run: n timed calls; memory: peak so far."""
+    with torch.no_grad():
+        return {"reference": reference, "prepare": prepare, "run": run, "memory": memory}[
+            question.pop("do")
+        ](**question)
+
+
+def reference(workload: str, path: str) -> dict[str, Any]:
+    """Write what float32 eager gives."""
+    chosen = workloads()[workload]
+    torch.save(chosen.build()(*chosen.inputs()), path)
+    return {}
+
+
+def prepare(workload: str, name: str, dtype: str, threads: int, reference: str) -> dict[str, Any]:
+    """Seconds from the module to the first result, and its error against float32 eager."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    chosen, way = workloads()[workload], arm(name, dtype)
+    model, inputs = chosen.build(), chosen.inputs()
+    started = time.perf_counter()
+    call = way.prepare(model, inputs)
+    result = call()
+    first = time.perf_counter() - started
+    _call.append(call)
+    return {"first": first, "error": relative_error(torch.load(reference), result.float())}
+
+
+def run(count: int) -> dict[str, Any]:
+    """Seconds of `count` calls after one that only warms the caches the other arms used."""
+    call = _call[0]
+    call()
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds}
+
+
+def memory() -> dict[str, Any]:
+    """Peak resident bytes of this process."""
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+if __name__ == "__main__":
+    serve(answer)

@@ -1,0 +1,114 @@
+"""The encoder workloads: real MiniLM on real sentences, BERT-base and ViT-base at public shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from infopt.models.encoder import BERT_BASE, MINILM_L6, Encoder, EncoderConfig
+from infopt.models.minilm import load_minilm, tokenize
+from infopt.models.sentences import SENTENCES
+from infopt.models.vision import VIT_BASE, VisionTransformer
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, its positional inputs, and the least work the answer needs: per-sequence token counts."""
+
+    name: str
+    model: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    shape: EncoderConfig
+    extra_flops: float = 0.0
+
+    def lengths(self) -> list[int]:
+        """Tokens of every sequence, padding not counted."""
+        given = self.inputs()
+        if len(given) == 2:
+            return given[1].sum(1).tolist()
+        batch = given[0].shape[0]
+        return [given[0].shape[1] if given[0].dim() == 2 else VIT_BASE.patches + 1] * batch
+
+    def flops(self) -> float:
+        """Multiplications and additions of the matrix products over real tokens."""
+        width, hidden = self.shape.width, self.shape.hidden
+        lengths = self.lengths()
+        linears = 2 * sum(lengths) * (4 * width * width + 2 * width * hidden)
+        attention = 4 * sum(n * n for n in lengths) * width
+        return self.shape.layers * (linears + attention) + self.extra_flops * len(lengths)
+
+    def weight_bytes(self, bytes_per_weight: int) -> float:
+        """Weights of the layers, each read once."""
+        width, hidden = self.shape.width, self.shape.hidden
+        return bytes_per_weight * self.shape.layers * (4 * width * width + 2 * width * hidden)
+
+
+def texts(count: int, tokens: int) -> list[str]:
+    """Passages of at least `tokens` tokens each, joined from consecutive sentences."""
+    found: list[str] = []
+    position = 0
+    while len(found) < count:
+        passage: list[str] = []
+        while not passage or int(tokenize([" ".join(passage)]).mask.sum()) < tokens:
+            passage.append(SENTENCES[position % len(SENTENCES)])
+            position += 1
+        found.append(" ".join(passage))
+    return found
+
+
+def full(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Real text without padding, with its mask of ones as a tokenizer gives it."""
+    made = tokenize(texts(batch, tokens), length=tokens)
+    return made.ids, made.mask
+
+
+def ragged() -> tuple[Tensor, Tensor]:
+    """Sixteen texts from one short sentence to 128 tokens, padded to the longest."""
+    wanted = [4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 36, 44, 56, 72, 96, 120]
+    passages = [texts(16, n)[i] for i, n in enumerate(wanted)]
+    made = tokenize(passages)
+    return made.ids[:, :128], made.mask[:, :128]
+
+
+def random_ids(batch: int, tokens: int) -> tuple[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(1000, BERT_BASE.vocabulary, (batch, tokens), generator=generator),)
+
+
+def random_images(batch: int) -> tuple[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(batch, 3, VIT_BASE.image, VIT_BASE.image, generator=generator),)
+
+
+def build_bert() -> nn.Module:
+    torch.manual_seed(0)
+    return Encoder(BERT_BASE).eval()
+
+
+def build_vit() -> nn.Module:
+    torch.manual_seed(0)
+    return VisionTransformer(VIT_BASE).eval()
+
+
+_VIT_SHAPE = EncoderConfig(width=VIT_BASE.width, layers=VIT_BASE.layers, hidden=VIT_BASE.hidden)
+_PATCH_FLOPS = 2.0 * VIT_BASE.patches * 3 * VIT_BASE.patch**2 * VIT_BASE.width
+
+
+@cache
+def workloads() -> dict[str, Workload]:
+    """All workloads by name."""
+    found = [
+        Workload("minilm-1x128", "minilm", load_minilm, lambda: full(1, 128), MINILM_L6),
+        Workload("minilm-32x128", "minilm", load_minilm, lambda: full(32, 128), MINILM_L6),
+        Workload("minilm-16-ragged", "minilm", load_minilm, ragged, MINILM_L6),
+        Workload("bert-1x128", "bert", build_bert, lambda: random_ids(1, 128), BERT_BASE),
+        Workload("bert-8x384", "bert", build_bert, lambda: random_ids(8, 384), BERT_BASE),
+        Workload("vit-1", "vit", build_vit, lambda: random_images(1), _VIT_SHAPE, _PATCH_FLOPS),
+        Workload("vit-8", "vit", build_vit, lambda: random_images(8), _VIT_SHAPE, _PATCH_FLOPS),
+    ]
+    return {workload.name: workload for workload in found}

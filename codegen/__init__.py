@@ -1,0 +1,1 @@
+"""Kernel declarations, emitters, lowering and the native build."""

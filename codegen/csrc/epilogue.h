@@ -1,0 +1,93 @@
+// What follows a matrix product while it is still in cache: bias, activation, multiply, add, cast.
+//
+//   y = act(c + bias) [* (up + up_bias)] [* multiplier] [+ residual]        all in f32
+#pragma once
+
+#include "panels.h"
+
+namespace infopt {
+
+enum Activation : int64_t {
+  kIdentity = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kQuickGelu = 5, kSigmoid = 6,
+  kTanh = 7
+};
+
+__attribute__((noinline)) inline void activate(int64_t kind, Vec *t, int64_t count) {
+#define INFOPT_ACTIVATE(code, function)                                \
+  case code:                                                           \
+    for (int64_t i = 0; i < count; ++i) t[i] = function(t[i]);         \
+    break;
+  switch (kind) {
+    INFOPT_ACTIVATE(kRelu, relu)
+    INFOPT_ACTIVATE(kGelu, gelu)
+    INFOPT_ACTIVATE(kGeluTanh, gelu_tanh)
+    INFOPT_ACTIVATE(kSilu, silu)
+    INFOPT_ACTIVATE(kQuickGelu, quick_gelu)
+    INFOPT_ACTIVATE(kSigmoid, sigmoid)
+    INFOPT_ACTIVATE(kTanh, tanh)
+    default: break;
+  }
+#undef INFOPT_ACTIVATE
+}
+
+struct Epilogue {
+  Matrix bias, up_bias;  // one row of N values, row formats
+  int64_t activation;
+  Matrix multiplier, residual, y;
+};
+
+INFOPT_INLINE void add_bias(const Matrix &bias, const Place &at, bool by_token, Vec *t) {
+  const Vec b = load_row(bias, 0, at.feature, at.features);
+  if (by_token) {
+    for (int i = 0; i < 16; ++i) t[i] = t[i] + b;
+  } else {
+    float lanes[16];
+    store(lanes, b);
+    for (int i = 0; i < 16; ++i) t[i] = t[i] + broadcast(lanes[i]);
+  }
+}
+
+// c (and up, or null): [16 features][16 tokens] f32. The tile is brought into y's own order first.
+inline void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
+  const bool by_token = !e.y.in_panels();
+  const int64_t count = by_token ? at.tokens : at.features;
+  Vec t[16], other[16];
+  for (int i = 0; i < 16; ++i) t[i] = load(c + i * 16);
+  if (by_token) transpose16(t);
+  if (e.bias.present()) add_bias(e.bias, at, by_token, t);
+  if (e.activation != kIdentity) activate(e.activation, t, count);
+  if (up) {
+    for (int i = 0; i < 16; ++i) other[i] = load(up + i * 16);
+    if (by_token) transpose16(other);
+    if (e.up_bias.present()) add_bias(e.up_bias, at, by_token, other);
+    for (int i = 0; i < 16; ++i) t[i] = t[i] * other[i];
+  }
+  if (e.multiplier.present()) {
+    load_tile(e.multiplier, at, by_token, other);
+    for (int i = 0; i < 16; ++i) t[i] = t[i] * other[i];
+  }
+  if (e.residual.present()) {
+    load_tile(e.residual, at, by_token, other);
+    for (int i = 0; i < 16; ++i) t[i] = t[i] + other[i];
+  }
+  store_tile(e.y, at, t);
+}
+
+// 16 features of one token; every operand row-major. For products that run along k.
+inline void finish_row(const Epilogue &e, Vec c, const Vec *up, int64_t token, int64_t feature,
+                       int64_t n) {
+  if (e.bias.present()) c = c + load_row(e.bias, 0, feature, n);
+  if (e.activation != kIdentity) activate(e.activation, &c, 1);
+  if (up) {
+    Vec u = *up;
+    if (e.up_bias.present()) u = u + load_row(e.up_bias, 0, feature, n);
+    c = c * u;
+  }
+  if (e.multiplier.present()) c = c * load_row(e.multiplier, token, feature, n);
+  if (e.residual.present()) c = c + load_row(e.residual, token, feature, n);
+  with_row_type(e.y.format, [&](auto *type) {
+    store_some((decltype(type))e.y.data + token * e.y.stride + feature, c, n);
+  });
+}
+
+}  // namespace infopt

@@ -1,0 +1,126 @@
+// Linear layers for few tokens (decoding): y = epilogue(x wᵀ), x row-major, lanes along K.
+//
+// Every weight row is read once, as it streams from memory; up to 8 tokens share the read. Sums
+// of 16 features are folded together, so that the epilogue has one Vec per token.
+#pragma once
+
+#include "linear.h"
+
+namespace infopt {
+
+// One step along k: 16 values widened to f32, or 32 bf16 through the dot instruction.
+template <class W> struct AlongF32 {
+  using X = float;
+  static constexpr int kStep = 16;
+  struct Lanes { Vec v; };
+  static INFOPT_INLINE Lanes weights(const W *p, int64_t n) { return {load_some(p, n)}; }
+  static INFOPT_INLINE Lanes tokens(const float *p, int64_t n) { return {load_some(p, n)}; }
+  static INFOPT_INLINE Vec add(Vec acc, Lanes w, Lanes x) { return fma(w.v, x.v, acc); }
+};
+
+struct AlongBf16 {
+  using X = bf16;
+  static constexpr int kStep = 32;
+  struct Lanes { BVec v; };
+  static INFOPT_INLINE Lanes weights(const bf16 *p, int64_t n) {
+    if (n == kStep) return {load_pairs(p)};
+    bf16 padded[32] = {};
+    memcpy(padded, p, size_t(n) * sizeof(bf16));
+    return {load_pairs(padded)};
+  }
+  static INFOPT_INLINE Lanes tokens(const bf16 *p, int64_t n) { return weights(p, n); }
+  static INFOPT_INLINE Vec add(Vec acc, Lanes w, Lanes x) { return dot_pairs(acc, w.v, x.v); }
+};
+
+// R weight rows times M tokens; sums[(m * 16 + r)] receives the lanes, still to be folded.
+template <class Along, class W, int R, int M>
+__attribute__((noinline)) void dot_rows(const W *w, int64_t w_stride, const typename Along::X *x,
+                                        int64_t x_stride, int64_t k, Vec *sums) {
+  Vec acc[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) acc[r][m] = zero();
+  auto step = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    typename Along::Lanes rows[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch((const char *)(w + (r + R) * w_stride + i), 0, 2);
+      rows[r] = Along::weights(w + r * w_stride + i, n);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const typename Along::Lanes token = Along::tokens(x + m * x_stride + i, n);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][m] = Along::add(acc[r][m], rows[r], token);
+    }
+  };
+  int64_t i = 0;
+  for (; i + Along::kStep <= k; i += Along::kStep) step(i, Along::kStep);
+  if (i < k) step(i, k - i);
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
+}
+
+// `features` <= 16 rows of w times `tokens` <= 8 rows of x.
+template <class Along, class W, int M>
+void dot_features(const W *w, int64_t w_stride, int64_t features, const typename Along::X *x,
+                  int64_t x_stride, int64_t k, Vec *sums) {
+  constexpr int R = kRows < 12 ? (M > 2 ? 1 : 2) : M <= 2 ? 8 : M <= 6 ? 4 : 2;
+  int64_t r = 0;
+  for (; r + R <= features; r += R)
+    dot_rows<Along, W, R, M>(w + r * w_stride, w_stride, x, x_stride, k, sums + r);
+  for (; r < features; ++r)
+    dot_rows<Along, W, 1, M>(w + r * w_stride, w_stride, x, x_stride, k, sums + r);
+}
+
+template <class Along, class W>
+void dot_tokens(const W *w, int64_t w_stride, int64_t features, const typename Along::X *x,
+                int64_t x_stride, int64_t tokens, int64_t k, Vec *sums) {
+#define INFOPT_TOKENS(M) \
+  case M: return dot_features<Along, W, M>(w, w_stride, features, x, x_stride, k, sums);
+  switch (tokens) {
+    INFOPT_TOKENS(1) INFOPT_TOKENS(2) INFOPT_TOKENS(3) INFOPT_TOKENS(4)
+    INFOPT_TOKENS(5) INFOPT_TOKENS(6) INFOPT_TOKENS(7) INFOPT_TOKENS(8)
+    default: return;
+  }
+#undef INFOPT_TOKENS
+}
+
+// x in the type the dot product wants: where it lies, or converted into scratch once per call.
+template <class X> INFOPT_INLINE Rows<X> tokens_as(const Matrix &x, int64_t m, int64_t k, X *to) {
+  Rows<X> rows = {nullptr, 0};
+  with_row_type(x.format, [&](auto *type) {
+    rows = convert_rows<X>((decltype(type))x.data, x.stride, m, k, to);
+  });
+  return rows;
+}
+
+template <class Along, class W>
+void few_rows(const infopt_call *call, int64_t first, int64_t last) {
+  const LinearCall c = read_linear(call);
+  const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[15]};
+  const auto x = tokens_as(x_in_memory, c.m, c.k, (typename Along::X *)call->scratch);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t n1 = least(c.n, (task + 1) * c.n_chunk);
+    for (int64_t n = task * c.n_chunk; n < n1; n += 16) {
+      const int64_t features = least(16, n1 - n);
+      for (int64_t m = 0; m < c.m; m += 8) {
+        const int64_t tokens = least(8, c.m - m);
+        Vec sums[8 * 16], up_sums[8 * 16];
+        if (features < 16)
+          for (int i = 0; i < 8 * 16; ++i) sums[i] = up_sums[i] = zero();
+        const auto *rows = x.data + m * x.stride;
+        dot_tokens<Along>((const W *)c.w + n * c.row_stride, c.row_stride, features, rows,
+                          x.stride, tokens, c.k, sums);
+        if (c.up)
+          dot_tokens<Along>((const W *)c.up + n * c.row_stride, c.row_stride, features, rows,
+                            x.stride, tokens, c.k, up_sums);
+        for (int64_t i = 0; i < tokens; ++i) {
+          const Vec up = c.up ? sums16(up_sums + i * 16) : zero();
+          finish_row(c.epilogue, sums16(sums + i * 16), c.up ? &up : nullptr, m + i, n, features);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace infopt

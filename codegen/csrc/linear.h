@@ -1,0 +1,109 @@
+// Linear layers on token panels: y = epilogue(x wᵀ), w exactly as torch stores it.
+//
+// A task is `n_chunk` weight rows times `panel_chunk` panels. Inside, groups of kGroup rows
+// meet all panels of the task: the weights of a group stay in the first cache, the panels in the
+// second; K is cut so that both fit. The f32 result of a group waits in scratch as
+// [panel][kGroup][16] for the epilogue.
+#pragma once
+
+#include "epilogue.h"
+#include "microkernel.h"
+#include "linear_amx.h"
+
+namespace infopt {
+
+// Whole blocks of the micro-kernel (12 rows; 32 for AMX) and whole 16x16 tiles.
+#ifdef INFOPT_AMX
+constexpr int64_t kGroup = 96;
+#else
+constexpr int64_t kGroup = 48;
+#endif
+
+// Panels are cut along K at 64 KiB: 1024 f32 or 2048 bf16.
+template <class Panel> constexpr int64_t kDepth = 4096 / int64_t(sizeof(Panel));
+
+struct LinearCall {
+  int64_t m, n, k, row_stride, n_chunk, panel_chunk, x_stride;
+  const void *x, *w, *up;
+  Epilogue epilogue;
+};
+
+// The order of pointers and numbers is in kernels_linear.cpp.
+inline LinearCall read_linear(const infopt_call *call) {
+  void *const *p = call->pointers;
+  const int64_t *v = call->numbers;
+  LinearCall c = {v[0], v[1], v[2], v[3], v[4], v[5], v[14], p[0], p[1], p[2], {}};
+  Epilogue &e = c.epilogue;
+  e.bias = {p[3], 0, p[3] ? v[7] : int64_t(kAbsent)};
+  e.up_bias = {p[4], 0, p[4] ? v[7] : int64_t(kAbsent)};
+  e.activation = v[6];
+  e.multiplier = {p[5], v[9], p[5] ? v[8] : int64_t(kAbsent)};
+  e.residual = {p[6], v[11], p[6] ? v[10] : int64_t(kAbsent)};
+  e.y = {p[7], v[13], v[12]};
+  return c;
+}
+
+// Rows of type W as the micro-kernel's row type; copied into scratch only where they differ.
+template <class Row> struct Rows {
+  const Row *data;
+  int64_t stride;
+};
+template <class Row, class W>
+INFOPT_INLINE Rows<Row> convert_rows(const W *w, int64_t stride, int64_t rows, int64_t k,
+                                     Row *scratch) {
+  const int64_t padded = round_up(k, 32) + 32;  // rows must not share one cache set
+  for (int64_t r = 0; r < rows; ++r) {
+    const W *from = w + r * stride;
+    Row *to = scratch + r * padded;
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) store(to + i, load(from + i));
+    if (i < k) store(to + i, load(from + i, k - i), k - i);
+  }
+  return {scratch, padded};
+}
+template <class Row>
+INFOPT_INLINE Rows<Row> convert_rows(const Row *w, int64_t stride, int64_t, int64_t, Row *) {
+  return {w, stride};
+}
+
+// Step: the micro-kernel; W: the weights' type in memory.
+template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
+  using Row = typename Step::Row;
+  using Panel = typename Step::Panel;
+  const LinearCall c = read_linear(call);
+  const int64_t panels = ceil_div(c.m, 16), n_chunks = ceil_div(c.n, c.n_chunk);
+  float *products = (float *)call->scratch;
+  float *up_products = products + kGroup * 16 * c.panel_chunk;
+  Row *converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
+  const TileSession<Step> session;
+
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t p0 = task / n_chunks * c.panel_chunk, n0 = task % n_chunks * c.n_chunk;
+    const int64_t count = least(c.panel_chunk, panels - p0), n1 = least(c.n, n0 + c.n_chunk);
+    const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
+    for (int64_t n = n0; n < n1; n += kGroup) {
+      const int64_t rows = least(kGroup, n1 - n);
+      auto product = [&](const void *weights, float *into, int64_t k) {
+        const int64_t depth = least(kDepth<Panel>, c.k - k);
+        const W *w = (const W *)weights + n * c.row_stride + k;
+        const Rows<Row> r = convert_rows<Row>(w, c.row_stride, rows, depth, converted);
+        const int64_t more = (const void *)r.data == (const void *)w ? n1 - n - rows : 0;
+        session.multiply(r.data, r.stride, rows, x + k * 16, c.x_stride, count, depth, into,
+                         kGroup * 16, k > 0, more);
+      };
+      for (int64_t k = 0; k < c.k; k += kDepth<Panel>) {
+        product(c.w, products, k);
+        if (c.up) product(c.up, up_products, k);
+      }
+      for (int64_t p = 0; p < count; ++p) {
+        for (int64_t f = 0; f < rows; f += 16) {
+          const Place at = {p0 + p, n + f, least(16, c.m - (p0 + p) * 16), least(16, rows - f)};
+          const int64_t tile = (p * kGroup + f) * 16;
+          finish_tile(c.epilogue, products + tile, c.up ? up_products + tile : nullptr, at);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace infopt

@@ -1,0 +1,141 @@
+// Which engine multiplies a block: the vector micro-kernel, or AMX tiles for bf16.
+//
+// A weight tile is 16 rows x 32 k straight from row-major memory; a panel tile is 16 pairs of k
+// x 16 tokens, contiguous in the panel; a product tile is 16 rows x 16 tokens of f32. 2x2 product
+// tiles share their operands: four loads feed four dot products.
+#pragma once
+
+#include "microkernel.h"
+
+#if defined(INFOPT_EMULATE_AMX)
+#define INFOPT_AMX 1
+#include "amx_emulation.h"
+#elif defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define INFOPT_AMX 1
+#include <immintrin.h>
+#endif
+
+namespace infopt {
+
+// Lives for one kernel call on one thread.
+template <class Step> struct TileSession {
+  template <class... Args> INFOPT_INLINE void multiply(Args... args) const {
+    multiply_block<Step>(args...);
+  }
+};
+
+#ifdef INFOPT_AMX
+constexpr int64_t kTile = 16, kTileDepth = 32;
+
+// The compiler does not know that a tile load reads memory: finish pending stores before it.
+INFOPT_INLINE void finish_stores() { __asm__ volatile("" ::: "memory"); }
+
+// The last k % 32 columns, zero-padded to whole tiles.
+struct Tail {
+  alignas(64) bf16 tile[2][16 * kTileDepth];
+  void copy_rows(int which, const bf16 *rows, int64_t stride, int64_t k) {
+    memset(tile[which], 0, sizeof tile[which]);
+    for (int64_t i = 0; i < kTile; ++i)
+      memcpy(tile[which] + i * kTileDepth, rows + i * stride, size_t(k) * sizeof(bf16));
+  }
+  void copy_pairs(int which, const bf16 *panel, int64_t k) {
+    memset(tile[which], 0, sizeof tile[which]);
+    memcpy(tile[which], panel, size_t(ceil_div(k, 2)) * 32 * sizeof(bf16));
+  }
+};
+
+// (R * 16) rows times P panels, R and P in {1, 2}. Tiles 0-3: products, 4-5: rows, 6-7: panels.
+template <int R, int P>
+__attribute__((noinline)) void multiply_tiles(const bf16 *rows, int64_t stride, const bf16 *panels,
+                                              int64_t panel_stride, int64_t k, float *c,
+                                              int64_t c_stride, bool accumulate) {
+  float *c0 = c, *c1 = c + c_stride;                     // panels
+  float *c2 = c + kTile * 16, *c3 = c1 + kTile * 16;     // second 16 rows
+  finish_stores();
+  if (accumulate) {
+    _tile_loadd(0, c0, 64);
+    if (P == 2) _tile_loadd(1, c1, 64);
+    if (R == 2) _tile_loadd(2, c2, 64);
+    if (R == 2 && P == 2) _tile_loadd(3, c3, 64);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  auto step = [](const bf16 *a0, const bf16 *a1, int64_t a_bytes, const bf16 *b0, const bf16 *b1) {
+    _tile_loadd(6, b0, 64);
+    _tile_loadd(4, a0, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (P == 2) _tile_loadd(7, b1, 64);
+    if (P == 2) _tile_dpbf16ps(1, 4, 7);
+    if (R == 2) _tile_loadd(5, a1, a_bytes);
+    if (R == 2) _tile_dpbf16ps(2, 5, 6);
+    if (R == 2 && P == 2) _tile_dpbf16ps(3, 5, 7);
+  };
+  const bf16 *a0 = rows, *a1 = rows + kTile * stride, *b0 = panels, *b1 = panels + panel_stride;
+  for (; k >= kTileDepth; k -= kTileDepth) {
+    step(a0, a1, stride * 2, b0, b1);
+    a0 += kTileDepth, a1 += kTileDepth, b0 += kTileDepth * 16, b1 += kTileDepth * 16;
+  }
+  if (k) {
+    Tail a, b;
+    a.copy_rows(0, a0, stride, k);
+    if (R == 2) a.copy_rows(1, a1, stride, k);
+    b.copy_pairs(0, b0, k);
+    if (P == 2) b.copy_pairs(1, b1, k);
+    finish_stores();
+    step(a.tile[0], a.tile[1], kTileDepth * 2, b.tile[0], b.tile[1]);
+  }
+  _tile_stored(0, c0, 64);
+  if (P == 2) _tile_stored(1, c1, 64);
+  if (R == 2) _tile_stored(2, c2, 64);
+  if (R == 2 && P == 2) _tile_stored(3, c3, 64);
+}
+
+template <> struct TileSession<StepBf16> {
+  TileSession() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    static_assert(sizeof config == 64, "a tile configuration is 64 bytes");
+    finish_stores();
+    _tile_loadconfig(&config);
+  }
+  ~TileSession() { _tile_release(); }
+  TileSession(const TileSession &) = delete;
+
+  template <int R>
+  INFOPT_INLINE void multiply_rows(const bf16 *rows, int64_t stride, const bf16 *panels,
+                                   int64_t panel_stride, int64_t count, int64_t k, float *c,
+                                   int64_t c_stride, bool accumulate) const {
+    int64_t p = 0;
+    for (; p + 2 <= count; p += 2)
+      multiply_tiles<R, 2>(rows, stride, panels + p * panel_stride, panel_stride, k,
+                           c + p * c_stride, c_stride, accumulate);
+    if (p < count)
+      multiply_tiles<R, 1>(rows, stride, panels + p * panel_stride, panel_stride, k,
+                           c + p * c_stride, c_stride, accumulate);
+  }
+
+  // As multiply_block; fewer than 16 last rows go to the vector micro-kernel.
+  void multiply(const bf16 *rows, int64_t stride, int64_t row_count, const bf16 *panels,
+                int64_t panel_stride, int64_t count, int64_t k, float *c, int64_t c_stride,
+                bool accumulate, int64_t more_rows) const {
+    int64_t r = 0;
+    for (; r + 32 <= row_count; r += 32)
+      multiply_rows<2>(rows + r * stride, stride, panels, panel_stride, count, k, c + r * 16,
+                       c_stride, accumulate);
+    for (; r + 16 <= row_count; r += 16)
+      multiply_rows<1>(rows + r * stride, stride, panels, panel_stride, count, k, c + r * 16,
+                       c_stride, accumulate);
+    if (r < row_count)
+      multiply_block<StepBf16>(rows + r * stride, stride, row_count - r, panels, panel_stride,
+                               count, k, c + r * 16, c_stride, accumulate, more_rows);
+  }
+};
+#endif  // INFOPT_AMX
+
+}  // namespace infopt

@@ -1,0 +1,170 @@
+// The register-blocked heart of every matrix product: R rows times P panels of 16 lanes.
+//
+//   c[p][r][i] (+)= sum_k rows[r][k] * panel[p][k][i]       r < R, p < P, i < 16
+//
+// `rows` is row-major with any row stride (a weight as torch stores it, or rows of a matrix), its
+// elements are broadcast. A panel is [k][16] f32, or [k/2][16][2] bf16 (docs/architecture.md).
+#pragma once
+
+#include "vec.h"
+
+namespace infopt {
+
+#if defined(INFOPT_AVX512)
+constexpr int kRows = 12, kPanels = 2;  // 24 of 32 registers accumulate
+#elif defined(INFOPT_AVX2)
+constexpr int kRows = 6, kPanels = 1;  // 12 of 16
+#else
+constexpr int kRows = 2, kPanels = 1;  // 8 of 16
+#endif
+
+template <int n> struct Constant { static constexpr int value = n; };
+
+// What one step along k does, by element types. f32 x f32: one k.
+struct StepF32 {
+  using Row = float;
+  using Panel = float;
+  static constexpr int kRowStep = 1;  // row elements per step of 16 panel lanes
+  struct Lanes { Vec v; };
+  static INFOPT_INLINE Lanes lanes(const float *p) { return {load(p)}; }
+  static INFOPT_INLINE Vec add(Vec acc, const float *row, Lanes x) {
+    return fma(broadcast(*row), x.v, acc);
+  }
+  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, Lanes x) { return add(acc, row, x); }
+};
+
+// bf16 x bf16 with the dot instruction: a 32-bit pair of neighbours along k is broadcast.
+struct StepBf16 {
+  using Row = bf16;
+  using Panel = bf16;
+  static constexpr int kRowStep = 2;
+  struct Lanes { BVec v; };
+  static INFOPT_INLINE Lanes lanes(const bf16 *p) { return {load_pairs(p)}; }
+  static INFOPT_INLINE Vec add(Vec acc, const bf16 *row, Lanes x) {
+    return dot_pairs(acc, broadcast_pair(row), x.v);
+  }
+  static INFOPT_INLINE Vec add_last(Vec acc, const bf16 *row, Lanes x) {
+    const bf16 pair[2] = {*row, {0}};  // an odd K: never read past the row
+    return dot_pairs(acc, broadcast_pair(pair), x.v);
+  }
+};
+
+// f32 rows x bf16 panels, for levels without the dot instruction: a bf16 widens by one shift.
+struct StepWiden {
+  using Row = float;
+  using Panel = bf16;
+  static constexpr int kRowStep = 2;
+  struct Lanes { Vec even, odd; };
+  static INFOPT_INLINE Lanes lanes(const bf16 *p) {
+    const BVec pairs = load_pairs(p);
+    return {even_lanes(pairs), odd_lanes(pairs)};
+  }
+  static INFOPT_INLINE Vec add(Vec acc, const float *row, Lanes x) {
+    return fma(broadcast(row[1]), x.odd, fma(broadcast(row[0]), x.even, acc));
+  }
+  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, Lanes x) {
+    return fma(broadcast(row[0]), x.even, acc);
+  }
+};
+
+// `k` row elements; strides in elements; c_stride is the distance between panels of c. `next`
+// (may be null) is fetched into the second-level cache, one line of each row per 64 bytes read.
+template <class Step, int R, int P>
+__attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t row_stride,
+                                        const typename Step::Panel *panels, int64_t panel_stride,
+                                        int64_t k, float *c, int64_t c_stride, bool accumulate,
+                                        const char *next) {
+  using Row = typename Step::Row;
+  constexpr int kLanes = 16 * int(sizeof(int32_t) / sizeof(typename Step::Panel));
+  constexpr int kUnroll = 4, kBases = (R + 2) / 3;
+  constexpr int64_t kLine = 64 / sizeof(Row);
+  Vec acc[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p)
+      acc[r][p] = accumulate ? load(c + p * c_stride + r * 16) : zero();
+
+  // Three rows share a base pointer: base, base + stride, base + 2 * stride are x86 addresses.
+  const Row *base[kBases];
+  for (int b = 0; b < kBases; ++b) base[b] = rows + b * 3 * row_stride;
+  const typename Step::Panel *x[P];
+  for (int p = 0; p < P; ++p) x[p] = panels + p * panel_stride;
+  const int64_t row_bytes = row_stride * int64_t(sizeof(Row));
+
+  auto step = [&](int u, auto add) __attribute__((always_inline)) {
+    typename Step::Lanes lanes[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) lanes[p] = Step::lanes(x[p] + u * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Row *row = base[r / 3] + (r % 3) * row_stride + u * Step::kRowStep;
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[r][p] = add(acc[r][p], row, lanes[p]);
+    }
+  };
+  auto advance = [&](int steps) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int b = 0; b < kBases; ++b) base[b] += steps * Step::kRowStep;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) x[p] += steps * kLanes;
+  };
+
+  int64_t left = k;
+  while (left >= kLine) {  // one cache line of every row
+    if (next) {
+      for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * row_bytes, 0, 2);
+      next += 64;
+    }
+    for (int64_t i = 0; i < kLine; i += kUnroll * Step::kRowStep) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) step(u, Step::add);
+      advance(kUnroll);
+    }
+    left -= kLine;
+  }
+  for (; left >= Step::kRowStep; left -= Step::kRowStep) {
+    step(0, Step::add);
+    advance(1);
+  }
+  if (left) step(0, Step::add_last);
+
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) store(c + p * c_stride + r * 16, acc[r][p]);
+}
+
+// The same for any number of panels.
+template <class Step, int R>
+INFOPT_INLINE void multiply_panels(const typename Step::Row *rows, int64_t row_stride,
+                                   const typename Step::Panel *panels, int64_t panel_stride,
+                                   int64_t count, int64_t k, float *c, int64_t c_stride,
+                                   bool accumulate, const char *next) {
+  int64_t p = 0;
+  for (; p + kPanels <= count; p += kPanels, next = nullptr)
+    multiply<Step, R, kPanels>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
+                               c + p * c_stride, c_stride, accumulate, next);
+  if (p < count)
+    multiply<Step, R, 1>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
+                         c + p * c_stride, c_stride, accumulate, next);
+}
+
+// The same for any number of rows. `more_rows` rows follow in memory and will be wanted next.
+template <class Step>
+void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
+                    const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
+                    int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t more_rows) {
+  int64_t r = 0;
+  auto block = [&](auto size) __attribute__((always_inline)) {
+    constexpr int R = decltype(size)::value;
+    const bool prefetch = r + 2 * R <= row_count + more_rows;
+    const auto *next = prefetch ? (const char *)(rows + (r + R) * row_stride) : nullptr;
+    multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
+                             c + r * 16, c_stride, accumulate, next);
+    r += R;
+  };
+  while (r + kRows <= row_count) block(Constant<kRows>());
+  if (kRows > 8 && r + 8 <= row_count) block(Constant<8>());
+  if (kRows > 4 && r + 4 <= row_count) block(Constant<4>());
+  if (kRows > 2 && r + 2 <= row_count) block(Constant<2>());
+  if (r < row_count) block(Constant<1>());
+}
+
+}  // namespace infopt

@@ -1,0 +1,155 @@
+// Matrices in memory, row-major or in token panels, read and written as 16x16 tiles.
+//
+//   f32  panels  xp[P][K][16]             xp[p][k][i]    = x[16p+i][k]
+//   bf16 panels  xp[P][ceil(K/2)][16][2]  xp[p][j][i][s] = x[16p+i][2j+s]   (0 where 2j+s >= K)
+#pragma once
+
+#include "vec.h"
+
+namespace infopt {
+
+// The codes kernels take in `numbers`. An absent operand has format 0.
+enum Format : int64_t {
+  kAbsent = 0, kRowF32 = 1, kRowBf16 = 2, kRowF16 = 3, kPanelF32 = 4, kPanelBf16 = 5
+};
+
+struct Matrix {
+  void *data;
+  int64_t stride;  // elements between rows, or between panels
+  int64_t format;
+  bool present() const { return format != kAbsent; }
+  bool in_panels() const { return format >= kPanelF32; }
+};
+
+// Calls f with a typed null pointer naming the element type of a row format.
+template <class F> INFOPT_INLINE void with_row_type(int64_t format, F f) {
+  if (format == kRowF32) f((float *)nullptr);
+  else if (format == kRowBf16) f((bf16 *)nullptr);
+  else f((f16 *)nullptr);
+}
+
+template <class T> INFOPT_INLINE Vec load_some(const T *p, int64_t n) {
+  return n == 16 ? load(p) : load(p, n);
+}
+template <class T> INFOPT_INLINE void store_some(T *p, Vec v, int64_t n) {
+  if (n == 16) store(p, v);
+  else store(p, v, n);
+}
+
+// 16 values of one row of a row-major matrix, the first n of them read.
+INFOPT_INLINE Vec load_row(const Matrix &m, int64_t row, int64_t column, int64_t n) {
+  Vec v = zero();
+  with_row_type(m.format, [&](auto *type) {
+    v = load_some((decltype(type))m.data + row * m.stride + column, n);
+  });
+  return v;
+}
+
+// A tile is 16 Vecs: by token (t[i] = token i, lanes = features) or by feature (the transpose).
+// `tokens` and `features` say how much of it exists; the rest reads as 0 and is not written.
+struct Place {
+  int64_t panel, feature;    // first token / 16, first feature (a multiple of 2 in bf16 panels)
+  int64_t tokens, features;  // 1..16
+};
+
+INFOPT_INLINE void load_panel_tile(const Matrix &m, const Place &at, Vec *t) {
+  for (int i = 0; i < 16; ++i) t[i] = zero();
+  if (m.format == kPanelF32) {
+    const float *p = (const float *)m.data + at.panel * m.stride + at.feature * 16;
+    for (int64_t i = 0; i < at.features; ++i) t[i] = load(p + i * 16);
+  } else {
+    const bf16 *p = (const bf16 *)m.data + at.panel * m.stride + at.feature * 16;
+    for (int64_t i = 0; i < at.features; i += 2) {
+      const BVec pairs = load_pairs(p + i * 16);
+      t[i] = even_lanes(pairs);
+      t[i + 1] = odd_lanes(pairs);
+    }
+  }
+}
+
+inline void load_tile(const Matrix &m, const Place &at, bool by_token, Vec *t) {
+  if (m.in_panels()) {
+    load_panel_tile(m, at, t);
+  } else {
+    with_row_type(m.format, [&](auto *type) {
+      const auto *p = (decltype(type))m.data + at.panel * 16 * m.stride + at.feature;
+      for (int64_t i = 0; i < at.tokens; ++i) t[i] = load_some(p + i * m.stride, at.features);
+      for (int64_t i = at.tokens; i < 16; ++i) t[i] = zero();
+    });
+  }
+  if (m.in_panels() == by_token) transpose16(t);
+}
+
+// Writes t, which is by token for a row-major matrix and by feature for panels. Lanes of missing
+// tokens and the missing half of a last pair become 0 in panels.
+inline void store_tile(const Matrix &m, const Place &at, Vec *t) {
+  if (!m.in_panels()) {
+    with_row_type(m.format, [&](auto *type) {
+      auto *p = (decltype(type))m.data + at.panel * 16 * m.stride + at.feature;
+      for (int64_t i = 0; i < at.tokens; ++i) store_some(p + i * m.stride, t[i], at.features);
+    });
+    return;
+  }
+  if (at.tokens < 16) {
+    const Mask exists = first_lanes(at.tokens);
+    for (int64_t i = 0; i < at.features; ++i) t[i] = select(exists, t[i], zero());
+  }
+  if (m.format == kPanelF32) {
+    float *p = (float *)m.data + at.panel * m.stride + at.feature * 16;
+    for (int64_t i = 0; i < at.features; ++i) store(p + i * 16, t[i]);
+  } else {
+    bf16 *p = (bf16 *)m.data + at.panel * m.stride + at.feature * 16;
+    for (int64_t i = 0; i < at.features; i += 2)
+      store_pairs(p + i * 16, to_pairs(t[i], i + 1 < at.features ? t[i + 1] : zero()));
+  }
+}
+
+// 16 tokens x 32 features from row-major T to bf16 panels: neighbours travel as 32-bit words.
+template <class T> INFOPT_INLINE void pack_pairs(const T *x, int64_t stride, bf16 *out) {
+  Vec words[16];
+  for (int i = 0; i < 16; ++i) {
+    bf16 row[32];
+    store(row, load(x + i * stride));
+    store(row + 16, load(x + i * stride + 16));
+    words[i] = load((const float *)row);
+  }
+  transpose16(words);
+  for (int j = 0; j < 16; ++j) store((float *)out + j * 16, words[j]);
+}
+INFOPT_INLINE void pack_pairs(const bf16 *x, int64_t stride, bf16 *out) {
+  Vec words[16];
+  for (int i = 0; i < 16; ++i) words[i] = load((const float *)(x + i * stride));
+  transpose16(words);
+  for (int j = 0; j < 16; ++j) store((float *)out + j * 16, words[j]);
+}
+
+// One panel of to_panels: rows of x to a panel of out, `m` rows in all, `k` columns.
+inline void pack_panel(const Matrix &x, const Matrix &out, int64_t m, int64_t k, int64_t panel) {
+  const int64_t tokens = least(16, m - panel * 16);
+  int64_t column = 0;
+  if (out.format == kPanelBf16 && tokens == 16) {
+    bf16 *p = (bf16 *)out.data + panel * out.stride;
+    with_row_type(x.format, [&](auto *type) {
+      const auto *row = (decltype(type))x.data + panel * 16 * x.stride;
+      for (; column + 32 <= k; column += 32) pack_pairs(row + column, x.stride, p + column * 16);
+    });
+  }
+  for (; column < k; column += 16) {
+    const Place at = {panel, column, tokens, least(16, k - column)};
+    Vec t[16];
+    load_tile(x, at, false, t);
+    store_tile(out, at, t);
+  }
+}
+
+// One panel of from_panels.
+inline void unpack_panel(const Matrix &x, const Matrix &out, int64_t m, int64_t k, int64_t panel) {
+  for (int64_t column = 0; column < k; column += 16) {
+    const Place at = {panel, column, least(16, m - panel * 16), least(16, k - column)};
+    Vec t[16];
+    load_tile(x, at, true, t);
+    store_tile(out, at, t);
+  }
+}
+
+}  // namespace infopt

@@ -1,0 +1,55 @@
+"""From a lowered graph to a program that runs: builds its texts, loads its libraries."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from pathlib import Path
+
+from infopt.codegen import build
+from infopt.codegen.lower import Lowered, LoweringDeclined, lower
+from infopt.codegen.plan_writer import GENERATED, SHIPPED
+from infopt.compiler.graph import Graph
+from infopt.compiler.target import Target
+from infopt.runtime.executor import Program
+from infopt.runtime.native import load_executor, open_library
+from infopt.runtime.plan import AtenStep
+
+__all__ = ["LoweringDeclined", "library_files", "lower_for", "program"]
+
+
+def lower_for(graph: Graph, target: Target) -> Lowered:
+    """`lower` with what this installation has: kernels of the target's level, a C++ compiler."""
+    native = build.executor_library() is not None
+    shipped = native and build.prebuilt(target.level) is not None
+    compiler = build.find_compiler() if native else None
+    generated = compiler is not None and target.level in compiler.levels()
+    return lower(graph, target, shipped=shipped, generated=generated)
+
+
+def library_files(lowered: Lowered) -> dict[str, Path]:
+    """The shared libraries a plan needs, built if they are not yet: name in the plan -> file."""
+    files: dict[str, Path] = {}
+    if SHIPPED in lowered.plan.libraries:
+        found = build.prebuilt(lowered.level)
+        if found is None:
+            raise build.CompilerMissing(f"the kernels for {lowered.level} are not installed")
+        files[SHIPPED] = found
+    if GENERATED in lowered.plan.libraries:
+        text = "\n".join(lowered.sources)
+        name = f"graph_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        files[GENERATED] = build.build(text, lowered.level, name)
+    return files
+
+
+def program(lowered: Lowered, threads: int | None = None) -> Program:
+    """The program of a lowered graph, for this machine. Raises BuildFailed, CompilerMissing."""
+    files = library_files(lowered)
+    libraries: dict[str, ctypes.CDLL] = {n: open_library(f) for n, f in files.items()}
+    steps = lowered.plan.steps
+    spaces = {s.op.partition(".")[0] for s in steps if isinstance(s, AtenStep)}
+    executor_file = build.executor_library() if libraries else None
+    executor = load_executor(executor_file) if executor_file is not None else None
+    return Program(
+        lowered.plan, lowered.constants, libraries, threads, allow_ops=spaces, executor=executor
+    )

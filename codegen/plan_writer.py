@@ -1,0 +1,158 @@
+"""Collects a plan's buffers, views and steps while a graph is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+
+from infopt.codegen.sizes import LoweringDeclined, Sizes, product
+from infopt.codegen.views import Layout
+from infopt.compiler.types import Size, TensorType
+from infopt.runtime.plan import AtenStep, Buffer, NativeStep, Step, View
+
+SHIPPED = "kernels"  # the library built when infopt was installed
+GENERATED = "graph"  # the one made from this graph's texts
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor in memory: which buffer, and how it lies there."""
+
+    buffer: int
+    layout: Layout
+
+    @property
+    def type(self) -> TensorType:
+        return self.layout.type
+
+
+class PlanWriter:
+    """The growing plan. Buffers may change from arena to output until the end."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.buffers: list[Buffer] = []
+        self.views: list[View] = []
+        self.steps: list[Step] = []
+        self._view_of: dict[Value, int] = {}
+
+    def buffer(self, kind: str, bytes: Size, index: int = 0) -> int:
+        self.buffers.append(Buffer(kind, index, self.sizes.slot(bytes)))
+        return len(self.buffers) - 1
+
+    def allocate(self, type: TensorType, kind: str = "arena") -> Value:
+        """New memory for a tensor of this type, in its strides."""
+        return Value(self.buffer(kind, span_bytes(type)), Layout.of(type))
+
+    def view(self, value: Value) -> int:
+        found = self._view_of.get(value)
+        if found is None:
+            layout, slots = value.layout, self.sizes.slots
+            offset = self.sizes.slot(layout.offset * layout.dtype.itemsize)
+            made = View(value.buffer, offset, slots(layout.shape), slots(layout.strides), str(layout.dtype))
+            found = self._view_of[value] = len(self.views)
+            self.views.append(made)
+        return found
+
+    def pointer(self, value: Value | None) -> tuple[int, int]:
+        """What a native step gets to read or write `value`; None is a null pointer."""
+        if value is None:
+            return (-1, self.sizes.slot(0))
+        return value.buffer, self.sizes.slot(value.layout.offset * value.layout.dtype.itemsize)
+
+    def native(
+        self,
+        kernel: str,
+        library: str,
+        pointers: Sequence[Value | None],
+        numbers: Sequence[Size | float],
+        tasks: Size,
+        scratch: Size | None = None,
+        error: str | None = None,
+    ) -> None:
+        slot = self.sizes.slot
+        self.steps.append(
+            NativeStep(
+                kernel,
+                library,
+                tuple([self.pointer(p) for p in pointers]),
+                tuple([slot(n) for n in numbers]),
+                slot(tasks),
+                None if scratch is None else slot(scratch),
+                error,
+            )
+        )
+
+    def aten(
+        self, op: str, args: Sequence[Any], outputs: Sequence[Value | None], kwargs: Mapping[str, Any]
+    ) -> None:
+        """A torch op. Arguments: Values, sizes, dtypes and plain constants, nested in sequences."""
+        made = AtenStep(
+            op,
+            tuple([self.template(a) for a in args]),
+            tuple([None if o is None else self.view(o) for o in outputs]),
+            {k: self.template(v) for k, v in kwargs.items()},
+        )
+        self.steps.append(made)
+
+    def template(self, value: Any) -> Any:
+        """An argument as the JSON value an AtenStep holds."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Value):
+            return {"tensor": self.view(value)}
+        if isinstance(value, list | tuple):
+            return [self.template(v) for v in value]
+        if isinstance(value, sympy.Expr):
+            return {"size": self.sizes.slot(value)}
+        for kind, name in _KINDS:
+            if isinstance(value, kind):
+                return {name: str(value)}
+        if isinstance(value, complex):
+            return {"complex": [value.real, value.imag]}
+        raise LoweringDeclined(f"an argument {value!r} has no form in a plan")
+
+    def hand_out(self, value: Value) -> None:
+        """The memory of this value goes to the caller: it is allocated by torch in every call."""
+        buffer = self.buffers[value.buffer]
+        if buffer.kind == "arena":
+            self.buffers[value.buffer] = replace(buffer, kind="output")
+
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (torch.dtype, "dtype"),
+    (torch.device, "device"),
+    (torch.memory_format, "memory_format"),
+    (torch.layout, "layout"),
+)
+
+
+def span_bytes(type: TensorType) -> Size:
+    """Bytes from the first element to the last; those of the elements where they lie densely."""
+    if type.is_contiguous or _is_dense(type):
+        return type.nbytes
+    if 0 in type.shape:
+        return 0
+    span: Size = 1
+    for n, stride in zip(type.shape, type.strides, strict=True):
+        span = span + (n - 1) * stride
+    if not isinstance(span, int):
+        span = sympy.Max(span, 0)  # a size of 0 can make it negative
+    return span * type.dtype.itemsize
+
+
+def _is_dense(type: TensorType) -> bool:
+    """True for a transposed contiguous tensor."""
+    remaining = [(n, s) for n, s in zip(type.shape, type.strides, strict=True) if n != 1]
+    step: Size = 1
+    while remaining:
+        found = next((p for p in remaining if p[1] == step), None)
+        if found is None:
+            return False
+        remaining.remove(found)
+        step = product((step, found[0]))
+    return True

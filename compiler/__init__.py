@@ -1,0 +1,1 @@
+"""The compiler: graphs, passes and the machinery that checks them."""

@@ -1,0 +1,52 @@
+"""From a live torch program to aten ops: make_fx before dispatch for dynamo's graphs, torch.export
+for whole models.
+
+Why not AOTAutograd: of 34 public wrong-result cases it causes three, and its runtime wrappers
+cost call time. Tracing before dispatch keeps linear, attention and norms whole, which is what
+patterns want to see; views and in-place writes are ours to resolve (functionalize.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.trace import check_tensor
+
+
+def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
+    """The aten program of one dynamo graph; inputs are the real ones dynamo passes to a backend.
+
+    Raises TraceDeclined for programs that torch must run itself: training, autocast, subclasses.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise TraceDeclined("autocast is on around the program")
+    for index, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor):
+            check_tensor(f"input {index}", value)
+            if value.requires_grad and torch.is_grad_enabled():
+                raise TraceDeclined("an input requires grad: a training graph")
+    fakes = [n.meta.get("example_value") for n in module.graph.nodes if n.op == "placeholder"]
+    mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), None)
+    if mode is None:
+        raise TraceDeclined("the program has no tensor inputs")
+    for node in module.graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if name == "_enter_autocast":
+            raise TraceDeclined("the program switches autocast on")
+        if name.endswith("_increment_nesting") or name.endswith("_enter_dual_level"):
+            raise TraceDeclined(f"the program uses a function transform ({name})")
+    try:
+        with mode, torch.no_grad():
+            return make_fx(module, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+    except TraceDeclined:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise TraceDeclined(f"torch could not trace it: {reason[0] if reason else error!r}") from error

@@ -1,0 +1,125 @@
+"""The command line, `infopt`: its arguments, and how its commands fail.
+
+Each command is `run(args) -> exit status` in a file of `compiler/commands/`, imported only when
+it is called, so that `infopt --help` answers at once.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+
+from infopt.compiler.settings import BadSetting, Settings
+
+SOURCE = (
+    "a folder with a transformers model, or module:callable; the callable returns "
+    "(model, args), (model, args, kwargs) or (model, args, kwargs, dynamic_shapes)"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        debug = Settings.from_environment().debug
+    except BadSetting as wrong:
+        return _fail(str(wrong), 2)
+    try:
+        return import_module(f"infopt.compiler.commands.{args.module}").run(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of the output went away, as `| head` does
+        sys.stderr.close()
+        return 0
+    except Exception as failure:
+        if debug >= 1:
+            raise
+        return _fail(_one_line(failure), 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="infopt", description="An optimizing compiler for PyTorch inference."
+    )
+    commands = top.add_subparsers(title="commands", metavar="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object instead")
+        sub.set_defaults(module=name)
+        return sub
+
+    demo = command("demo", "compile a real sentence encoder, search with it, compare it with torch")
+    demo.add_argument("--compute", choices=["bf16"], help="permit computing in bf16")
+    demo.add_argument("--seconds", type=_positive, default=1.0, help="of timing per arm and size")
+    demo.add_argument(
+        "--no-inductor", action="store_true", help="leave torch.compile's default out"
+    )
+    demo.add_argument("--output", metavar="PATH", help="keep the artifact here")
+
+    _compiling(command("compile", "compile a model and write the artifact")).add_argument(
+        "-o", "--output", required=True, metavar="PATH", help="where to write the artifact"
+    )
+
+    run = command("run", "load an artifact and call it once")
+    run.add_argument("artifact")
+    _inputs(run)
+    run.add_argument("--output", metavar="FILE", help="write the result tensors (.safetensors)")
+
+    bench = _compiling(command("bench", "time a model, compiled and eager, call by call in turn"))
+    bench.add_argument(
+        "--seconds", type=_positive, default=2.0, help="of timing, all arms together"
+    )
+
+    inspect = command("inspect", "what an artifact holds: signature, targets, passes, files")
+    inspect.add_argument("artifact")
+
+    explain = _compiling(command("explain", "where a pass applied, and where not and why"))
+    explain.add_argument("pass_name", metavar="pass", nargs="?", help="one pass; default all")
+
+    passes = command("passes", "the passes a program goes through, in order")
+    passes.add_argument("what", choices=["list"], nargs="?", default="list")
+
+    command("doctor", "what this machine has, and which kernels it gets")
+    return top
+
+
+def _compiling(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    sub.add_argument("source", help=SOURCE)
+    sub.add_argument("--compute", choices=["bf16"], help="permit computing an fp32 model in bf16")
+    sub.add_argument("--target", default="native", help="such as cpu:avx2; default this machine")
+    sub.add_argument("--tune", type=int, choices=[0, 1, 2], help="0 none, 1 quick, 2 thorough")
+    sub.add_argument("--threads", type=int, help="default: all cores")
+    sub.add_argument("--strict", action="store_true", help="fail where torch would have to step in")
+    return sub
+
+
+def _inputs(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--inputs", metavar="FILE", help="named tensors (.safetensors); default random ones"
+    )
+    sub.add_argument(
+        "--size", action="append", default=[], metavar="DIM=N", help="of a dim, for random inputs"
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return value
+
+
+def _one_line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines() or ["no message"]
+    more = " [INFOPT_DEBUG=1 shows more]" if len(lines) > 1 else ""
+    return f"{type(failure).__name__}: {lines[0]}{more}"
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"infopt: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""The step that `compile`, `bench` and `explain` share: the named model, compiled as asked."""
+
+import argparse
+from typing import Any
+
+import infopt
+from infopt.compiler.commands.output import progress
+from infopt.compiler.commands.source import Source, load_source
+from infopt.compiler.driver import Compiled
+
+
+def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled]:
+    """Load and compile `args.source` with the options of the command line."""
+    options: dict[str, Any] = {"strict": args.strict}
+    for name in ("compute", "tune", "threads"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    with progress() as bar:
+        task = bar.add_task(f"loading {args.source}", total=2)
+        source = load_source(args.source)
+        bar.update(task, advance=1, description=f"compiling {source.name}")
+        compiled = infopt.compile(
+            source.model,
+            source.args,
+            source.kwargs,
+            target=args.target,
+            dynamic_shapes=source.dynamic_shapes,
+            **options,
+        )
+    return source, compiled

@@ -1,0 +1,63 @@
+"""What commands print: results on standard output, progress on standard error."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+# Not wrapped when piped: a reader such as grep wants one row per line.
+console = Console(soft_wrap=True)
+
+
+def progress() -> Progress:
+    """A bar with the time left, seen only on a terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object, with nothing else on standard output."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Columns of text; all but the first are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_text(text: str) -> None:
+    """Text as it is, brackets included."""
+    console.print(text, markup=False, highlight=False)
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for people: three digits."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def mebibytes(count: float) -> str:
+    """A size for people."""
+    return f"{count / 2**20:.1f} MiB"

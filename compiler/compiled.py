@@ -1,0 +1,67 @@
+"""One graph made runnable: pipeline, lowering, build; and the eager stand-in where that is not so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from infopt.codegen.load import lower_for, program
+from infopt.codegen.lower import Lowered
+from infopt.compiler.graph import Graph
+from infopt.compiler.options import Options
+from infopt.compiler.pipeline import PassContext, Pipeline
+from infopt.compiler.report import Report
+from infopt.compiler.settings import Settings
+from infopt.compiler.target import Target
+from infopt.passes.pipelines import default_passes
+from infopt.runtime.executor import Program
+
+
+@dataclass
+class Built:
+    """A graph and the program that computes it."""
+
+    graph: Graph
+    lowered: Lowered
+    program: Program
+    report: Report
+
+
+def build(
+    graph: Graph,
+    options: Options,
+    target: Target,
+    report: Report,
+    samples: Sequence[tuple[Any, ...]] = (),
+) -> Built:
+    """Run the passes, lower and build. Errors of passes are raised; nothing is half done."""
+    settings = Settings.from_environment()
+    report.target = target.name
+    start = time.perf_counter()
+    passes = options.passes
+    if passes is None:
+        passes = tuple(default_passes(compute=options.compute))
+    ctx = PassContext(target, tuple(samples), report, settings)
+    graph = Pipeline(passes).run(graph, ctx)
+    passed = time.perf_counter()
+    lowered = lower_for(graph, target)
+    lowered_at = time.perf_counter()
+    made = program(lowered, options.threads)
+    report.phases["passes"] = passed - start
+    report.phases["lower"] = lowered_at - passed
+    report.phases["build"] = time.perf_counter() - lowered_at
+    report.native_nodes = lowered.report.native_nodes
+    report.aten_nodes = lowered.report.aten_nodes
+    report.fallbacks.update(lowered.report.reasons)
+    report.kernels.update(lowered.report.native)
+    report.memory["weights"] = sum(_bytes(t) for t in lowered.constants)
+    return Built(graph, lowered, made, report)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+

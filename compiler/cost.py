@@ -1,0 +1,185 @@
+"""What a node costs: work, traffic and starts, as expressions over the graph's dims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from infopt.compiler.alias import is_view
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.target import Target
+from infopt.compiler.types import Dim, Size, TensorType, dtype_name, hint
+
+Flops = Callable[[Node], "Size"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: floating point operations; bytes: read and written; launches: steps started."""
+
+    flops: Size = 0
+    bytes: Size = 0
+    launches: Size = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches
+        )
+
+
+_FLOPS: dict[str, Flops] = {}
+
+
+def flops_of(*names: str) -> Callable[[Flops], Flops]:
+    """Declare how to count the floating point operations of these ops."""
+
+    def declare(f: Flops) -> Flops:
+        for name in names:
+            _FLOPS[name] = f
+        return f
+
+    return declare
+
+
+def cost_of(node: Node) -> Cost:
+    """The cost of one node alone: reads its inputs, writes its results. Views and leaves are free."""
+    if node.op.name in ("input", "const", "getitem") or is_view(node):
+        return Cost()
+    traffic: Size = sum((_nbytes(t) for t in _types(node)), 0)
+    for source in dict.fromkeys(node.inputs):
+        traffic = traffic + sum((_nbytes(t) for t in _types(source)), 0)
+    name = node.op.name
+    if name in ("aten.embedding.default", "aten.index_select.default", "aten.gather.default"):
+        # rows not asked for are not read
+        traffic = 2 * _nbytes(node.tensor_type) + _nbytes(node.args[1].tensor_type)  # type: ignore[union-attr]
+    rule = _FLOPS.get(name)
+    return Cost(rule(node) if rule else _pointwise(node), traffic, 1)
+
+
+def seconds(
+    cost: Cost, target: Target, dtype: torch.dtype | str | Node = "f32", dims: Iterable[Dim] = ()
+) -> float:
+    """Estimated time on a target: the larger of work and traffic, plus the starts.
+
+    dtype: what the work is done in, by name or as the node that does it
+    dims: the sizes seen in tracing, for the expressions of a cost
+    """
+    dims = tuple(dims)
+    if isinstance(dtype, Node):
+        dtype = compute_dtype(dtype)
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    work = hint(cost.flops, dims) / (target.peak_of(name) * 1e9)
+    traffic = hint(cost.bytes, dims) / (target.bandwidth * 1e9)
+    return max(work, traffic) + hint(cost.launches, dims) * target.launch_cost
+
+
+def node_seconds(node: Node, target: Target, dims: Iterable[Dim] = ()) -> float:
+    """Estimated time of one node, in the dtype of its first floating point input or result."""
+    return seconds(cost_of(node), target, node, dims)
+
+
+def graph_seconds(graph: Graph, target: Target) -> float:
+    """Estimated time of a whole graph run node by node, at the sizes seen in tracing."""
+    return sum(node_seconds(n, target, graph.dims) for n in graph.nodes())
+
+
+def compute_dtype(node: Node) -> torch.dtype:
+    """The dtype a node calculates in, as far as its types tell."""
+    for value in (*node.inputs, node):
+        for t in _types(value):
+            if t.is_float:
+                return t.dtype
+    return torch.float32
+
+
+def _types(node: Node) -> tuple[TensorType, ...]:
+    if isinstance(node.type, TensorType):
+        return (node.type,)
+    return tuple(t for t in node.type if t is not None)
+
+
+def _nbytes(t: TensorType) -> Size:
+    # an expanded tensor holds its elements once
+    held: Size = t.dtype.itemsize
+    for size, stride in zip(t.shape, t.strides, strict=True):
+        if stride != 0:
+            held = held * size
+    return held
+
+
+# Relative weights: an exp or erf is a polynomial of about this many operations.
+_WEIGHT = {"exp": 12, "gelu": 20, "tanh": 15, "sigmoid": 14, "silu": 15, "erf": 15, "log": 12}
+_WEIGHT |= {"softmax": 16, "layer_norm": 8, "rms_norm": 6, "sin": 15, "cos": 15, "pow": 20, "div": 4}
+_WEIGHT |= {"sqrt": 4, "rsqrt": 4}
+
+
+def _pointwise(node: Node) -> Size:
+    parts = node.op.name.removeprefix("aten.").split(".")[0].removeprefix("_")
+    largest = max((*_types(node), *(t for s in node.inputs for t in _types(s))), key=_rough)
+    return largest.numel * _WEIGHT.get(parts, 1)
+
+
+def _rough(t: TensorType) -> float:
+    result = 1.0
+    for size in t.shape:
+        result *= size if isinstance(size, int) else 64
+    return result
+
+
+def _arg(node: Node, index: int) -> TensorType:
+    value = node.args[index]
+    assert isinstance(value, Node)
+    return value.tensor_type
+
+
+@flops_of("aten.linear.default", "linear_act", "gated_mlp")
+def _linear(node: Node) -> Size:
+    """Every weight takes part in one multiply-add for each row of x."""
+    x = _arg(node, 0)
+    rows: Size = 1
+    for size in x.shape[:-1]:
+        rows = rows * size
+    total: Size = 0
+    for source in list(dict.fromkeys(node.inputs))[1:]:
+        t = source.tensor_type
+        if t.rank == 2 and (node.op.name == "gated_mlp" or source is node.args[1]):
+            total = total + 2 * rows * t.numel
+    return total
+
+
+@flops_of("aten.mm.default", "aten.bmm.default", "aten.matmul.default", "aten.mv.default")
+def _matmul(node: Node) -> Size:
+    return 2 * node.tensor_type.numel * _arg(node, 0).shape[-1]
+
+
+@flops_of("aten.addmm.default", "aten.baddbmm.default")
+def _addmm(node: Node) -> Size:
+    return (2 * _arg(node, 1).shape[-1] + 2) * node.tensor_type.numel
+
+
+@flops_of("aten.dot.default")
+def _dot(node: Node) -> Size:
+    return 2 * _arg(node, 0).numel
+
+
+@flops_of("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.convolution.default")
+def _convolution(node: Node) -> Size:
+    weight = _arg(node, 1)
+    if node.op.name == "aten.convolution.default" and node.attr("transposed"):
+        return 2 * _arg(node, 0).numel * weight.numel // weight.shape[0]
+    per_result: Size = 1
+    for size in weight.shape[1:]:
+        per_result = per_result * size
+    return 2 * node.tensor_type.numel * per_result
+
+
+@flops_of("aten.scaled_dot_product_attention.default", "attention")
+def _attention(node: Node) -> Size:
+    """q [.., H, T, D], k [.., S, D], v [.., S, E]: two products and a softmax of the scores."""
+    q, k, v = _arg(node, 0), _arg(node, 1), _arg(node, 2)
+    scores: Size = k.shape[-2]
+    for size in q.shape[:-1]:
+        scores = scores * size
+    return scores * (2 * q.shape[-1] + 2 * v.shape[-1] + _WEIGHT["softmax"])

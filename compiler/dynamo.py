@@ -1,0 +1,201 @@
+"""torch.compile(model, backend="infopt")."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.utils import counters
+from torch._logging import trace_structured
+
+from infopt.codegen.lower import LoweringDeclined
+from infopt.compiler.capture import aten_module
+from infopt.compiler.compiled import build
+from infopt.compiler.errors import FallbackRefused, InfoptError, TraceDeclined
+from infopt.compiler.graph import Graph
+from infopt.compiler.options import Options
+from infopt.compiler.report import Report
+from infopt.compiler.target import Target
+from infopt.compiler.trace import from_fx
+from infopt.runtime.errors import InputOverlap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Entry:
+    """What one backend call made: where the program came from, and its report."""
+
+    code: tuple[str, int] | None
+    weights: tuple[weakref.ref, ...]
+    report: Report
+    graph: Graph | None = None
+
+
+# Reports of recent compilations, so that explain(compiled) can find them; bounded.
+_entries: deque[Entry] = deque(maxlen=1000)
+
+
+def infopt(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend: dynamo's graph and its inputs in, a callable over the same flat inputs out.
+
+    Raises BadOption for unknown options or modes, FallbackRefused with strict=True where the
+    program, or an operator of it, can only run as torch runs it.
+    """
+    parsed = Options.parse(options, mode)
+    report = Report()
+    entry = Entry(_origin(), _weights(example_inputs), report)
+    _entries.append(entry)
+    counters["infopt"]["graphs"] += 1
+    try:
+        return _compile(module, example_inputs, parsed, entry)
+    except (TraceDeclined, LoweringDeclined) as declined:
+        if parsed.strict:
+            raise FallbackRefused(f"strict=True, and the program cannot be compiled: {declined}") from None
+        return _as_torch(module, report, str(declined))
+    except InfoptError:
+        raise
+    except Exception as error:
+        # A fault of ours must not stop the user's program; it is loud, counted, and fatal in strict.
+        if parsed.strict:
+            raise
+        counters["infopt"]["internal_errors"] += 1
+        log.warning("internal error, please report it; this part runs as torch runs it", exc_info=True)
+        return _as_torch(module, report, f"internal error: {type(error).__name__}: {error}")
+
+
+def _as_torch(module: fx.GraphModule, report: Report, reason: str) -> Callable[..., Any]:
+    report.declined = reason
+    counters["infopt"]["eager_graphs"] += 1
+    log.info("runs as torch runs it: %s", reason)
+    return module.forward
+
+
+def _compile(
+    module: fx.GraphModule, inputs: Sequence[Any], options: Options, entry: Entry
+) -> Callable[..., Any]:
+    report = entry.report
+    start = time.perf_counter()
+    aten = aten_module(module, inputs)
+    weights = {i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter | torch.nn.Buffer)}
+    graph = from_fx(aten, weights | _static_inputs(module), guard=True)
+    report.phases["trace"] = time.perf_counter() - start
+    order = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor)]
+    order += [i for i, v in enumerate(inputs) if not isinstance(v, torch.Tensor)]
+    samples = [tuple(_detached(inputs[i]) for i in order)]
+    built = build(graph, options, Target.detect(), report, samples)
+    entry.graph = built.graph
+    if options.strict and report.fallbacks:
+        listed = "; ".join(f"{op}: {why}" for op, why in sorted(report.fallbacks.items()))
+        raise FallbackRefused(f"strict=True, and torch would have to run {listed}")
+    counters["infopt"]["native_nodes"] += report.native_nodes
+    counters["infopt"]["aten_nodes"] += report.aten_nodes
+    _trace_artifacts(built.graph, report)
+    return Compiled(built.program, order, module.forward, report)
+
+
+@dataclass(eq=False)
+class Compiled:
+    """The callable dynamo keeps: flat inputs in dynamo's order to a flat tuple of results."""
+
+    program: Any
+    order: list[int]
+    fallback: Callable[..., Any]
+    report: Report
+    _pick: Callable[[tuple], Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        straight = self.order == list(range(len(self.order)))
+        if straight or len(self.order) < 2:
+            self._pick = lambda args: args
+        else:
+            self._pick = operator.itemgetter(*self.order)
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.program(self._pick(args))
+        except InputOverlap:  # a written input shares memory with another: torch defines the order
+            return self.fallback(*args)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else int(value)
+
+
+def _static_inputs(module: fx.GraphModule) -> set[int]:
+    """Placeholders that dynamo marks as parameters or buffers of a module."""
+    nodes = (n for n in module.graph.nodes if n.op == "placeholder")
+    found = set()
+    for index, node in enumerate(nodes):
+        tensor = node.meta.get("tensor_dict", {})
+        if "_dynamo_static_input_type" in tensor:
+            found.add(index)
+    return found
+
+
+def _weights(inputs: Sequence[Any]) -> tuple[weakref.ref, ...]:
+    return tuple(weakref.ref(v) for v in inputs if isinstance(v, torch.nn.Parameter))
+
+
+def _origin() -> tuple[str, int] | None:
+    """File and line of the function dynamo is compiling; resumed frames keep both."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        code = InstructionTranslator.current_tx().output.root_tx.f_code
+    except Exception:  # called outside dynamo, as tests of backends do
+        return None
+    return code.co_filename, code.co_firstlineno
+
+
+def _trace_artifacts(graph: Graph, report: Report) -> None:
+    """The final graph and the report in TORCH_TRACE, where tlparse shows them."""
+    for name, payload in (("graph", lambda: str(graph)), ("report", report.json)):
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda n=name: {"name": f"infopt_{n}", "encoding": "string"},
+            payload_fn=payload,
+        )
+
+
+def reports_of(compiled: Any) -> list[Report]:
+    """The reports of everything torch.compile made for this module or function, oldest first."""
+    target = getattr(compiled, "_orig_mod", None)
+    if target is not None:
+        code = type(target).forward.__code__
+        own = {id(p) for p in target.parameters()}
+    else:
+        original = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+        module = original if isinstance(original, torch.nn.Module) else getattr(original, "__self__", None)
+        function = getattr(original, "__func__", original)
+        code = function.__code__ if hasattr(function, "__code__") else type(original).forward.__code__
+        own = {id(p) for p in module.parameters()} if isinstance(module, torch.nn.Module) else set()
+    place = (code.co_filename, code.co_firstlineno)
+    found = []
+    for entry in _entries:
+        alive = {id(w()) for w in entry.weights}
+        if own & alive or (entry.code == place and not (own and alive)):
+            found.append(entry.report)
+    return found
+
+
+def reset() -> None:
+    """Forget the reports; torch._dynamo.reset calls it."""
+    _entries.clear()
+
+
+infopt.reset = reset  # type: ignore[attr-defined]

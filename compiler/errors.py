@@ -1,0 +1,43 @@
+"""One class per kind of failure, so that callers can tell them apart."""
+
+from __future__ import annotations
+
+
+class InfoptError(Exception):
+    """Every error that infopt raises on purpose."""
+
+
+class IllegalGraph(InfoptError):
+    """A graph broke an invariant: a dangling value, a wrong type, an op outside its stage."""
+
+
+class CannotInfer(InfoptError):
+    """An op's reference refused the given types, or its result depends on a dim's value."""
+
+
+class DependsOnSize(CannotInfer):
+    """An op's result type depends on the value of a dim, which only torch's own guards decide."""
+
+
+class UnknownOp(InfoptError):
+    """No infopt op and no aten operator has this name."""
+
+
+class TraceDeclined(InfoptError):
+    """This program cannot become a graph; it runs as torch runs it. The message is the reason."""
+
+
+class PatternError(InfoptError):
+    """A pattern is not a tree of op calls over its variables."""
+
+
+class ContractBroken(InfoptError):
+    """A pass left its accuracy contract, changed the graph's interface, or is out of order."""
+
+
+class BadOption(InfoptError, ValueError):
+    """An unknown option, or a value of the wrong kind."""
+
+
+class FallbackRefused(InfoptError):
+    """strict=True, and some part could only run as torch runs it."""

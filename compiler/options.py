@@ -1,0 +1,81 @@
+"""The options of both front doors, validated strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from infopt.compiler.errors import BadOption
+from infopt.compiler.pipeline import Pass
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for.
+
+    compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
+    passes     the passes to run, None for infopt.default_passes()
+    tune       0 no measuring, 1 quick, 2 thorough
+    strict     raise FallbackRefused where any part could only run as torch runs it
+    threads    how many threads a call may use, None for torch.get_num_threads()
+    max_error  the largest relative error (RMS) lossy choices may add; None: no lossy choice is made
+               beyond those asked for by name
+    """
+
+    compute: str | None = None
+    passes: tuple[Pass, ...] | None = None
+    tune: int = 0
+    strict: bool = False
+    threads: int | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.compute not in (None, "bf16"):
+            raise BadOption(f"compute: expected None or 'bf16', found {self.compute!r}")
+        if self.passes is not None:
+            object.__setattr__(self, "passes", _passes(self.passes))
+        if isinstance(self.tune, bool) or self.tune not in (0, 1, 2):
+            raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
+        if not isinstance(self.strict, bool):
+            raise BadOption(f"strict: expected True or False, found {self.strict!r}")
+        if self.threads is not None and (
+            not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1
+        ):
+            raise BadOption(f"threads: expected a positive int or None, found {self.threads!r}")
+        if self.max_error is not None and not (
+            isinstance(self.max_error, int | float) and 0 <= self.max_error < 1
+        ):
+            raise BadOption(f"max_error: expected a number in [0, 1) or None, found {self.max_error!r}")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
+        """From what torch.compile or infopt.compile were given.
+
+        mode: one of torch's names; max-autotune means tune=2 where tune is not given.
+        Raises BadOption that lists the known options or modes.
+        """
+        known = [f.name for f in fields(cls)]
+        given = dict(options or {})
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise BadOption(f"unknown option {', '.join(unknown)}; known options are {', '.join(known)}")
+        parsed = cls(**given)
+        if mode is None:
+            return parsed
+        if mode not in MODES:
+            raise BadOption(f"unknown mode {mode!r}; known modes are {', '.join(MODES)}")
+        if mode.startswith("max-autotune") and "tune" not in given:
+            parsed = replace(parsed, tune=2)
+        return parsed
+
+
+def _passes(value: Sequence[Pass]) -> tuple[Pass, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(p, Pass) for p in value):
+        raise BadOption(
+            "passes: expected a list of passes, as infopt.default_passes(add=[...]) gives; "
+            f"found {value!r}"
+        )
+    return tuple(value)

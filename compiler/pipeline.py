@@ -1,0 +1,197 @@
+"""Passes, their contract, and the pipeline that enforces it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from infopt.compiler.accuracy import Accuracy, Exact
+from infopt.compiler.dump import diff, text
+from infopt.compiler.errors import ContractBroken
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.report import PassReport, Report, Site
+from infopt.compiler.settings import Settings
+from infopt.compiler.target import Target
+from infopt.compiler.verify import verify, verify_same_interface
+
+__all__ = ["Pass", "PassContext", "Pipeline", "Stage"]
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may know: an argument, never a global.
+
+    target    the machine the program is for
+    samples   example inputs of the whole program, for measuring accuracy; may be empty
+    report    where decisions are recorded
+    """
+
+    target: Target
+    samples: tuple[tuple[Any, ...], ...] = ()
+    report: Report = field(default_factory=Report)
+    settings: Settings = field(default_factory=Settings)
+    builder: Builder = field(default_factory=Builder)
+    entry: PassReport | None = None
+
+    def site(self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None) -> None:
+        """Record one place where the running pass applied, or declined and why."""
+        if self.entry is not None:
+            name = where if isinstance(where, str) else repr(where)
+            self.entry.sites.append(Site(name, applied, reason, gain))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A function from graph to graph with a contract. Options are dataclass fields.
+
+    name      kebab-case, unique in a pipeline
+    stage     the stage it belongs to; stages never decrease along a pipeline
+    after     names of passes that must come earlier; checked, never solved
+    accuracy  how far results may move; measured on samples where the pass is not Exact
+    """
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[Stage] = Stage.NORMALIZE
+    after: ClassVar[tuple[str, ...]] = ()
+    accuracy: ClassVar[Accuracy] = Exact()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        named = isinstance(cls.name, str) and cls.name  # FxPass computes its name
+        if named and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cls.name):
+            raise ContractBroken(f"pass name {cls.name!r} of {cls.__name__}: expected kebab-case")
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        """The rewritten graph. Same graph and options must give the same result."""
+        raise NotImplementedError(f"{type(self).__name__} must define run")
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the class source and the options: part of every cache key."""
+        parts = [f"{type(self).__module__}.{type(self).__qualname__}"]
+        for cls in type(self).__mro__[:-1]:
+            try:
+                parts.append(inspect.getsource(cls))
+            except (OSError, TypeError):
+                parts.append(f"{cls.__module__}.{cls.__qualname__}:{_bytecode(cls)}")
+        parts += [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _bytecode(cls: type) -> str:
+    codes = [m.__code__.co_code for m in vars(cls).values() if inspect.isfunction(m)]
+    return hashlib.sha256(b"".join(codes)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An explicit list of passes. Order is checked when it is made, never changed.
+
+    alone: one pass out of its context, as tests run it; nothing is asked to come before it
+    """
+
+    passes: tuple[Pass, ...]
+
+    def __init__(self, passes: Iterable[Pass], *, alone: bool = False) -> None:
+        object.__setattr__(self, "passes", tuple(passes))
+        done: dict[str, Pass] = {}
+        stage = Stage.NORMALIZE
+        for p in self.passes:
+            if not isinstance(p, Pass):
+                raise ContractBroken(f"expected a Pass, found {p!r}; wrap an fx function in FxPass")
+            if not p.name:
+                raise ContractBroken(f"{type(p).__name__} has no name")
+            if p.name in done and type(done[p.name]) is not type(p):
+                raise ContractBroken(f"two different passes are called {p.name!r}")
+            if p.stage < stage:
+                raise ContractBroken(f"{p.name} ({p.stage.name}) comes after stage {stage.name}")
+            missing = [a for a in p.after if a not in done and not alone]
+            if missing:
+                raise ContractBroken(f"{p.name} must come after {', '.join(missing)}")
+            stage = p.stage
+            done[p.name] = p
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256("".join(p.key for p in self.passes).encode()).hexdigest()
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        """All passes in order; each result is verified, and measured where its contract asks.
+
+        Raises IllegalGraph or ContractBroken naming the pass that broke the graph.
+        """
+        verify(graph, after="trace")
+        builder = Builder(graph.dims)
+        for index, p in enumerate(self.passes):
+            if p.name in ctx.settings.skip:
+                ctx.report.notes.append(f"pass {p.name} skipped by INFOPT_SKIP")
+                continue
+            graph = self._run_one(index, p, graph, replace(ctx, builder=builder))
+        return graph
+
+    def _run_one(self, index: int, p: Pass, graph: Graph, ctx: PassContext) -> Graph:
+        start = time.perf_counter()
+        if p.stage > graph.stage:
+            graph = replace(graph, stage=p.stage)
+        entry = PassReport(p.name, p.stage.name, str(p.accuracy), len(graph.nodes()))
+        result = p.run(graph, replace(ctx, entry=entry))
+        if result is not graph:
+            result = result.with_consts({})
+            verify_same_interface(graph, result, p.name)
+            verify(result, after=p.name)
+            self._measure(p, entry, graph, result, ctx)
+        entry.nodes_after = len(result.nodes())
+        entry.milliseconds = (time.perf_counter() - start) * 1e3
+        ctx.report.passes.append(entry)
+        _dump(index, p, graph, result, ctx.settings)
+        return result
+
+    def _measure(
+        self, p: Pass, entry: PassReport, before: Graph, after: Graph, ctx: PassContext
+    ) -> None:
+        """Lossy passes always, exact ones where INFOPT_CHECK asks: it costs two interpreted runs."""
+        exact = isinstance(p.accuracy, Exact)
+        if not ctx.samples or (exact and not ctx.settings.check):
+            return
+        expected = _results(before, ctx.samples)
+        found = _results(after, ctx.samples)
+        for sample in zip(expected, found, strict=True):
+            for position, (a, b) in enumerate(zip(*sample, strict=True)):
+                if not isinstance(a, torch.Tensor):
+                    continue
+                reason = p.accuracy.accepts(a, b)
+                if reason is not None:
+                    raise ContractBroken(
+                        f"pass {p.name} promises {p.accuracy}, but result {position} {reason}; "
+                        f"see its rewrite, or INFOPT_DUMP for the graphs before and after"
+                    )
+                entry.error = max(entry.error, p.accuracy.describe(a, b), key=len)
+
+
+def _results(graph: Graph, samples: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """The graph's results on copies of the samples, updated inputs included."""
+    results = []
+    for sample in samples:
+        copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
+        flat = interpret(graph, copies)
+        results.append(flat + [copies[i] for i, _ in graph.updates])
+    return results
+
+
+def _dump(index: int, p: Pass, before: Graph, after: Graph, settings: Settings) -> None:
+    if settings.dump is None or before is after:
+        return
+    settings.dump.mkdir(parents=True, exist_ok=True)
+    stem = f"{index:02}_{p.name.replace('-', '_')}"
+    (settings.dump / f"{stem}.txt").write_text(text(after))
+    (settings.dump / f"{stem}.diff").write_text(diff(before, after))

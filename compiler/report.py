@@ -1,0 +1,133 @@
+"""What was done to a program and why: the one record that every decision goes into."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a pass applied, or declined with a reason.
+
+    gain: predicted seconds per call on the target; None where nobody asked
+    """
+
+    where: str
+    applied: bool
+    reason: str = ""
+    gain: float | None = None
+
+
+@dataclass
+class PassReport:
+    """One run of one pass.
+
+    error: the measured difference on the sample inputs as text, "" where not measured
+    milliseconds: what the pass itself took, verification included
+    """
+
+    name: str
+    stage: str
+    contract: str
+    nodes_before: int = 0
+    nodes_after: int = 0
+    sites: list[Site] = field(default_factory=list)
+    error: str = ""
+    milliseconds: float = 0.0
+
+    @property
+    def applied(self) -> list[Site]:
+        return [s for s in self.sites if s.applied]
+
+    @property
+    def declined(self) -> list[Site]:
+        return [s for s in self.sites if not s.applied]
+
+    @property
+    def gain(self) -> float:
+        """Predicted seconds per call, summed over the applied sites."""
+        return sum(s.gain or 0.0 for s in self.applied)
+
+
+@dataclass
+class Report:
+    """Everything infopt decided about one program.
+
+    passes      one entry per pass, in order
+    fallbacks   operator -> why it runs as torch runs it, with how often
+    declined    the reason why the whole program runs as torch runs it, "" if it does not
+    memory      bytes: weights, arena at the sizes seen, and what else the plan knows
+    phases      seconds of trace, passes, lower, build
+    """
+
+    passes: list[PassReport] = field(default_factory=list)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    declined: str = ""
+    memory: dict[str, int] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    native_nodes: int = 0
+    aten_nodes: int = 0
+    kernels: dict[str, int] = field(default_factory=dict)
+    target: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def native_share(self) -> float:
+        """Share of the graph's operations that run in infopt's own kernels (1.0 for an empty graph)."""
+        total = self.native_nodes + self.aten_nodes
+        return self.native_nodes / total if total else float(not self.declined)
+
+    def find(self, name: str) -> PassReport:
+        """The entry of one pass; KeyError lists the passes there are."""
+        for entry in self.passes:
+            if entry.name == name:
+                return entry
+        raise KeyError(f"no pass {name!r} ran, only {[p.name for p in self.passes]}")
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["native_share"] = self.native_share
+        return data
+
+    def json(self) -> str:
+        return json.dumps(self.to_json(), indent=1)
+
+    def __str__(self) -> str:
+        lines = [f"target {self.target}"]
+        if self.declined:
+            lines.append(f"runs as torch runs it: {self.declined}")
+        total = self.native_nodes + self.aten_nodes
+        lines.append(f"native {self.native_nodes} of {total} operations ({self.native_share:.0%})")
+        for op, reason in sorted(self.fallbacks.items()):
+            lines.append(f"  torch runs {op}: {reason}")
+        for entry in self.passes:
+            lines.append(pass_line(entry))
+        for name, count in sorted(self.memory.items()):
+            lines.append(f"memory {name}: {count / 2**20:.1f} MiB")
+        if self.phases:
+            spent = ", ".join(f"{k} {v:.2f} s" for k, v in self.phases.items())
+            lines.append(f"compiled in {sum(self.phases.values()):.2f} s: {spent}")
+        return "\n".join(lines + self.notes)
+
+
+def pass_line(entry: PassReport) -> str:
+    """One pass in one line."""
+    line = f"{entry.stage.lower():9} {entry.name:24} {len(entry.applied):4} applied"
+    line += f" {len(entry.declined):4} declined {entry.milliseconds:7.1f} ms"
+    if entry.gain:
+        line += f"  gain {entry.gain * 1e6:.1f} us"
+    return line + (f"  error {entry.error}" if entry.error else "")
+
+
+def explanation(entry: PassReport) -> str:
+    """Where one pass applied, and where not and why: what `infopt.explain` prints."""
+    lines = [f"{entry.name} ({entry.stage.lower()}, {entry.contract})"]
+    for site in entry.sites:
+        gain = "" if site.gain is None else f", gain {site.gain * 1e6:.2f} us"
+        verdict = f"applied{gain}" if site.applied else f"declined{gain}: {site.reason}"
+        lines.append(f"  {site.where}: {verdict}")
+    if not entry.sites:
+        lines.append("  found nothing to do")
+    return "\n".join(lines)

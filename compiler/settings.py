@@ -1,0 +1,67 @@
+"""Every environment variable infopt reads, in one frozen value.
+
+INFOPT_DEBUG   0..4      1 report, 2 + why not, 3 + graph differences, 4 + generated code
+INFOPT_DUMP    folder    write graphs, differences and generated code there
+INFOPT_CHECK   0, 1, 2   verify only, + accuracy of each pass (default), + of each node
+INFOPT_SKIP    a,b       names of passes left out
+INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
+INFOPT_TUNE    0, 1, 2   no tuning, quick (default), thorough; a tune= option given wins
+CXX            command   the C++ compiler, default g++, c++ or clang++
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class BadSetting(ValueError):
+    """An environment variable holds a value infopt does not know."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment asks for. `cache` is None where the user has no home folder."""
+
+    debug: int = 0
+    dump: Path | None = None
+    check: int = 0
+    skip: frozenset[str] = frozenset()
+    cache: Path | None = None
+    tune: int = 1
+    cxx: str | None = None
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read `environment` (default os.environ). Raises BadSetting naming the variable."""
+        env = os.environ if environment is None else environment
+        dump = env.get("INFOPT_DUMP")
+        names = (name.strip() for name in env.get("INFOPT_SKIP", "").split(","))
+        return Settings(
+            debug=_number(env, "INFOPT_DEBUG", 0, 4),
+            dump=Path(dump).expanduser() if dump else None,
+            check=_number(env, "INFOPT_CHECK", 0, 2),
+            skip=frozenset(name for name in names if name),
+            cache=_cache_folder(env),
+            tune=_number(env, "INFOPT_TUNE", 1, 2),
+            cxx=env.get("CXX") or None,
+        )
+
+
+def _number(env: Mapping[str, str], name: str, default: int, highest: int) -> int:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    known = [str(value) for value in range(highest + 1)]
+    if text not in known:
+        raise BadSetting(f"{name}={text!r}: expected one of {', '.join(known)}")
+    return int(text)
+
+
+def _cache_folder(env: Mapping[str, str]) -> Path | None:
+    if folder := env.get("INFOPT_CACHE"):
+        return Path(folder).expanduser().absolute()
+    try:
+        return Path.home() / ".cache" / "infopt"
+    except RuntimeError:  # no HOME and no entry in the password file
+        return None

@@ -1,0 +1,63 @@
+"""For authors of passes: check one against the graph it should make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from infopt.compiler.dump import diff
+from infopt.compiler.errors import ContractBroken
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pipeline import Pass, PassContext, Pipeline
+from infopt.compiler.report import PassReport, Report
+from infopt.compiler.settings import Settings
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+
+Build = Callable[..., "Node | tuple[Node, ...]"]
+
+
+def graph_of(build: Build, inputs: Sequence[torch.Tensor], pass_: Pass | None = None) -> Graph:
+    """The graph that `build(o, *inputs)` makes, at the stage of the pass that will read it."""
+    o = Builder()
+    nodes = [o.input(f"x{i}", TensorType.of(t)) for i, t in enumerate(inputs)]
+    made = build(o, *nodes)
+    outputs = made if isinstance(made, tuple) else (made,)
+    return Graph(tuple(nodes), outputs, stage=pass_.stage if pass_ else Graph((), ()).stage)
+
+
+def run_pass(pass_: Pass, graph: Graph, samples: Sequence[tuple] = ()) -> tuple[Graph, PassReport]:
+    """One pass through the pipeline's checks (its `after` is not asked for), with its report."""
+    report = Report()
+    ctx = PassContext(Target.detect(), tuple(samples), report, Settings(check=1))
+    result = Pipeline([pass_], alone=True).run(graph, ctx)
+    return result, report.passes[0]
+
+
+def check_pass(pass_: Pass, before: Build, expected: Build, inputs: Sequence[torch.Tensor]) -> PassReport:
+    """Run a pass on before(o, *inputs) and compare with expected(o, *inputs).
+
+    Raises AssertionError with a graph diff where the result is another graph, where a second run
+    changes it again, and ContractBroken where the values leave the pass's accuracy.
+    """
+    start = graph_of(before, inputs, pass_)
+    found, report = run_pass(pass_, start, [tuple(inputs)])
+    wanted = graph_of(expected, inputs, pass_)
+    if found.key != wanted.key:
+        raise AssertionError(f"{pass_.name} made another graph than expected:\n{diff(wanted, found)}")
+    again, _ = run_pass(pass_, found)
+    if again.key != found.key:
+        raise AssertionError(f"{pass_.name} is not idempotent:\n{diff(found, again)}")
+    _check_values(pass_, wanted, found, inputs)
+    return report
+
+
+def _check_values(pass_: Pass, wanted: Graph, found: Graph, inputs: Sequence[Any]) -> None:
+    for a, b in zip(interpret(wanted, inputs), interpret(found, inputs), strict=True):
+        reason = pass_.accuracy.accepts(a, b)
+        if reason is not None:
+            raise ContractBroken(f"{pass_.name} promises {pass_.accuracy}, but the result {reason}")

@@ -1,0 +1,433 @@
+"""From an fx.GraphModule of aten ops to a Graph.
+
+The module comes from make_fx before dispatch (torch.compile) or from torch.export; both keep
+linear, attention and norms whole and both carry fake values in node.meta["val"]. Whatever cannot
+become a pure graph exactly raises TraceDeclined with the reason: then torch runs it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+from infopt.compiler.errors import CannotInfer, TraceDeclined
+from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
+from infopt.compiler.graph import Graph, Node, Output, Type
+from infopt.compiler.infer import Builder
+from infopt.compiler.ops import Op, from_overload
+from infopt.compiler.types import Dim, TensorType, as_size
+
+aten = torch.ops.aten
+
+# Ops that change their arguments although their schemas do not say so, when training.
+_TRAINING_ARGUMENT = {
+    aten.batch_norm.default: 5,
+    aten.instance_norm.default: 5,
+    aten._batch_norm_impl_index.default: 5,
+    aten.cudnn_batch_norm.default: 5,
+}
+_DROPPED = {
+    torch._C._set_grad_enabled,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+    aten._assert_tensor_metadata.default,  # dtype and device are checked at the door of a call
+}
+# Ops that hand back their very input outside training; tracing shows a fresh tensor instead.
+_IDENTITY_IN_EVAL = {
+    aten.dropout.default: "train",
+    aten.feature_dropout.default: "train",
+    aten.alpha_dropout.default: "train",
+    aten.feature_alpha_dropout.default: "train",
+}
+_SCALAR_FORM = {"Tensor": "Scalar", "Tensor_Tensor": "Tensor_Scalar", "default": "Scalar"}
+
+
+def from_fx(
+    module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False
+) -> Graph:
+    """The Graph of a module whose placeholders are tensors and integers.
+
+    weights: indices of placeholders that are parameters or buffers of the model.
+    guard: a float that torch left symbolic (an epsilon, a scale) may be fixed at the value seen,
+    because the caller's guards are still open and will check it; only dynamo's are.
+    Raises TraceDeclined with the reason where the program is not a pure tensor program.
+    """
+    try:
+        return _Tracer(module, frozenset(weights), guard).run()
+    except CannotInfer as error:
+        raise TraceDeclined(str(error)) from error
+
+
+class _Tracer:
+    def __init__(self, module: fx.GraphModule, weights: frozenset[int], guard: bool) -> None:
+        self.module = module
+        self.guard = guard
+        self.weights = weights
+        self.dims = dims_of(module)
+        self.o = Builder(self.dims)
+        self.values = Values(self.o)
+        self.plain: dict[fx.Node, Any] = {}
+        self.inputs: list[Node] = []
+        self.input_nodes: list[fx.Node] = []
+        self.scalars: list[Any] = []
+        self.consts: dict[str, torch.Tensor] = {}
+
+    def run(self) -> Graph:
+        for index, node in enumerate(self.module.graph.nodes):
+            if node.op == "placeholder":
+                self.placeholder(index, node)
+            elif node.op == "get_attr":
+                self.attribute(node)
+            elif node.op == "call_function":
+                self.call(node)
+            elif node.op == "output":
+                return self.finish(node)
+            else:
+                raise TraceDeclined(f"{node.op} {node.target} is not an operator call")
+        raise TraceDeclined("the program has no output")
+
+    def placeholder(self, index: int, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            check_tensor(node.name, value)
+            made = self.o.input(node.name, TensorType.of(value), index in self.weights)
+            self.inputs.append(made)
+            self.input_nodes.append(node)
+            self.values.define(node, made)
+        elif isinstance(value, torch.SymInt) or (type(value) is int and node.users):
+            self.scalars.append(as_size(value))
+            self.plain[node] = as_size(value)
+        elif node.users:
+            raise TraceDeclined(f"input {node.name} is a {type(value).__name__}, not a tensor or size")
+
+    def attribute(self, node: fx.Node) -> None:
+        value = operator.attrgetter(str(node.target))(self.module)
+        if not isinstance(value, torch.Tensor):
+            raise TraceDeclined(f"{node.target} is a {type(value).__name__}: control flow or a script")
+        check_tensor(str(node.target), value)
+        name = f"c_{node.target}".replace(".", "_")
+        self.consts[name] = value.detach()
+        node.meta.setdefault("val", value)
+        self.values.define(node, self.o.const(name, TensorType.of(value)))
+
+    def call(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if node.target in _DROPPED:
+            return
+        if isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
+            self.plain[node] = as_size(value)
+            if any(s.name.startswith("u") for s in sympy.sympify(self.plain[node]).free_symbols):
+                raise TraceDeclined(f"{node.name} is a size that depends on data")
+            return
+        if isinstance(value, torch.SymFloat | torch.SymBool | float | bool) or node.target is aten.item.default:
+            self.plain[node] = value  # declined where it is read
+            return
+        if node.target is operator.getitem:
+            self.getitem(node)
+            return
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise TraceDeclined(f"{getattr(node.target, '__name__', node.target)} is not an operator")
+        if node.target._schema.is_mutable:
+            self.mutate(node)
+            return
+        self.operate(node)
+
+    def getitem(self, node: fx.Node) -> None:
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        if source in self.plain:
+            self.plain[node] = self.plain[source][index]  # type: ignore[index]
+            return
+        piece = self.plain_pieces(source, index)
+        if piece is not None:
+            self.define_view(node, *piece)
+            return
+        self.values.define(node, self.o.getitem(self.multiple[source], index))
+
+    @property
+    def multiple(self) -> dict[fx.Node, Node]:
+        return self.__dict__.setdefault("_multiple", {})
+
+    def plain_pieces(self, source: fx.Node, index: Any) -> tuple | None:
+        """A piece of unbind/split/chunk as the select or slice of the whole that it is."""
+        if source.target not in (
+            aten.unbind.int,
+            aten.split.Tensor,
+            aten.split_with_sizes.default,
+            aten.split.sizes,
+            aten.chunk.default,
+            aten.tensor_split.sections,
+        ):
+            return None
+        arguments = self.arguments(source)[1]
+        parent = source.args[0]
+        assert isinstance(parent, fx.Node)
+        dim = arguments["dim"]
+        if source.target is aten.unbind.int:
+            return aten.select.int, parent, {"dim": dim, "index": index}
+        sizes = [as_size(v.shape[dim]) for v in source.meta["val"]]
+        start = sum(sizes[:index], 0)
+        where = {"dim": dim, "start": start, "end": start + sizes[index], "step": 1}
+        where["piece"] = True
+        return aten.slice.Tensor, parent, where
+
+    def define_view(self, node: fx.Node, target: Any, parent: fx.Node, where: dict) -> None:
+        stand_in = fx.Node(node.graph, node.name, "call_function", target, (parent,), {})
+        stand_in.meta["val"] = node.meta["val"]
+        view = view_of(self.o, stand_in, parent, where)
+        assert view is not None
+        self.values.define_view(node, view)
+        self.values.read(node)
+
+    def arguments(self, node: fx.Node) -> tuple[tuple, dict[str, Any]]:
+        """(tensor arguments as nodes, attributes by name) of a call, scalars in tensor places kept."""
+        op = from_overload(node.target)  # type: ignore[arg-type]
+        tensors, attrs = op.bind(self.look_up(node.args), self.look_up(dict(node.kwargs)))
+        return tensors, dict(attrs)
+
+    def look_up(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            if value in self.plain:
+                plain = self.plain[value]
+                if isinstance(plain, torch.SymFloat | torch.SymBool) and self.guard:
+                    return guard_scalar(plain)
+                if isinstance(plain, torch.SymFloat | torch.SymBool):
+                    raise TraceDeclined(f"{value.name} is a number that depends on data or a float")
+                return plain
+            return self.multiple[value] if value in self.multiple else self.values.read(value)
+        if isinstance(value, list | tuple):
+            return tuple(self.look_up(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self.look_up(v) for k, v in value.items()}
+        return value
+
+    def operate(self, node: fx.Node) -> None:
+        overload = node.target
+        self.check_call(node)
+        if any(isinstance(v, torch.Tensor) and v.is_complex() for v in _tensors(node.meta.get("val"))):
+            raise TraceDeclined(f"{overload} makes complex numbers")
+        op = from_overload(overload)  # type: ignore[arg-type]
+        if not op.pure and not overload._schema.returns:  # type: ignore[union-attr]
+            raise TraceDeclined(f"{overload} is run for its effect")
+        try:
+            tensors, attrs = self.arguments(node)
+        except TypeError as error:
+            raise TraceDeclined(f"{overload}: {error}") from error
+        first = node.args[0] if node.args else None
+        if overload in _IDENTITY_IN_EVAL and not attrs[_IDENTITY_IN_EVAL[overload]]:  # type: ignore[index]
+            self.values.alias(node, first)  # type: ignore[arg-type]
+        if isinstance(first, fx.Node) and self.shares_memory(node, first):
+            view = view_of(self.o, node, first, attrs)
+            if view is not None:
+                self.values.define_view(node, view)
+                self.values.read(node)
+                return
+        made = self.make(node, op, tensors, attrs)
+        if isinstance(made.type, TensorType):
+            self.values.define(node, made)
+        else:
+            self.multiple[node] = made
+
+    def shares_memory(self, node: fx.Node, source: fx.Node) -> bool:
+        key = self.values.key(node)
+        return key is not None and key == self.values.key(source)
+
+    def make(self, node: fx.Node, op: Op, tensors: tuple, attrs: dict[str, Any]) -> Node:
+        """The node of a call. A number in a tensor's place selects the Scalar overload."""
+        for value in tensors:
+            if isinstance(value, int | float | complex | sympy.Expr):
+                return self.with_scalar(node, op, tensors, attrs)
+        meta = node.meta.get("val")
+        type: Type | None = None
+        if isinstance(meta, torch.Tensor):
+            type = TensorType.of(meta)
+        elif isinstance(meta, list | tuple):
+            type = tuple(None if m is None else TensorType.of(m) for m in meta)
+        return self.o.node(op, tensors, tuple(attrs.items()), type)
+
+    def with_scalar(self, node: fx.Node, op: Op, tensors: tuple, attrs: dict[str, Any]) -> Node:
+        overload = node.target
+        packet = overload._overloadpacket  # type: ignore[union-attr]
+        form = _SCALAR_FORM.get(overload._overloadname)  # type: ignore[union-attr]
+        found = getattr(packet, form, None) if form else None
+        if found is None or not isinstance(tensors[0], Node):
+            raise TraceDeclined(f"{overload} takes a number where a tensor is expected")
+        try:
+            return self.o.call(found, *tensors, **attrs)
+        except (CannotInfer, TypeError) as error:
+            raise TraceDeclined(f"{overload} with a number: {error}") from error
+
+    def mutate(self, node: fx.Node) -> None:
+        overload = node.target
+        self.check_call(node)
+        written = [
+            a.name
+            for a in overload._schema.arguments  # type: ignore[union-attr]
+            if a.alias_info is not None and a.alias_info.is_write
+        ]
+        target = node.args[0] if node.args else None
+        if len(written) != 1 or not isinstance(target, fx.Node):
+            raise TraceDeclined(f"{overload} writes to {', '.join(written)}")
+        self.check_no_overlap(node, target)
+        found = aten.copy.default if overload is aten.copy_.default else pure_form(overload)  # type: ignore[arg-type]
+        tensors, attrs = self.arguments(node)
+        old = tensors[0]
+        try:
+            value = self.functional(node, found, tensors, attrs)
+        except (CannotInfer, TypeError) as error:
+            raise TraceDeclined(f"{overload}: {error}") from error
+        if value.dtype != old.dtype:
+            value = self.o.call(aten.to.dtype, value, old.dtype)
+        if value.shape != old.shape:
+            raise TraceDeclined(f"{overload} changes the shape of what it writes to")
+        self.values.write(target, value, str(overload))
+        same = aten.alias.default
+        self.values.define_view(node, view_of(self.o, _call(node, same, target), target, {}))  # type: ignore[arg-type]
+
+    def functional(self, node: fx.Node, found: Any, tensors: tuple, attrs: dict) -> Node:
+        if found is aten.copy.default:
+            source = tensors[1]
+            if not isinstance(source, Node):
+                return self.o.call(aten.full_like.default, tensors[0], source)
+            value = source
+            if value.dtype != tensors[0].dtype:
+                value = self.o.call(aten.to.dtype, value, tensors[0].dtype)
+            if value.shape != tensors[0].shape:
+                value = self.o.call(aten.expand.default, value, list(tensors[0].shape))
+            return value
+        op = from_overload(found)
+        if any(isinstance(v, int | float | sympy.Expr) for v in tensors):
+            return self.with_scalar(_call(node, found, *node.args), op, tensors, attrs)
+        return self.o.node(op, tensors, tuple(attrs.items()))
+
+    def check_call(self, node: fx.Node) -> None:
+        overload = node.target
+        position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[arg-type]
+        if position is not None and node.args[position]:
+            raise TraceDeclined(f"{overload} in training mode updates its running statistics")
+        for value in _tensors(node.meta.get("val")):
+            if value.device.type != "cpu" or value.layout is not torch.strided:
+                raise TraceDeclined(f"{overload} gives a {value.layout} tensor on {value.device}")
+        symbols = [as_size(s) for v in _tensors(node.meta.get("val")) for s in (*v.shape, *v.stride())]
+        if any(str(t).startswith("u") for s in symbols for t in sympy.sympify(s).free_symbols):
+            raise TraceDeclined(f"{overload} gives a size that depends on data")
+
+    def check_no_overlap(self, node: fx.Node, target: fx.Node) -> None:
+        """In-place reads of the same memory through another view are order-dependent in torch."""
+        for other in node.all_input_nodes:
+            if other is not target and self.shares_memory(other, target):
+                if disjoint(self.values.views.get(other), self.values.views.get(target)):
+                    continue
+                a, b = other.meta["val"], target.meta["val"]
+                if self.values.read(other) is not self.values.read(target) or a.shape != b.shape:
+                    raise TraceDeclined(f"{node.target} reads and writes overlapping memory")
+
+    def finish(self, node: fx.Node) -> Graph:
+        flat = node.args[0]
+        flat = list(flat) if isinstance(flat, list | tuple) else [flat]
+        outputs: list[Output] = []
+        results: list[TensorType | None] = []
+        updates = []
+        for index, source in enumerate(self.input_nodes):
+            storage = self.values.storage(source)
+            if storage is not None and storage.base is source and storage.version:
+                updates.append((index, self.values.read(source)))
+        written = {self.values.key(self.input_nodes[i]): i for i, _ in updates}
+        for item in flat:
+            if isinstance(item, fx.Node) and item not in self.plain:
+                key = self.values.key(item)
+                if key in written:
+                    # the caller gets the very input back, or must see the write through a view
+                    source = self.input_nodes[written[key]]
+                    if not _same_view(item, source):
+                        raise TraceDeclined(f"the result {item.name} is a view of a written input")
+                    outputs.append(self.inputs[written[key]])
+                else:
+                    outputs.append(self.values.read(item))
+                results.append(TensorType.of(item.meta["val"]))
+                if item.meta["val"].is_conj() or item.meta["val"].is_neg():
+                    raise TraceDeclined(f"the result {item.name} is a lazily conjugated view")
+            else:
+                outputs.append(self.look_up(item))
+                results.append(None)
+        aliased = [self.values.key(i) for i in self.input_nodes]
+        if updates and len(set(aliased)) != len(aliased):
+            raise TraceDeclined("two inputs share memory and one of them is written to")
+        graph = Graph(
+            tuple(self.inputs),
+            tuple(outputs),
+            self.consts,
+            self.dims,
+            tuple(updates),
+            results=tuple(results),
+            scalars=tuple(self.scalars),
+        )
+        return graph.with_consts({})
+
+
+def _same_view(item: fx.Node, source: fx.Node) -> bool:
+    a, b = TensorType.of(item.meta["val"]), TensorType.of(source.meta["val"])
+    offsets = [as_size(n.meta["val"].storage_offset()) for n in (item, source)]
+    return (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype) and offsets[0] == offsets[1]
+
+
+def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A stand-in for a call that the program does not contain."""
+    made = fx.Node(node.graph, node.name, "call_function", target, tuple(args), {})
+    made.meta.update(node.meta)
+    return made
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
+
+
+def check_tensor(name: str, value: torch.Tensor) -> None:
+    """Raises TraceDeclined for tensors that are not plain strided ones on the CPU."""
+    if value.device.type != "cpu":
+        raise TraceDeclined(f"{name} is on {value.device}, this target runs on the CPU")
+    if value.layout is not torch.strided or value.is_quantized:
+        raise TraceDeclined(f"{name} is a {value.layout} tensor")
+    if value.is_complex() or value.is_conj() or value.is_neg():
+        raise TraceDeclined(f"{name} is complex or lazily negated")
+    if isinstance(value, torch._subclasses.FakeTensor):
+        return
+    if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise TraceDeclined(f"{name} is a {type(value).__name__}, a tensor subclass")
+
+
+def dims_of(module: fx.GraphModule) -> tuple[Dim, ...]:
+    """The dynamic sizes of a program: every symbol in the types of its placeholders."""
+    dims: dict[sympy.Symbol, Dim] = {}
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            sizes = [*value.shape, *value.stride()]
+        else:
+            sizes = [value] if isinstance(value, torch.SymInt) else []
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                for symbol in size.node.expr.free_symbols:
+                    dims.setdefault(symbol, _dim(symbol, size.node.shape_env))
+    return tuple(sorted(dims.values(), key=lambda d: d.name))
+
+
+def _dim(symbol: sympy.Symbol, env: Any) -> Dim:
+    seen = getattr(env, "backed_var_to_val", None) or env.var_to_val
+    bounds = env.var_to_range.get(symbol)
+    if symbol not in seen:
+        raise TraceDeclined(f"the size {symbol} depends on data")
+    lo, hi = (bounds.lower, bounds.upper) if bounds is not None else (0, None)
+    lower = int(lo) if isinstance(lo, int | sympy.Integer) else 0
+    upper = int(hi) if isinstance(hi, int | sympy.Integer) and hi < 2**62 else None
+    return Dim(symbol, max(lower, 0), upper, int(seen[symbol]))

@@ -1,0 +1,157 @@
+"""What a value is: shape, dtype, strides; and the named sizes a graph is open in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import sympy
+import torch
+
+Size: TypeAlias = "int | sympy.Expr"
+
+_SHORT = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Short name used in dumps: f32, bf16, i64, bool ..."""
+    return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def as_size(value: object) -> Size:
+    """An int or sympy expression from an int, sympy integer or torch.SymInt (which is not hashable)."""
+    if isinstance(value, torch.SymInt):
+        value = value.node.expr
+    if isinstance(value, sympy.Integer):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | sympy.Expr):
+        raise TypeError(f"expected a size (int or sympy expression), found {value!r}")
+    return value
+
+
+def contiguous_strides(shape: Iterable[Size]) -> tuple[Size, ...]:
+    """Row-major strides in elements, as torch computes them (a size of 0 counts as 1)."""
+    strides: list[Size] = []
+    step: Size = 1
+    for size in reversed(tuple(shape)):
+        strides.append(step)
+        step = step * (1 if size == 0 else size)
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The type of one tensor.
+
+    shape: sizes, each an int or a sympy expression over the graph's dims
+    strides: in elements, same length as shape; the layout that torch's own run would give
+    """
+
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+    strides: tuple[Size, ...]
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorType:
+        """The type of a real or fake tensor."""
+        return cls(
+            tuple(as_size(s) for s in tensor.shape),
+            tensor.dtype,
+            tuple(as_size(s) for s in tensor.stride()),
+            tensor.device.type,
+        )
+
+    @classmethod
+    def dense(cls, shape: Iterable[Size], dtype: torch.dtype) -> TensorType:
+        """A contiguous tensor on the CPU."""
+        shape = tuple(shape)
+        return cls(shape, dtype, contiguous_strides(shape))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.dtype, self.strides, self.device))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.is_floating_point
+
+    @property
+    def is_static(self) -> bool:
+        return all(isinstance(s, int) for s in self.shape)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """True where the strides are row-major; sizes of 1 leave their stride free, as in torch."""
+        expected = contiguous_strides(self.shape)
+        pairs = zip(self.shape, self.strides, expected, strict=True)
+        return 0 in self.shape or all(size == 1 or a == b for size, a, b in pairs)
+
+    @property
+    def numel(self) -> Size:
+        result: Size = 1
+        for size in self.shape:
+            result = result * size
+        return result
+
+    @property
+    def nbytes(self) -> Size:
+        return self.numel * self.dtype.itemsize
+
+    def with_dtype(self, dtype: torch.dtype) -> TensorType:
+        return TensorType(self.shape, dtype, self.strides, self.device)
+
+    def __str__(self) -> str:
+        text = f"{dtype_name(self.dtype)}[{', '.join(map(str, self.shape))}]"
+        if not self.is_contiguous:
+            text += f"|{', '.join(map(str, self.strides))}"
+        return text
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dynamic size: its symbol, the range it may take at run time, and the value seen at trace."""
+
+    symbol: sympy.Symbol
+    lo: int
+    hi: int | None
+    hint: int
+
+    @property
+    def name(self) -> str:
+        return self.symbol.name
+
+    def __str__(self) -> str:
+        return f"{self.name} in [{self.lo}, {'∞' if self.hi is None else self.hi}], seen {self.hint}"
+
+
+def substitute(value: Size, values: Mapping[sympy.Symbol, int]) -> int:
+    """The concrete value of a size for given dim values."""
+    if isinstance(value, int):
+        return value
+    return int(value.xreplace({s: sympy.Integer(v) for s, v in values.items()}))
+
+
+def hint(value: Size, dims: Iterable[Dim]) -> int:
+    """The value of a size at the sizes seen during tracing: for cost estimates, never for legality."""
+    return substitute(value, {d.symbol: d.hint for d in dims})

@@ -1,0 +1,178 @@
+"""infopt: an optimizing compiler for PyTorch inference.
+
+Names load on first use, so `import infopt` is cheap and a deployed machine that only loads
+artifacts never imports the compiler.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infopt.codegen.build import BuildFailed as BuildFailed
+    from infopt.codegen.build import CompilerMissing as CompilerMissing
+    from infopt.codegen.kernel import kernel_op as kernel_op
+    from infopt.compiler import testing as testing
+    from infopt.compiler.accuracy import Accuracy as Accuracy
+    from infopt.compiler.accuracy import Bounded as Bounded
+    from infopt.compiler.accuracy import Close as Close
+    from infopt.compiler.accuracy import Exact as Exact
+    from infopt.compiler.driver import Compiled as Compiled
+    from infopt.compiler.driver import compile as compile
+    from infopt.compiler.driver import explain as explain
+    from infopt.compiler.errors import BadOption as BadOption
+    from infopt.compiler.errors import CannotInfer as CannotInfer
+    from infopt.compiler.errors import ContractBroken as ContractBroken
+    from infopt.compiler.errors import FallbackRefused as FallbackRefused
+    from infopt.compiler.errors import IllegalGraph as IllegalGraph
+    from infopt.compiler.errors import InfoptError as InfoptError
+    from infopt.compiler.errors import PatternError as PatternError
+    from infopt.compiler.errors import TraceDeclined as TraceDeclined
+    from infopt.compiler.errors import UnknownOp as UnknownOp
+    from infopt.compiler.fx_pass import FxPass as FxPass
+    from infopt.compiler.graph import Graph as Graph
+    from infopt.compiler.graph import Node as Node
+    from infopt.compiler.graph import Stage as Stage
+    from infopt.compiler.ops import Op as Op
+    from infopt.compiler.ops import op as op
+    from infopt.compiler.pipeline import Pass as Pass
+    from infopt.compiler.pipeline import PassContext as PassContext
+    from infopt.compiler.report import PassReport as PassReport
+    from infopt.compiler.report import Report as Report
+    from infopt.compiler.report import Site as Site
+    from infopt.compiler.rewrite import Rule as Rule
+    from infopt.compiler.target import Target as Target
+    from infopt.compiler.types import Dim as Dim
+    from infopt.compiler.types import TensorType as TensorType
+    from infopt.passes.pipelines import default_passes as default_passes
+    from infopt.runtime.artifact import load as load
+    from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
+    from infopt.runtime.errors import ArtifactError as ArtifactError
+    from infopt.runtime.errors import ArtifactIncompatible as ArtifactIncompatible
+    from infopt.runtime.errors import ArtifactTooNew as ArtifactTooNew
+    from infopt.runtime.errors import ArtifactUnsafe as ArtifactUnsafe
+    from infopt.runtime.errors import InfoptRuntimeError as InfoptRuntimeError
+    from infopt.runtime.errors import InputMismatch as InputMismatch
+    from infopt.runtime.errors import KernelError as KernelError
+    from infopt.runtime.errors import LibraryError as LibraryError
+    from infopt.runtime.errors import PlanError as PlanError
+    from infopt.runtime.errors import SizeError as SizeError
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it; tests/test_packaging.py resolves every one.
+_HOMES = {
+    "Accuracy": "compiler.accuracy",
+    "ArtifactCorrupt": "runtime.errors",
+    "ArtifactError": "runtime.errors",
+    "ArtifactIncompatible": "runtime.errors",
+    "ArtifactTooNew": "runtime.errors",
+    "ArtifactUnsafe": "runtime.errors",
+    "BadOption": "compiler.errors",
+    "Bounded": "compiler.accuracy",
+    "BuildFailed": "codegen.build",
+    "CannotInfer": "compiler.errors",
+    "Close": "compiler.accuracy",
+    "Compiled": "compiler.driver",
+    "CompilerMissing": "codegen.build",
+    "ContractBroken": "compiler.errors",
+    "Dim": "compiler.types",
+    "Exact": "compiler.accuracy",
+    "FallbackRefused": "compiler.errors",
+    "FxPass": "compiler.fx_pass",
+    "Graph": "compiler.graph",
+    "IllegalGraph": "compiler.errors",
+    "InfoptError": "compiler.errors",
+    "InfoptRuntimeError": "runtime.errors",
+    "InputMismatch": "runtime.errors",
+    "KernelError": "runtime.errors",
+    "LibraryError": "runtime.errors",
+    "Node": "compiler.graph",
+    "Op": "compiler.ops",
+    "Pass": "compiler.pipeline",
+    "PassContext": "compiler.pipeline",
+    "PassReport": "compiler.report",
+    "PatternError": "compiler.errors",
+    "PlanError": "runtime.errors",
+    "Report": "compiler.report",
+    "Rule": "compiler.rewrite",
+    "Site": "compiler.report",
+    "SizeError": "runtime.errors",
+    "Stage": "compiler.graph",
+    "Target": "compiler.target",
+    "TensorType": "compiler.types",
+    "TraceDeclined": "compiler.errors",
+    "UnknownOp": "compiler.errors",
+    "compile": "compiler.driver",
+    "default_passes": "passes.pipelines",
+    "explain": "compiler.driver",
+    "kernel_op": "codegen.kernel",
+    "load": "runtime.artifact",
+    "op": "compiler.ops",
+}
+_MODULES = {"testing": "compiler.testing"}
+
+__all__ = [
+    "Accuracy",
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactIncompatible",
+    "ArtifactTooNew",
+    "ArtifactUnsafe",
+    "BadOption",
+    "Bounded",
+    "BuildFailed",
+    "CannotInfer",
+    "Close",
+    "Compiled",
+    "CompilerMissing",
+    "ContractBroken",
+    "Dim",
+    "Exact",
+    "FallbackRefused",
+    "FxPass",
+    "Graph",
+    "IllegalGraph",
+    "InfoptError",
+    "InfoptRuntimeError",
+    "InputMismatch",
+    "KernelError",
+    "LibraryError",
+    "Node",
+    "Op",
+    "Pass",
+    "PassContext",
+    "PassReport",
+    "PatternError",
+    "PlanError",
+    "Report",
+    "Rule",
+    "Site",
+    "SizeError",
+    "Stage",
+    "Target",
+    "TensorType",
+    "TraceDeclined",
+    "UnknownOp",
+    "compile",
+    "default_passes",
+    "explain",
+    "kernel_op",
+    "load",
+    "op",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"infopt.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"infopt.{_MODULES[name]}")
+    else:
+        raise AttributeError(f"module 'infopt' has no attribute {name!r}")
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Plain torch modules and real checkpoints: a customer of infopt."""

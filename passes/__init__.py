@@ -1,0 +1,1 @@
+"""One file, one pass; `pipelines` holds the ordered lists."""

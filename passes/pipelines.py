@@ -1,0 +1,38 @@
+"""The ordered lists of passes, in labelled blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from infopt.compiler.errors import BadOption
+from infopt.compiler.pipeline import Pass
+from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.fold_constants import FoldConstants
+
+
+def default_passes(
+    add: Iterable[Pass] = (), remove: Iterable[str] = (), compute: str | None = None
+) -> tuple[Pass, ...]:
+    """The passes of a compilation, in order.
+
+    add      passes of your own: each goes to the end of its stage
+    remove   names of passes to leave out; BadOption if there is none of that name
+    compute  None, or "bf16": permission to compute an f32 model in bf16
+    """
+    passes = list(_blocks(compute))
+    unknown = sorted(set(remove) - {p.name for p in passes})
+    if unknown:
+        known = ", ".join(dict.fromkeys(p.name for p in passes))
+        raise BadOption(f"remove={unknown}: there is no such pass; the default ones are {known}")
+    passes = [p for p in passes if p.name not in set(remove)]
+    for extra in add:
+        later = [i for i, p in enumerate(passes) if p.stage > extra.stage]
+        passes.insert(later[0] if later else len(passes), extra)
+    return tuple(passes)
+
+
+def _blocks(compute: str | None) -> Iterable[Pass]:
+    # One form for each thing, and nothing computed twice.
+    yield Canonicalize()
+    yield FoldConstants()
+    yield Canonicalize()

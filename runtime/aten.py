@@ -1,0 +1,105 @@
+"""Aten steps: torch ops called between native steps, their arguments made from JSON templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from infopt.runtime.errors import PlanError
+from infopt.runtime.plan import AtenStep
+from infopt.runtime.plan_check import dtype_of
+
+if TYPE_CHECKING:
+    from infopt.runtime.call import Call
+
+ALLOWED = frozenset({"aten", "prims"})
+Maker = Callable[["Call"], Any]  # makes an argument for one call
+
+
+def bind(step: AtenStep, allow_ops: Collection[str]) -> Callable[[Call], None]:
+    """The step as a function of the call. Raises PlanError for an op that is not allowed."""
+    op = find_op(step.op, allow_ops)
+    args, kwargs = maker(step.args), maker_of_items(step.kwargs)
+    outputs = step.outputs
+
+    def run(call: Call) -> None:
+        result = op(*args(call), **kwargs(call))
+        if len(outputs) == 1 and isinstance(result, torch.Tensor):
+            results: Any = (result,)
+        else:
+            results = result
+        for view, tensor in zip(outputs, results, strict=True) if outputs else ():
+            if view is not None:
+                call.bind(view, tensor)
+
+    return run
+
+
+def find_op(name: str, allow_ops: Collection[str]) -> Any:
+    """torch.ops.<namespace>.<op>.<overload>; other namespaces only if the op is in `allow_ops`."""
+    namespace, op, overload = name.split(".")
+    if namespace not in ALLOWED and name not in allow_ops and namespace not in allow_ops:
+        raise PlanError(f"the plan calls {name!r}, but only ops of {sorted(ALLOWED)} are allowed; "
+                        "pass allow_ops to permit it")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), op), overload)
+    except AttributeError:
+        raise PlanError(f"torch {torch.__version__} has no op {name!r}") from None
+
+
+def maker(value: Any) -> Maker:
+    """A function of the call that makes the argument which the template `value` describes."""
+    if isinstance(value, (list, tuple)):
+        parts = [maker(v) for v in value]
+        return lambda call: [part(call) for part in parts]
+    if not isinstance(value, Mapping):
+        return lambda call: value
+    key, content = next(iter(value.items()))
+    if key == "tensor":
+        return lambda call: call.view(content)
+    if key == "size":
+        return lambda call: call.slots[content]
+    if key == "input":
+        return lambda call: call.inputs[content]
+    constant = _constant(key, content)
+    return lambda call: constant
+
+
+def maker_of_items(items: Mapping[str, Any]) -> Maker:
+    parts = [(name, maker(value)) for name, value in items.items()]
+    return lambda call: {name: part(call) for name, part in parts}
+
+
+def _constant(key: str, content: Any) -> Any:
+    if key == "dtype":
+        return dtype_of(content, "dtype")
+    if key == "device":
+        return torch.device(content)
+    if key == "float" and content in ("inf", "-inf", "nan"):
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content]
+    if key == "complex":
+        return complex(*content)
+    name = str(content).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    kind = torch.layout if key == "layout" else torch.memory_format
+    if not isinstance(found, kind):
+        raise PlanError(f"expected the name of a torch {key}, found {content!r}")
+    return found
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """No gradients and no autocast: the plan already says every dtype."""
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast:
+        torch.set_autocast_enabled("cpu", False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if autocast:
+            torch.set_autocast_enabled("cpu", True)

@@ -1,0 +1,57 @@
+"""Every kind of failure the runtime reports, one class each; messages say expected and found."""
+
+
+class InfoptRuntimeError(RuntimeError):
+    """Root of the runtime's errors."""
+
+
+class PlanError(InfoptRuntimeError):
+    """A plan is malformed; the message names the place inside the plan."""
+
+
+class SizeError(InfoptRuntimeError):
+    """A size expression divides by zero, overflows 64 bits, or a buffer gets a negative size."""
+
+
+class InputMismatch(InfoptRuntimeError, TypeError):
+    """A call's input is not what the plan was made for; names the input, expected and found."""
+
+
+class InputOverlap(InputMismatch):
+    """An input that the plan writes shares memory with another input."""
+
+
+class KernelError(InfoptRuntimeError):
+    """A kernel found its data invalid (an index out of range, for example)."""
+
+
+class KernelIndexError(KernelError, IndexError):
+    """A kernel found an index out of range."""
+
+
+class KernelValueError(KernelError, ValueError):
+    """A kernel found a value it must refuse."""
+
+
+class LibraryError(InfoptRuntimeError):
+    """A shared library or one of its kernels cannot be had."""
+
+
+class ArtifactError(InfoptRuntimeError):
+    """Root of the reasons for which an artifact is refused."""
+
+
+class ArtifactUnsafe(ArtifactError):
+    """An artifact reaches outside its folder or holds what it must not: links, odd names."""
+
+
+class ArtifactTooNew(ArtifactError):
+    """An artifact was written in a format this version does not know."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """An artifact's files are missing, cut short, changed, or malformed."""
+
+
+class ArtifactIncompatible(ArtifactError):
+    """An artifact has nothing that this machine can run."""

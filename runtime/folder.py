@@ -1,0 +1,212 @@
+"""A folder of files that is written as a whole, and read only after every byte was verified."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infopt.runtime.errors import ArtifactCorrupt, ArtifactUnsafe
+
+CHUNK = 8 << 20  # bytes hashed as one piece, so that several threads can verify one file
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+Parts = Iterable[bytes | memoryview]
+
+
+def check_name(name: Any) -> None:
+    """A relative path of plain components, at most three. Raises ArtifactUnsafe."""
+    parts = name.split("/") if isinstance(name, str) else []
+    if not 1 <= len(parts) <= 3 or not all(_COMPONENT.fullmatch(p) for p in parts):
+        raise ArtifactUnsafe(f"expected a plain file name inside the artifact, found {name!r:.80}")
+
+
+@dataclass
+class OpenFile:
+    """A regular file of the artifact, opened once; all reading is through this descriptor."""
+
+    name: str
+    descriptor: int
+    size: int
+    owner: int
+    map: mmap.mmap | None = None
+
+    def data(self) -> memoryview:
+        """Its bytes; a private mapping, so writing to it never reaches the file."""
+        if self.size == 0:
+            return memoryview(b"")
+        if self.map is None:
+            self.map = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_COPY)
+        return memoryview(self.map)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def open_inside(root: int, name: str) -> OpenFile:
+    """Open a file below the directory descriptor `root`, following no links on the way."""
+    check_name(name)
+    *folders, last = name.split("/")
+    directory = os.dup(root)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        for folder in folders:
+            inner = os.open(folder, flags | os.O_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        descriptor = os.open(last, flags | os.O_NONBLOCK, dir_fd=directory)
+    except FileNotFoundError:
+        raise ArtifactCorrupt(f"the file {name} is missing") from None
+    except OSError as error:
+        raise ArtifactUnsafe(f"expected a regular file {name}, found: {error.strerror}") from None
+    finally:
+        os.close(directory)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ArtifactUnsafe(f"expected a regular file {name}, found another kind")
+    return OpenFile(name, descriptor, found.st_size, found.st_uid)
+
+
+def files_inside(root: int, prefix: str = "", depth: int = 3) -> list[str]:
+    """The names of all files below `root`. Raises ArtifactUnsafe for a link."""
+    found = []
+    with os.scandir(root) as entries:
+        listed = sorted(entries, key=lambda e: e.name)
+    for entry in listed:
+        name = prefix + entry.name
+        if entry.is_symlink():
+            raise ArtifactUnsafe(f"{name} is a symbolic link")
+        if not entry.is_dir(follow_symlinks=False):
+            found.append(name)
+            continue
+        if depth == 1:
+            raise ArtifactUnsafe(f"unexpected folder {name}")
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
+        inner = os.open(entry.name, flags, dir_fd=root)
+        try:
+            found += files_inside(inner, name + "/", depth - 1)
+        finally:
+            os.close(inner)
+    return found
+
+
+def digests(data: memoryview | bytes) -> list[str]:
+    """The sha256 of every CHUNK bytes."""
+    return [hashlib.sha256(data[i : i + CHUNK]).hexdigest() for i in range(0, len(data), CHUNK)]
+
+
+def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, list[str]]) -> None:
+    """Compare every chunk of every file with its digest, on several threads (hashing releases
+    the interpreter lock). Raises ArtifactCorrupt naming the file and the place."""
+    jobs = []
+    for name, file in files.items():
+        data = file.data()
+        if len(chunks[name]) != -(-file.size // CHUNK):
+            raise ArtifactCorrupt(f"{name}: expected {-(-file.size // CHUNK)} digests, "
+                                  f"found {len(chunks[name])}")
+        jobs += [(name, i, data[i * CHUNK : (i + 1) * CHUNK]) for i in range(len(chunks[name]))]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)
+        for (name, i, _), digest in zip(jobs, found, strict=True):
+            if digest != chunks[name][i]:
+                raise ArtifactCorrupt(
+                    f"{name}: the content was changed at bytes {i * CHUNK} to "
+                    f"{min((i + 1) * CHUNK, files[name].size)}: expected sha256 "
+                    f"{chunks[name][i]}, found {digest}"
+                )
+
+
+def write_file(path: Path, parts: Parts) -> dict[str, Any]:
+    """Write, flush to disk, and return size, sha256 and the digest of every chunk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole, chunk, chunks, size, filled = hashlib.sha256(), hashlib.sha256(), [], 0, 0
+    with open(path, "xb") as file:
+        for part in parts:
+            file.write(part)
+            whole.update(part)
+            view = memoryview(part)
+            while len(view):
+                piece = view[: CHUNK - filled]
+                chunk.update(piece)
+                view, filled = view[len(piece) :], filled + len(piece)
+                size += len(piece)
+                if filled == CHUNK:
+                    chunks.append(chunk.hexdigest())
+                    chunk, filled = hashlib.sha256(), 0
+        file.flush()
+        os.fsync(file.fileno())
+    if filled:
+        chunks.append(chunk.hexdigest())
+    return {"size": size, "sha256": whole.hexdigest(), "chunks": chunks}
+
+
+class NewFolder:
+    """`with NewFolder(path) as temporary`: what is written there appears at `path`, all or nothing.
+
+    Raises FileExistsError if `path` exists, unless overwrite and it holds a `marker` file.
+    """
+
+    def __init__(self, path: Path, overwrite: bool, marker: str) -> None:
+        self.path, self.overwrite, self.marker = path, overwrite, marker
+
+    def __enter__(self) -> Path:
+        self._check()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
+        return self.temporary
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _check(self) -> None:
+        if not os.path.lexists(self.path):
+            return
+        if not self.overwrite:
+            raise FileExistsError(f"{self.path} exists; pass overwrite=True to replace it")
+        if not (self.path / self.marker).is_file():
+            raise FileExistsError(f"{self.path} exists and is not an artifact; it is left alone")
+
+    def _publish(self) -> None:
+        umask = os.umask(0)
+        os.umask(umask)
+        self.temporary.chmod(0o777 & ~umask)
+        for folder, _, _ in os.walk(self.temporary):
+            sync_folder(Path(folder))
+        self._check()
+        old = None
+        if os.path.lexists(self.path):
+            old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
+            os.rename(self.path, old)
+        try:
+            os.rename(self.temporary, self.path)
+        except BaseException:
+            if old is not None:
+                os.rename(old, self.path)
+            raise
+        sync_folder(self.path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,64 @@
+"""Which buffers a step touches, when each arena buffer lives, and a program's native words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from infopt.runtime.expression import encode
+from infopt.runtime.plan import AtenStep, NativeStep, Plan, Step
+
+_KINDS = {"arena": 0, "input": 1, "const": 1, "output": 1, "torch": 1}
+
+
+def step_buffers(plan: Plan, step: Step) -> Iterator[int]:
+    """The buffers a step reads or writes."""
+    if isinstance(step, NativeStep):
+        yield from (buffer for buffer, _ in step.pointers if buffer >= 0)
+    else:
+        yield from (plan.views[v].buffer for v in step.outputs if v is not None)
+        templates = (step.args, tuple(step.kwargs.values()))
+        yield from (plan.views[v].buffer for v in template_views(templates))
+
+
+def template_views(value: Any) -> Iterator[int]:
+    """The views that an aten step's argument template names."""
+    if isinstance(value, Mapping):
+        if "tensor" in value:
+            yield value["tensor"]
+        for v in value.values():
+            yield from template_views(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from template_views(v)
+
+
+def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
+    """First and last step of every arena buffer; mutations come after the last step."""
+    found: dict[int, tuple[int, int]] = {}
+    touches = [(i, list(step_buffers(plan, step))) for i, step in enumerate(plan.steps)]
+    touches.append((len(plan.steps), [plan.views[m.view].buffer for m in plan.mutations]))
+    for time, buffers in touches:
+        for buffer in buffers:
+            found[buffer] = (found.get(buffer, (time, time))[0], time)
+    return {i: found.get(i, (-1, -1)) for i, b in enumerate(plan.buffers) if b.kind == "arena"}
+
+
+def native_words(plan: Plan) -> tuple[list[int], list[tuple[str, str]]]:
+    """The plan for `infopt_program_new`, and the (library, kernel) of each kernel index."""
+    code, starts = encode(plan.expressions)
+    lives = [time for life in lifetimes(plan).values() for time in life]
+    kinds = [_KINDS[b.kind] for b in plan.buffers]
+    words: list[int] = []
+    for part in (code, starts, kinds, [b.bytes for b in plan.buffers], lives):
+        words += (len(part), *part)
+    kernels: dict[tuple[str, str], int] = {}
+    steps = [step for step in plan.steps if not isinstance(step, AtenStep)]
+    words.append(len(steps))
+    for step in steps:
+        index = kernels.setdefault((step.library, step.kernel), len(kernels))
+        scratch = -1 if step.scratch is None else step.scratch
+        words += (index, step.tasks, scratch, int(step.error is not None))
+        words += (2 * len(step.pointers), *(n for pair in step.pointers for n in pair))
+        words += (len(step.numbers), *step.numbers)
+    return words, list(kernels)

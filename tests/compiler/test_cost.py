@@ -1,0 +1,83 @@
+"""Costs: exact flops of the products, traffic, views for free, seconds."""
+
+import sympy
+import torch
+
+from infopt.compiler.alias import is_view
+from infopt.compiler.cost import Cost, cost_of, graph_seconds, seconds
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.target import Target
+from infopt.compiler.types import Dim, TensorType
+
+F32 = torch.float32
+
+
+def tensor(o: Builder, name: str, *shape):
+    return o.input(name, TensorType.dense(shape, F32))
+
+
+def test_products_count_exactly() -> None:
+    o = Builder()
+    x, w, b = tensor(o, "x", 2, 8, 16), tensor(o, "w", 32, 16), tensor(o, "b", 32)
+    linear = cost_of(o.linear(x, w, b))
+    assert linear.flops == 2 * 16 * 16 * 32
+    assert linear.bytes == 4 * (2 * 8 * 16 + 32 * 16 + 32 + 2 * 8 * 32)
+    assert linear.launches == 1
+    assert cost_of(o.matmul(x, tensor(o, "m", 2, 16, 4))).flops == 2 * 2 * 8 * 4 * 16
+    assert cost_of(o.mm(tensor(o, "a", 3, 5), tensor(o, "c", 5, 7))).flops == 2 * 3 * 5 * 7
+    image, kernel = tensor(o, "i", 1, 3, 8, 8), tensor(o, "k", 4, 3, 3, 3)
+    conv = o.conv2d(image, kernel)
+    assert cost_of(conv).flops == 2 * (4 * 6 * 6) * (3 * 3 * 3)
+
+
+def test_attention_counts_both_products() -> None:
+    o = Builder()
+    q, k = tensor(o, "q", 1, 4, 10, 8), tensor(o, "k", 1, 4, 20, 8)
+    made = o.call("aten.scaled_dot_product_attention.default", q, k, k)
+    assert cost_of(made).flops >= 4 * 4 * 10 * 20 * 8
+
+
+def test_views_and_leaves_are_free() -> None:
+    o = Builder()
+    x = tensor(o, "x", 4, 6)
+    free = [x, o.permute(x, [1, 0]), o.reshape(x, [24]), o.call("aten.slice.Tensor", x, 0, 1, 3)]
+    free.append(o.expand(o.reshape(x, [1, 4, 6]), [5, 4, 6]))
+    assert all(cost_of(n) == Cost() for n in free)
+    copy = o.reshape(o.permute(x, [1, 0]), [24])
+    assert not is_view(copy) and cost_of(copy).bytes == 2 * 4 * 24
+
+
+def test_expanded_inputs_are_read_once() -> None:
+    o = Builder()
+    wide = o.expand(tensor(o, "x", 1, 6), [100, 6])
+    made = o.add(wide, tensor(o, "y", 100, 6))
+    assert cost_of(made).bytes == 4 * (6 + 600 + 600)
+
+
+def test_symbolic_sizes() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    dims = (Dim(s, 2, None, 128),)
+    o = Builder(dims)
+    made = o.linear(tensor(o, "x", s, 16), tensor(o, "w", 32, 16))
+    assert cost_of(made).flops == 2 * s * 16 * 32
+    target = Target.parse("cpu:avx2,cores=2")
+    small, large = Dim(s, 2, None, 128), Dim(s, 2, None, 12800)
+    assert seconds(cost_of(made), target, "f32", [large]) > seconds(cost_of(made), target, "f32", [small])
+
+
+def test_seconds_is_the_larger_limit_plus_starts() -> None:
+    t = Target.parse("cpu:avx2,cores=2")
+    work = seconds(Cost(flops=10**9), t)
+    traffic = seconds(Cost(bytes=10**9), t)
+    assert work == 1 / t.peak["f32"] and traffic == 1 / t.bandwidth
+    assert seconds(Cost(10**9, 10**9, 3), t) == max(work, traffic) + 3 * t.launch_cost
+
+
+def test_graph_seconds_adds_the_nodes() -> None:
+    o = Builder()
+    x = tensor(o, "x", 64, 64)
+    one = Graph((x,), (o.gelu(x),))
+    two = Graph((x,), (o.gelu(o.gelu(x)),))
+    t = Target.parse("cpu:scalar")
+    assert 0 < graph_seconds(one, t) < graph_seconds(two, t)

@@ -1,0 +1,222 @@
+"""The command line: what it prints, and how it fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infopt.compiler import cli
+from infopt.compiler.commands.source import BadSource, load_source
+from infopt.compiler.commands.timing import Timing, interleaved
+
+COMMANDS = ("demo", "compile", "run", "bench", "inspect", "explain", "passes", "doctor")
+MODEL = """
+import torch
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = torch.nn.Linear(8, 16)
+
+    def forward(self, x):
+        return torch.nn.functional.gelu(self.up(x))
+
+def small():
+    torch.manual_seed(0)
+    return Small(), (torch.randn(4, 8),)
+
+def with_sizes():
+    return Small(), (torch.randn(4, 8),), {}, ({0: torch.export.Dim("rows", min=1, max=64)},)
+
+def wrong():
+    return [Small()]
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a module of the user's."""
+    name = f"own_models_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield tmp_path / name
+    sys.modules.pop(name, None)
+
+
+def source(models: Path, function: str) -> str:
+    return f"{models.name}:{function}"
+
+
+class TestUsage:
+    def test_help_names_every_command_without_loading_torch(self) -> None:
+        code = (
+            "import sys, infopt.compiler.cli as cli\n"
+            "try: cli.main(['--help'])\n"
+            "except SystemExit: print('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "False", done.stderr
+        assert all(f"\n    {command} " in done.stdout for command in COMMANDS)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_reports_json(self, command: str) -> None:
+        sub = cli.parser().format_help()
+        assert command in sub
+        arguments = {"compile": ["m:f", "-o", "x"], "bench": ["m:f"], "explain": ["m:f"]}
+        arguments |= {"run": ["x"], "inspect": ["x"]}
+        args = cli.parser().parse_args([command, "--json", *arguments.get(command, [])])
+        assert args.json and args.module == command
+
+    @pytest.mark.parametrize(
+        "wrong", [[], ["nothing"], ["compile", "m:f"], ["bench", "m:f", "--seconds", "0"]]
+    )
+    def test_wrong_usage_is_status_2(self, wrong: list[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(wrong)
+        assert ended.value.code == 2
+
+
+class TestFailures:
+    def test_one_line_and_status_1(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["explain", "no-such-place"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("infopt: BadSource: 'no-such-place': expected a folder")
+        assert error.count("\n") == 1
+
+    def test_debug_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("INFOPT_DEBUG", "1")
+        with pytest.raises(BadSource):
+            cli.main(["explain", "no-such-place"])
+
+    def test_bad_setting_is_status_2(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("INFOPT_DEBUG", "many")
+        assert cli.main(["doctor"]) == 2
+        assert "INFOPT_DEBUG='many': expected one of 0, 1, 2, 3, 4" in capsys.readouterr().err
+
+    def test_interrupt_is_status_130(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(name: str) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "import_module", interrupt)
+        assert cli.main(["doctor"]) == 130
+
+    def test_longer_messages_say_where_the_rest_is(self) -> None:
+        assert (
+            cli._one_line(ValueError("one\ntwo")) == "ValueError: one [INFOPT_DEBUG=1 shows more]"
+        )
+        assert cli._one_line(ValueError()) == "ValueError: no message"
+
+
+class TestSource:
+    def test_module_and_callable(self, models: Path) -> None:
+        found = load_source(source(models, "small"))
+        assert found.args[0].shape == (4, 8) and not found.model.training
+        assert found.dynamic_shapes is None
+        assert found.call(found.model).shape == (4, 16)
+
+    def test_sizes(self, models: Path) -> None:
+        found = load_source(source(models, "with_sizes"))
+        assert found.dynamic_shapes[0][0].__name__ == "rows"
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("nowhere", "expected a folder with a transformers model or module:callable"),
+            ("no_such_module:f", "No module named 'no_such_module'"),
+            ("json:nothing", "has no attribute 'nothing'"),
+        ],
+    )
+    def test_bad_names(self, text: str, reason: str) -> None:
+        with pytest.raises(BadSource, match=reason):
+            load_source(text)
+
+    def test_wrong_result_says_expected_and_found(self, models: Path) -> None:
+        with pytest.raises(BadSource, match=r"must return \(model, args\).*; found list"):
+            load_source(source(models, "wrong"))
+
+    def test_folder_without_config(self, tmp_path: Path) -> None:
+        with pytest.raises(BadSource, match=r"has no config\.json"):
+            load_source(str(tmp_path))
+
+    def test_transformers_folder(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=32,
+        )  # fmt: skip
+        transformers.BertModel(config).save_pretrained(tmp_path)
+        found = load_source(str(tmp_path))
+        assert set(found.kwargs) == {"input_ids", "attention_mask"}
+        assert set(found.dynamic_shapes) == set(found.kwargs)
+        assert found.call(found.model).last_hidden_state.shape == (2, 16, 16)
+
+
+class TestTiming:
+    def test_arms_take_turns(self) -> None:
+        order: list[str] = []
+        arms = {name: lambda name=name: order.append(name) for name in "ab"}
+        shares: list[float] = []
+        timings = interleaved(arms, 0.0001, shares.append, least=5)
+        assert set(timings) == {"a", "b"}
+        assert order[:4] == ["a", "b", "a", "b"]
+        assert timings["a"].calls == timings["b"].calls == len(order) // 2 - 1
+        assert shares[-1] == 1.0
+
+    def test_summary(self) -> None:
+        timing = Timing.of([4.0, 1.0, 2.0, 3.0, 100.0])
+        assert (timing.median, timing.fastest, timing.calls) == (3.0, 1.0, 5)
+        assert timing.spread == pytest.approx(2 / 3)
+
+
+class TestDoctor:
+    def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        status = cli.main(["doctor", "--json"])
+        health = json.loads(capsys.readouterr().out)
+        assert set(health["sections"]) >= {"versions", "machine", "compiler", "libraries", "cache"}
+        assert status == (1 if health["broken"] else 0)
+
+    def test_says_what_is_lost_without_a_compiler(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        cli.main(["doctor"])
+        text = capsys.readouterr().out
+        assert "none; expected no-such-compiler" in text
+        assert "lost: no C++ compiler" in text
+
+
+class TestModels:
+    def test_compile_run_inspect(
+        self, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        artifact = str(tmp_path / "artifact")
+        assert cli.main(["compile", source(models, "with_sizes"), "-o", artifact, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["artifact"] == artifact
+        assert cli.main(["inspect", artifact, "--json"]) == 0
+        assert "rows" in capsys.readouterr().out
+        result = str(tmp_path / "result.safetensors")
+        assert cli.main(["run", artifact, "--size", "rows=3", "--output", result]) == 0
+        from safetensors.torch import load_file
+
+        assert [list(t.shape) for t in load_file(result).values()] == [[3, 16]]
+
+    def test_explain(self, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["explain", source(models, "small"), "--json"]) == 0
+        assert "passes" in json.loads(capsys.readouterr().out)
+        assert cli.main(["explain", source(models, "small"), "no-such-pass"]) == 1
+        assert "no-such-pass" in capsys.readouterr().err
+
+    def test_bench(self, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["bench", source(models, "small"), "--seconds", "0.01", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert set(result["timings"]) == {"eager", "infopt"} and len(result["differences"]) == 1
+
+    def test_passes_list(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["passes", "list", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["passes"]
+        assert all(set(row) == {"stage", "name", "contract", "what"} for row in rows)
