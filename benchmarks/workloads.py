@@ -90,6 +90,17 @@ def build_bert() -> nn.Module:
     return Encoder(BERT_BASE).eval()
 
 
+def deep(layers: int) -> Workload:
+    """A narrow encoder of any depth, to see how compile time grows with it."""
+    shape = EncoderConfig(width=128, heads=4, hidden=512, layers=layers)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Encoder(shape).eval()
+
+    return Workload(f"deep-{layers}", "deep", build, lambda: random_ids(2, 32), shape)
+
+
 def build_vit() -> nn.Module:
     torch.manual_seed(0)
     return VisionTransformer(VIT_BASE).eval()
@@ -111,4 +122,5 @@ def workloads() -> dict[str, Workload]:
         Workload("vit-1", "vit", build_vit, lambda: random_images(1), _VIT_SHAPE, _PATCH_FLOPS),
         Workload("vit-8", "vit", build_vit, lambda: random_images(8), _VIT_SHAPE, _PATCH_FLOPS),
     ]
+    found += [deep(2), deep(48)]
     return {workload.name: workload for workload in found}

@@ -14,9 +14,12 @@ from typing import Any
 import sympy
 import torch
 
-from infopt.codegen import views
+from infopt.codegen import pointwise, views
 from infopt.codegen.doors import Doors
+from infopt.codegen.emit_cpp import PROLOGUE
 from infopt.codegen.expand import expand
+from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
+from infopt.codegen.lower_region import Texts, copy, lower_region, make
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
@@ -87,19 +90,23 @@ class _Lowering:
     def __init__(self, graph: Graph, target: Target, shipped: bool, generated: bool) -> None:
         self.target, self.shipped, self.generated = target, shipped, generated
         self.report = LoweringReport()
-        self.graph = expand(graph, lambda node: False)
+        self.graph = expand(graph, self.has_kernel)
         self.doors = Doors(self.graph)
         self.sizes = self.doors.sizes
         self.writer = PlanWriter(self.sizes)
+        self.texts = Texts()
         self.values: dict[Node, Value] = {}
         self.several: dict[Node, tuple[Value | None, ...]] = {}
         self.constants: list[torch.Tensor] = []
-        self.skipped: set[Node] = set()
+        self.grouping = Grouping(self.graph, lambda n: basic_kind(n, self.has_kernel, generated))
+
+    def has_kernel(self, node: Node) -> bool:
+        return False
 
     def run(self) -> Lowered:
         specs = self.doors.specs()
-        for node in self.graph.nodes():
-            self.node(node)
+        for unit in self.grouping.order:
+            self.unit(unit)
         mutations = self.mutations()
         outputs = tuple(self.outputs())
         guards = self.doors.guards()
@@ -108,20 +115,46 @@ class _Lowering:
             tuple(self.sizes.expressions), tuple(self.doors.dims), specs, tuple(w.buffers),
             tuple(w.views), tuple(w.steps), outputs, mutations, guards,
         )
-        return Lowered(plan, self.constants, (), self.target.level, self.report)
+        sources = (PROLOGUE + "\n".join(self.texts.functions.values()),) if self.texts.functions else ()
+        return Lowered(plan, self.constants, sources, self.target.level, self.report)
 
-    def node(self, node: Node) -> None:
+    def unit(self, unit: Unit) -> None:
+        if unit.is_region:
+            lower_region(self, self.texts, unit)
+            self.report.native.update(n.op.name for n in unit.nodes)
+            return
+        (node,) = unit.nodes
+        self.as_torch_call(node)
+
+    # Values
+
+    def value(self, node: Node) -> Value:
+        """The memory of a value that its unit has computed; views and fills are made on demand."""
+        found = self.values.get(node)
+        if found is None:
+            found = self.values[node] = self.found_on_demand(node)
+        return found
+
+    def found_on_demand(self, node: Node) -> Value:
+        kind = self.grouping.kinds[node]
         if node.op is INPUT:
-            if self.graph.users(node) or self.graph.is_output(node):
-                self.values[node] = self.doors.value(self.writer, node)
-        elif node.op is CONST:
-            self.values[node] = self.constant(node)
-        elif node.op is GETITEM:
-            self.values[node] = self.getitem(node)
-        elif views.gives_pieces(node):
-            return  # each piece is a view; getitem makes it
-        elif not self.as_view(node):
-            self.as_torch_call(node)
+            return self.doors.value(self.writer, node)
+        if node.op is CONST:
+            return self.constant(node)
+        if kind == MADE:
+            value = self.writer.allocate(dense_form(node.tensor_type))
+            make(self, self.texts, node, value)
+            self.report.native[node.op.name] += 1
+            return value
+        if node.op is GETITEM:
+            return self.getitem(node)
+        assert kind == VIEW, f"{node} is read before it is computed"
+        source = self.value(node.args[0])  # type: ignore[arg-type]
+        layout = views.view(node, source.layout, self.sizes)
+        if layout is None:
+            return self.moved(node, source)
+        self.report.views += 1
+        return Value(source.buffer, layout)
 
     def constant(self, node: Node) -> Value:
         tensor = self.graph.consts[node.attr("name")]
@@ -134,7 +167,7 @@ class _Lowering:
         parent, index = node.args[0], node.attr("index")
         assert isinstance(parent, Node)
         if views.gives_pieces(parent):
-            source = self.values[parent.args[0]]  # type: ignore[index]
+            source = self.value(parent.args[0])  # type: ignore[arg-type]
             layout = views.piece(parent, index, source.layout, self.sizes)
             if layout is not None:
                 self.report.views += 1
@@ -145,31 +178,41 @@ class _Lowering:
         assert value is not None
         return value
 
-    def as_view(self, node: Node) -> bool:
-        """Try to make the node a matter of strides."""
-        if not views.is_view_op(node):
-            return False
-        source = self.values[node.args[0]]  # type: ignore[index]
-        layout = views.view(node, source.layout, self.sizes)
-        if layout is None:
-            return False
-        self.values[node] = Value(source.buffer, layout)
-        self.report.views += 1
-        return True
+    def define(self, node: Node) -> Value:
+        """New memory for what a node computes, in the strides torch would give it."""
+        value = self.values[node] = self.writer.allocate(dense_form(node.tensor_type))
+        return value
 
-    def as_torch_call(self, node: Node, reason: str = "no kernel") -> None:
+    def moved(self, node: Node, source: Value) -> Value:
+        """A view op for which data must move: a copy in which the view exists."""
+        if node.op.name in RESHAPING:
+            dense = self.copied(source, TensorType.dense(source.layout.shape, source.layout.dtype))
+            return Value(dense.buffer, Layout.of(TensorType.dense(node.shape, node.dtype)))
+        if node.op.name in CONVERTING and node.dtype == source.layout.dtype:
+            return self.copied(source, node.tensor_type)
+        self.as_torch_call(node, "no form as a view")
+        return self.values[node]
+
+    def copied(self, value: Value, wanted: TensorType) -> Value:
+        """The same values in new memory with these strides."""
+        layout = value.layout
+        type = dense_form(TensorType(layout.shape, layout.dtype, wanted.strides))
+        target = self.writer.allocate(type)
+        if not (self.generated and copy(self, self.texts, value, target)):
+            self.writer.aten("aten.copy_.default", (target, value), (), {})
+        return target
+
+    # Torch calls
+
+    def as_torch_call(self, node: Node, reason: str | None = None) -> None:
         op = node.op.reference
         if not isinstance(op, torch._ops.OpOverload):
-            if any(node in self.graph.users(p) for p in node.inputs):
-                raise LoweringDeclined(f"{node.op.name} is not a torch operator")
-            return
-        name = _SAFE_FORM.get(str(op), str(op))
+            raise LoweringDeclined(f"{node.op.name} has several results and is read whole")
+        name = str(op)
         self.report.aten[name] += 1
-        self.report.reasons.setdefault(name, reason)
-        attrs = dict(node.attrs)
-        args, kwargs = node.op.call_arguments(self.operands(node.args), attrs)
-        if name != str(op):  # a reshape of memory that cannot be viewed: torch copies
-            args, kwargs = [args[0], list(node.shape)], {}
+        if name not in self.report.reasons:
+            self.report.reasons[name] = reason or self.reason(node)
+        args, kwargs = node.op.call_arguments(self.operands(node.args), dict(node.attrs))
         if isinstance(node.type, TensorType):
             made = self.values[node] = self.writer.allocate(node.type, "torch")
             self.writer.aten(name, args, (made,), kwargs)
@@ -182,9 +225,12 @@ class _Lowering:
         self.several[node] = results
         self.writer.aten(name, args, results, kwargs)
 
+    def reason(self, node: Node) -> str:
+        return pointwise.reason_against(node) or "no C++ compiler"
+
     def operands(self, args: tuple) -> tuple:
         return tuple(
-            self.operands(a) if isinstance(a, tuple) else None if a is None else self.values[a]
+            self.operands(a) if isinstance(a, tuple) else None if a is None else self.value(a)
             for a in args
         )
 
@@ -195,9 +241,9 @@ class _Lowering:
         written = {i for i, _ in self.graph.updates}
         made = []
         for index, node in self.graph.updates:
-            value = self.values[node]
+            value = self.value(node)
             if self._input_of(value) in written - {index} or (
-                self._input_of(value) == index and value != self.values.get(self.graph.inputs[index])
+                self._input_of(value) == index and value != self.value(self.graph.inputs[index])
             ):
                 value = self.copied(value, value.type)
             made.append(Mutation(index, self.writer.view(value)))
@@ -230,7 +276,7 @@ class _Lowering:
     ) -> Output:
         if node.op is INPUT:
             return OutputInput(self.doors.position[node])
-        value = self.values[node]
+        value = self.value(node)
         wanted = wanted or node.tensor_type
         old_value = self._input_of(value) in written  # the write must not show in it
         if again or old_value or not value.layout.has_strides(wanted.strides):
@@ -239,26 +285,21 @@ class _Lowering:
         self.writer.hand_out(value)
         return OutputTensor(self.writer.view(Value(value.buffer, layout)))
 
-    def copied(self, value: Value, wanted: TensorType) -> Value:
-        """The same values in new memory with these strides."""
-        layout = value.layout
-        strides = wanted.strides if _writable(wanted) else None
-        made = TensorType(layout.shape, layout.dtype, strides) if strides else TensorType.dense(
-            layout.shape, layout.dtype
-        )
-        target = self.writer.allocate(made)
-        self.writer.aten("aten.copy_.default", (target, value), (), {})
-        return target
 
-
-# A view of torch's own layout may not exist of ours; the form that copies always does.
-_SAFE_FORM = {
-    f"aten.{name}": "aten.reshape.default"
-    for name in ("view.default", "_unsafe_view.default", "_reshape_alias.default",
-                 "view_as.default", "unflatten.int", "flatten.using_ints")
+RESHAPING = {
+    f"aten.{name}"
+    for name in ("view.default", "_unsafe_view.default", "reshape.default", "_reshape_alias.default",
+                 "view_as.default", "reshape_as.default", "unflatten.int", "flatten.using_ints",
+                 "ravel.default")
+}
+CONVERTING = {
+    f"aten.{name}"
+    for name in ("to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default",
+                 "contiguous.default", "clone.default", "_to_copy.default")
 }
 
 
-def _writable(type: TensorType) -> bool:
-    """False where elements share memory, as in an expanded tensor."""
-    return all(s != 0 or n == 1 for n, s in zip(type.shape, type.strides, strict=True))
+def dense_form(type: TensorType) -> TensorType:
+    """The type as new memory can have it: contiguous where elements would share memory."""
+    shares = any(s == 0 and n != 1 for n, s in zip(type.shape, type.strides, strict=True))
+    return TensorType.dense(type.shape, type.dtype) if shares else type

@@ -67,6 +67,11 @@ def wants_vector_loops(node: Node) -> bool:
     return entry.loops == VECTOR or any(d in HALVES for d in dtypes)
 
 
+def is_heavy(node: Node) -> bool:
+    """True where the C library is called for every element."""
+    return general_power(node) or node.op.name.split(".")[1] in _REAL
+
+
 def pointwise(*names: str, check: Check = lambda node: None, loops: str = EITHER) -> Callable[[Emit], Emit]:
     def add(emit: Emit) -> Emit:
         for name in names:

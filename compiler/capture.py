@@ -25,8 +25,7 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
 
     Raises TraceDeclined for programs that torch must run itself: training, autocast, subclasses.
     """
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise TraceDeclined("autocast is on around the program")
+    check_mode()
     for index, value in enumerate(inputs):
         if isinstance(value, torch.Tensor):
             check_tensor(f"input {index}", value)
@@ -50,3 +49,9 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise TraceDeclined(f"torch could not trace it: {reason[0] if reason else error!r}") from error
+
+
+def check_mode() -> None:
+    """Raises TraceDeclined in modes that change what operators do without showing in a trace."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise TraceDeclined("autocast is on around the program")

@@ -11,7 +11,10 @@ import torch
 
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered
+from infopt.compiler.accuracy import Exact
+from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph
+from infopt.compiler.interpret import interpret
 from infopt.compiler.options import Options
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.report import Report
@@ -51,6 +54,8 @@ def build(
     lowered = lower_for(graph, target)
     lowered_at = time.perf_counter()
     made = program(lowered, options.threads)
+    if settings.check >= 2:
+        _check_program(graph, made, samples)
     report.phases["passes"] = passed - start
     report.phases["lower"] = lowered_at - passed
     report.phases["build"] = time.perf_counter() - lowered_at
@@ -60,6 +65,17 @@ def build(
     report.kernels.update(lowered.report.native)
     report.memory["weights"] = sum(_bytes(t) for t in lowered.constants)
     return Built(graph, lowered, made, report)
+
+
+def _check_program(graph: Graph, made: Program, samples: Sequence[tuple[Any, ...]]) -> None:
+    """The program against the references of its graph: INFOPT_CHECK=2. Raises ContractBroken."""
+    for sample in samples:
+        copies = [[v.clone() if isinstance(v, torch.Tensor) else v for v in sample] for _ in range(2)]
+        results = zip(interpret(graph, copies[0]), made(copies[1]), strict=True)
+        for position, (expected, found) in enumerate([*results, *zip(*copies, strict=True)]):
+            reason = isinstance(expected, torch.Tensor) and Exact().accepts(expected, found)
+            if reason:
+                raise ContractBroken(f"the program's result {position} {reason}: a kernel is wrong")
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -99,13 +99,18 @@ def _compile(
     samples = [tuple(_detached(inputs[i]) for i in order)]
     built = build(graph, options, Target.detect(), report, samples)
     entry.graph = built.graph
-    if options.strict and report.fallbacks:
-        listed = "; ".join(f"{op}: {why}" for op, why in sorted(report.fallbacks.items()))
-        raise FallbackRefused(f"strict=True, and torch would have to run {listed}")
+    refuse_fallbacks(options, report)
     counters["infopt"]["native_nodes"] += report.native_nodes
     counters["infopt"]["aten_nodes"] += report.aten_nodes
     _trace_artifacts(built.graph, report)
     return Compiled(built.program, order, module.forward, report)
+
+
+def refuse_fallbacks(options: Options, report: Report) -> None:
+    """Raises FallbackRefused where strict=True and torch runs an operator of the program."""
+    if options.strict and report.fallbacks:
+        listed = "; ".join(f"{op}: {why}" for op, why in sorted(report.fallbacks.items()))
+        raise FallbackRefused(f"strict=True, and torch would have to run {listed}")
 
 
 @dataclass(eq=False)

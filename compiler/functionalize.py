@@ -241,7 +241,7 @@ def _part(target: Any, before: TensorType, args: dict[str, Any]) -> tuple[int, S
             start, stop = start + size, stop + size
     else:
         start, stop, step = args["start"] or 0, args["end"], args["step"]
-        known = isinstance(size, int) and isinstance(start, int)
+        known = isinstance(size, int) and isinstance(start, int) and isinstance(stop, int | None)
         if known and step == 1:
             start, stop, _ = slice(start, stop, 1).indices(size)
     return (dim, start, stop) if known and step == 1 else None

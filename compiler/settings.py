@@ -2,7 +2,7 @@
 
 INFOPT_DEBUG   0..4      1 report, 2 + why not, 3 + graph differences, 4 + generated code
 INFOPT_DUMP    folder    write graphs, differences and generated code there
-INFOPT_CHECK   0, 1, 2   verify only, + accuracy of each pass (default), + of each node
+INFOPT_CHECK   0, 1, 2   verify only (default), + accuracy of exact passes, + of the built program
 INFOPT_SKIP    a,b       names of passes left out
 INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
 INFOPT_TUNE    0, 1, 2   no tuning, quick (default), thorough; a tune= option given wins

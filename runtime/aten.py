@@ -43,8 +43,10 @@ def find_op(name: str, allow_ops: Collection[str]) -> Any:
     """torch.ops.<namespace>.<op>.<overload>; other namespaces only if the op is in `allow_ops`."""
     namespace, op, overload = name.split(".")
     if namespace not in ALLOWED and name not in allow_ops and namespace not in allow_ops:
-        raise PlanError(f"the plan calls {name!r}, but only ops of {sorted(ALLOWED)} are allowed; "
-                        "pass allow_ops to permit it")
+        raise PlanError(
+            f"the plan calls {name!r}, but only ops of {sorted(ALLOWED)} are allowed; "
+            "pass allow_ops to permit it"
+        )
     try:
         return getattr(getattr(getattr(torch.ops, namespace), op), overload)
     except AttributeError:

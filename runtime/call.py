@@ -19,8 +19,9 @@ class Call:
 
     __slots__ = ("arena", "constants", "context", "inputs", "plan", "slots", "tensors")
 
-    def __init__(self, plan: Plan, context: Context, inputs: Sequence[Any],
-                 constants: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, plan: Plan, context: Context, inputs: Sequence[Any], constants: Sequence[torch.Tensor]
+    ) -> None:
         self.plan, self.context = plan, context
         self.inputs = inputs  # copies where strides were not as expected
         self.constants = constants
@@ -57,8 +58,10 @@ class Call:
         if not isinstance(tensor, torch.Tensor):
             raise PlanError(f"views[{index}]: expected a tensor, found {type(tensor).__name__}")
         if tuple(tensor.shape) != shape or tensor.dtype is not dtype:
-            raise PlanError(f"views[{index}]: expected {dtype} {shape} from the torch op, "
-                            f"found {tensor.dtype} {tuple(tensor.shape)}")
+            raise PlanError(
+                f"views[{index}]: expected {dtype} {shape} from the torch op, "
+                f"found {tensor.dtype} {tuple(tensor.shape)}"
+            )
         if self.plan.buffers[view.buffer].kind != "torch" or self.slots[view.offset] != 0:
             self.view(index).copy_(tensor)
             return
@@ -78,8 +81,14 @@ class Call:
         return tensor.untyped_storage().data_ptr() == arena
 
 
-def reinterpret(base: torch.Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...],
-                dtype: torch.dtype, index: int) -> torch.Tensor:
+def reinterpret(
+    base: torch.Tensor,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    index: int,
+) -> torch.Tensor:
     """The memory of `base`, `offset` bytes further, as another tensor. Raises PlanError."""
     same = base.dtype is dtype
     if same and offset == 0 and base.shape == shape and base.stride() == strides:
@@ -88,8 +97,10 @@ def reinterpret(base: torch.Tensor, offset: int, shape: tuple[int, ...], strides
     storage = base.untyped_storage()
     last = first + extent(shape, strides) * dtype.itemsize
     if first < 0 or first % dtype.itemsize or last > storage.nbytes():
-        raise PlanError(f"views[{index}]: bytes {first} to {last} of {dtype} do not fit "
-                        f"a storage of {storage.nbytes()} bytes")
+        raise PlanError(
+            f"views[{index}]: bytes {first} to {last} of {dtype} do not fit "
+            f"a storage of {storage.nbytes()} bytes"
+        )
     if same:
         return torch.as_strided(base, shape, strides, first // dtype.itemsize)
     return torch.empty(0, dtype=dtype, device="cpu").set_(

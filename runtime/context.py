@@ -125,11 +125,15 @@ class Context:
             strides = tuple([slots[s] for s in spec.strides])
             if strides_fit(inputs[i], strides):
                 continue
-            if any(isinstance(o, OutputTensor)
-                   and plan.buffers[plan.views[o.view].buffer].kind == "input"
-                   and plan.buffers[plan.views[o.view].buffer].index == i for o in plan.outputs):
-                raise mismatch(spec, i, f"strides {strides} (an output is a view of it)",
-                               inputs[i].stride())
+            if any(
+                isinstance(o, OutputTensor)
+                and plan.buffers[plan.views[o.view].buffer].kind == "input"
+                and plan.buffers[plan.views[o.view].buffer].index == i
+                for o in plan.outputs
+            ):
+                raise mismatch(
+                    spec, i, f"strides {strides} (an output is a view of it)", inputs[i].stride()
+                )
             copies.append((i, (tuple(inputs[i].shape), strides)))
         return copies
 

@@ -62,7 +62,8 @@ def _second_look(x: Any, spec: InputSpec, position: int, dtype: torch.dtype) -> 
 
 def scalar_door(spec: InputSpec, position: int) -> Door:
     """A check of the type; the key is the value, a float's its bits (-0.0 is not 0.0)."""
-    kind = {"int": int, "float": float, "bool": bool}[spec.kind]
+    kinds: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+    kind = kinds[spec.kind]
 
     def door(x: Any) -> Any:
         if type(x) is not kind:
@@ -87,8 +88,12 @@ def check_sizes(plan: Plan, inputs: Sequence[Any], slots: Sequence[int]) -> None
     """Every tensor has the sizes its spec evaluates to, so a dim seen twice agrees; all guards."""
     for i, spec in enumerate(plan.inputs):
         if spec.kind == "tensor" and tuple(inputs[i].shape) != shape_of(spec, slots):
-            raise mismatch(spec, i, f"shape {named_shape(plan, spec, slots)}",
-                           f"shape {tuple(inputs[i].shape)}")
+            raise mismatch(
+                spec,
+                i,
+                f"shape {named_shape(plan, spec, slots)}",
+                f"shape {tuple(inputs[i].shape)}",
+            )
     for guard in plan.guards:
         if slots[guard.slot] == 0:
             raise InputMismatch(guard.message)
@@ -102,8 +107,9 @@ def read_dims(plan: Plan, inputs: Sequence[Any]) -> list[int]:
         if dim.axis is None:
             value = scalar_bits(x)
         elif x.dim() != len(spec.shape):
-            raise mismatch(spec, dim.input, f"{len(spec.shape)} axes",
-                           f"{x.dim()} (shape {tuple(x.shape)})")
+            raise mismatch(
+                spec, dim.input, f"{len(spec.shape)} axes", f"{x.dim()} (shape {tuple(x.shape)})"
+            )
         else:
             value = x.shape[dim.axis]
         if spec.kind != "float" and not dim.lo <= value <= (value if dim.hi is None else dim.hi):
@@ -148,10 +154,12 @@ class Weights:
         self.positions = [i for i, spec in enumerate(plan.inputs) if spec.kind == "weight"]
         self.specs = [plan.inputs[i] for i in self.positions]
         self.doors = [tensor_door(plan.inputs[i], i) for i in self.positions]
-        constants = [tokens[0] if len(tokens) == 1 else None for tokens in plan.expressions]
+        constants: list[Any] = [tokens[0] for tokens in plan.expressions]  # of weights: ints
         self.shapes = [tuple(constants[s] for s in spec.shape) for spec in self.specs]
-        self.strides = [None if spec.strides is None else tuple(constants[s] for s in spec.strides)
-                        for spec in self.specs]
+        self.strides = [
+            None if spec.strides is None else tuple(constants[s] for s in spec.strides)
+            for spec in self.specs
+        ]
         self.pick = itemgetter(*self.positions, self.positions[-1])  # always a tuple
         self.seen: tuple[tuple[Any, ...], list[int]] = ((), [])
 

@@ -78,7 +78,8 @@ class Program:
         has_weights = any(spec.kind == "weight" for spec in plan.inputs)
         self._weights = Weights(plan) if has_weights else None
         self._input_buffers = [
-            (i, b.index) for i, b in enumerate(plan.buffers)
+            (i, b.index)
+            for i, b in enumerate(plan.buffers)
             if b.kind == "input" and plan.inputs[b.index].kind == "tensor"
         ]
         self._segments = self._cut(allow_ops)
@@ -125,8 +126,9 @@ class Program:
         self(inputs, ctypes.addressof(times))
         return [(step.kernel, time) for step, time in zip(self._native_steps, times, strict=True)]
 
-    def _run(self, context: Context, inputs: Sequence[Any], originals: Sequence[Any],
-             times: Any) -> list[Any]:
+    def _run(
+        self, context: Context, inputs: Sequence[Any], originals: Sequence[Any], times: Any
+    ) -> list[Any]:
         call = Call(self.plan, context, inputs, self.constants)
         bases = context.bases
         for buffer, position in self._input_buffers:
@@ -221,7 +223,8 @@ class Program:
 
     def _cut(self, allow_ops: Collection[str]) -> list[Any]:
         """The steps as (first, last) of consecutive native ones, and functions of the call."""
-        plan, segments, native = self.plan, [], 0
+        plan, native = self.plan, 0
+        segments: list[Any] = []
         last_use = {b: i for i, step in enumerate(plan.steps) for b in step_buffers(plan, step)}
         kept = {plan.views[o.view].buffer for o in plan.outputs if isinstance(o, OutputTensor)}
         kept |= {plan.views[m.view].buffer for m in plan.mutations}
@@ -232,8 +235,11 @@ class Program:
                 segments[-1] = (segments[-1][0], native := native + 1)
             else:
                 segments.append((native, native := native + 1))
-            drops = [b for b, last in last_use.items()
-                     if last == i and plan.buffers[b].kind == "torch" and b not in kept]
+            drops = [
+                b
+                for b, last in last_use.items()
+                if last == i and plan.buffers[b].kind == "torch" and b not in kept
+            ]
             if drops:
                 segments.append(_dropper(drops))
         return segments
@@ -268,12 +274,14 @@ class Program:
 
     def _check_constants(self) -> None:
         if len(self.constants) != self.plan.constants:
-            raise PlanError(f"the plan has {self.plan.constants} constants, "
-                            f"found {len(self.constants)}")
+            raise PlanError(
+                f"the plan has {self.plan.constants} constants, found {len(self.constants)}"
+            )
         for i, x in enumerate(self.constants):
             if x.device.type != "cpu" or x.layout is not torch.strided:
-                raise PlanError(f"constant {i}: expected a plain cpu tensor, "
-                                f"found {x.layout} on {x.device}")
+                raise PlanError(
+                    f"constant {i}: expected a plain cpu tensor, found {x.layout} on {x.device}"
+                )
 
     def _check_overlap(self, inputs: Sequence[Any]) -> None:
         """A plan that writes an input was made for inputs that do not share memory."""

@@ -67,5 +67,7 @@ def evaluate(expressions: Sequence[Expression], dims: Sequence[int]) -> list[int
 
 def failure(tokens: Expression, dims: Sequence[int]) -> str:
     """What to say of an expression that divides by zero, overflows, or is a negative size."""
-    return (f"the size {' '.join(map(str, tokens))} divides by zero, leaves 64 bits or is "
-            f"negative for the dims {list(dims)}")
+    return (
+        f"the size {' '.join(map(str, tokens))} divides by zero, leaves 64 bits or is "
+        f"negative for the dims {list(dims)}"
+    )

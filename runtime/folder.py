@@ -38,15 +38,19 @@ class OpenFile:
     descriptor: int
     size: int
     owner: int
-    map: mmap.mmap | None = None
+    content: memoryview | None = None
 
     def data(self) -> memoryview:
-        """Its bytes; a private mapping, so writing to it never reaches the file."""
-        if self.size == 0:
-            return memoryview(b"")
-        if self.map is None:
-            self.map = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_COPY)
-        return memoryview(self.map)
+        """Its bytes. Read once, so what is verified is what is used; weights are mapped
+        privately instead, so that writing to them never reaches the file."""
+        if self.content is None:
+            if self.name.endswith(".safetensors") and self.size:
+                access = mmap.ACCESS_COPY
+                self.content = memoryview(mmap.mmap(self.descriptor, self.size, access=access))
+            else:
+                with open(self.descriptor, "rb", closefd=False) as file:
+                    self.content = memoryview(file.read(self.size))
+        return self.content
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -112,8 +116,9 @@ def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, list[str]]) -> No
     for name, file in files.items():
         data = file.data()
         if len(chunks[name]) != -(-file.size // CHUNK):
-            raise ArtifactCorrupt(f"{name}: expected {-(-file.size // CHUNK)} digests, "
-                                  f"found {len(chunks[name])}")
+            raise ArtifactCorrupt(
+                f"{name}: expected {-(-file.size // CHUNK)} digests, found {len(chunks[name])}"
+            )
         jobs += [(name, i, data[i * CHUNK : (i + 1) * CHUNK]) for i in range(len(chunks[name]))]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)

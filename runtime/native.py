@@ -46,7 +46,11 @@ def load_executor(path: Path = FOLDER / "executor.so") -> ctypes.CDLL:
             f"the native executor is missing: expected {path}; it is built when infopt is "
             "installed on a machine with a C++ compiler"
         )
-    library = open_library(path)
+    return typed_executor(open_library(path), str(path))
+
+
+def typed_executor(library: ctypes.CDLL, path: str) -> ctypes.CDLL:
+    """An executor library with its functions typed. Raises LibraryError for another version."""
     for name, (result, arguments) in _SIGNATURES.items():
         try:
             function = getattr(library, name)
@@ -55,16 +59,19 @@ def load_executor(path: Path = FOLDER / "executor.so") -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     found = library.infopt_executor_version()
     if found != EXECUTOR_VERSION:
-        raise LibraryError(f"{path}: expected executor version {EXECUTOR_VERSION}, found {found}; "
-                           "install infopt again")
+        raise LibraryError(
+            f"{path}: expected executor version {EXECUTOR_VERSION}, found {found}; "
+            "install infopt again"
+        )
     return library
 
 
 def kernel_address(libraries: Mapping[str, ctypes.CDLL], library: str, kernel: str) -> int:
     """The address of a kernel. Raises LibraryError naming what is missing."""
     if library not in libraries:
-        raise LibraryError(f"kernel {kernel!r} needs the library {library!r}; "
-                           f"given: {sorted(libraries)}")
+        raise LibraryError(
+            f"kernel {kernel!r} needs the library {library!r}; given: {sorted(libraries)}"
+        )
     try:
         function = getattr(libraries[library], kernel)
     except AttributeError:

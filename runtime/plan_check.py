@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from infopt.runtime.plan import Plan
 
 OPERATORS = ("+", "-", "*", "//", "%", "max", "min", "==", "!=", "<", "<=", ">", ">=")
-TEMPLATE_KEYS = ("tensor", "size", "input", "dtype", "device", "memory_format", "layout",
-                 "float", "complex")
+TEMPLATE_KEYS = (
+    "tensor",
+    "size",
+    "input",
+    "dtype",
+    "device",
+    "memory_format",
+    "layout",
+    "float",
+    "complex",
+)
 _DTYPES = {str(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _DEPTH = 64
 
@@ -55,8 +64,9 @@ def _check_expression(tokens: tuple[int | str, ...], slot: int, dims: int) -> No
                 raise PlanError(f"{place}: {token!r}, but there are {limit} {what}")
             depth += 1
         else:
-            raise PlanError(f"{place}: expected an int, d<i>, s<j> or one of {OPERATORS}, "
-                            f"found {token!r}")
+            raise PlanError(
+                f"{place}: expected an int, d<i>, s<j> or one of {OPERATORS}, found {token!r}"
+            )
         if depth > _DEPTH:
             raise PlanError(f"{place}: expected at most {_DEPTH} values at once")
     if depth != 1:
@@ -77,8 +87,9 @@ def _check_doors(plan: Plan) -> None:
     for i, spec in enumerate(plan.inputs):
         place = f"inputs[{i}]"
         if spec.kind not in parts.INPUT_KINDS:
-            raise PlanError(f"{place}.kind: expected one of {parts.INPUT_KINDS}, "
-                            f"found {spec.kind!r}")
+            raise PlanError(
+                f"{place}.kind: expected one of {parts.INPUT_KINDS}, found {spec.kind!r}"
+            )
         if spec.kind in ("tensor", "weight"):
             dtype_of(str(spec.dtype), f"{place}.dtype")
         _slots(plan, spec.shape, f"{place}.shape")
@@ -108,8 +119,9 @@ def _check_buffers(plan: Plan) -> None:
     for i, buffer in enumerate(plan.buffers):
         place = f"buffers[{i}]"
         if buffer.kind not in parts.BUFFER_KINDS:
-            raise PlanError(f"{place}.kind: expected one of {parts.BUFFER_KINDS}, "
-                            f"found {buffer.kind!r}")
+            raise PlanError(
+                f"{place}.kind: expected one of {parts.BUFFER_KINDS}, found {buffer.kind!r}"
+            )
         _slots(plan, (buffer.bytes,), f"{place}.bytes")
         if buffer.kind == "input":
             _index(buffer.index, len(plan.inputs), f"{place}.index", "inputs")
@@ -160,8 +172,11 @@ def _check_template(plan: Plan, value: Any, place: str) -> None:
     elif isinstance(value, dict):
         if len(value) != 1 or (key := next(iter(value))) not in TEMPLATE_KEYS:
             raise PlanError(f"{place}: expected one key of {TEMPLATE_KEYS}, found {list(value)}")
-        limits = {"tensor": (len(plan.views), "views"), "input": (len(plan.inputs), "inputs"),
-                  "size": (len(plan.expressions), "expressions")}
+        limits = {
+            "tensor": (len(plan.views), "views"),
+            "input": (len(plan.inputs), "inputs"),
+            "size": (len(plan.expressions), "expressions"),
+        }
         if key in limits:
             _index(value[key], limits[key][0], place, limits[key][1])
     elif value is not None and not isinstance(value, (bool, int, float, str)):

@@ -41,15 +41,15 @@ def write_json(record: Any, version: int) -> str:
     return json.dumps({"format": version, **_encode(record)}, separators=(",", ":"))
 
 
-def read_json(text: str, cls: type[T], version: int) -> T:
+def read_json(text: str, cls: Callable[..., T], version: int) -> T:
     """The record `write_json` wrote. Raises PlanError naming the place, expected and found."""
-    value = load_json(text)
+    value, name = load_json(text), getattr(cls, "__name__", "record")
     if not isinstance(value, dict):
-        raise PlanError(f"{cls.__name__}: expected a JSON object, found {_show(value)}")
+        raise PlanError(f"{name}: expected a JSON object, found {_show(value)}")
     found = value.pop("format", None)
     if found != version or isinstance(found, bool):
-        raise PlanError(f"{cls.__name__}.format: expected {version}, found {_show(found)}")
-    return _decoder(cls)(value, cls.__name__)
+        raise PlanError(f"{name}.format: expected {version}, found {_show(found)}")
+    return _decoder(cls)(value, name)
 
 
 def _encode(value: Any) -> Any:
@@ -93,7 +93,7 @@ def _scalar(hint: type) -> Decoder:
     return decode
 
 
-def _dataclass(cls: type) -> Decoder:
+def _dataclass(cls: Any) -> Decoder:
     hints = typing.get_type_hints(cls)
     parts = [(f.name, _decoder(hints[f.name]), _is_required(f)) for f in fields(cls)]
     names = {f.name for f in fields(cls)}
@@ -142,11 +142,13 @@ def _tuple(args: tuple[Any, ...]) -> Decoder:
 
 def _union(args: tuple[Any, ...]) -> Decoder:
     """Scalars are told apart by their type, records by their required and known fields."""
-    records = [a for a in args if is_dataclass(a)]
+    records: list[Any] = [a for a in args if is_dataclass(a)]
     scalars = tuple(a for a in args if a in (int, str, bool, float))
     others = [_decoder(a) for a in args if typing.get_origin(a) is not None]
-    known = [({f.name for f in fields(a)}, {f.name for f in fields(a) if _is_required(f)},
-              _decoder(a)) for a in records]
+    known = [
+        ({f.name for f in fields(a)}, {f.name for f in fields(a) if _is_required(f)}, _decoder(a))
+        for a in records
+    ]
     floats = _scalar(float)
 
     def decode(value: Any, place: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infopt.runtime.errors import InputMismatch
-from infopt.runtime.structure import Structure, flatten, leaves
+from infopt.runtime.structure import describe, flatten, leaves
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Parameter:
 
     name: str
     kind: str
-    structure: Structure
+    structure: Any  # a Structure
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Signature:
         flat: list[Any] = [None] * self.leaf_count
         positional = [p for p in self.parameters if p.kind == "positional"]
         if len(args) > len(positional):
-            raise InputMismatch(f"expected at most {len(positional)} positional arguments "
-                                f"({self.describe()}), found {len(args)}")
+            raise InputMismatch(
+                f"expected at most {len(positional)} positional arguments "
+                f"({self.describe()}), found {len(args)}"
+            )
         given = {p.name: value for p, value in zip(positional, args, strict=False)}
         for name, value in kwargs.items():
             if name in given:
@@ -55,3 +57,23 @@ class Signature:
 
     def describe(self) -> str:
         return f"the program takes {', '.join(p.name for p in self.parameters) or 'nothing'}"
+
+
+def signature_of(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> Signature:
+    """The signature of a model called as f(*args, **kwargs), values given as trees of `Leaf`s.
+
+    names: of the positional parameters of f, in order. Those that were passed by name may be
+    passed by position as well, up to the first one that was not passed at all.
+    """
+    labels = [names[i] if i < len(names) else f"argument_{i}" for i in range(len(args))]
+    found = [
+        Parameter(name, "positional", describe(value))
+        for name, value in zip(labels, args, strict=True)
+    ]
+    rest = dict(kwargs)
+    for name in names[len(args) :]:
+        if name not in rest:
+            break
+        found.append(Parameter(name, "positional", describe(rest.pop(name))))
+    found += [Parameter(name, "keyword", describe(value)) for name, value in rest.items()]
+    return Signature(tuple(found))

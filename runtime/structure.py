@@ -44,7 +44,9 @@ class Record(dict[Any, Any]):
             raise AttributeError(f"no {name!r}; there are {list(self)}") from None
 
     def __getitem__(self, key: Any) -> Any:
-        return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
+        if isinstance(key, (int, slice)):
+            return list(self.values())[key]
+        return super().__getitem__(key)
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
@@ -89,12 +91,19 @@ def _items(tree: Any) -> tuple[str, list[tuple[Any, Any]]]:
         return "dict" if type(tree) is dict else "mapping", list(tree.items())
     if is_dataclass(tree) and not isinstance(tree, type):
         return "record", [(f.name, getattr(tree, f.name)) for f in fields(tree)]
-    raise PlanError(f"a value of {type(tree).__module__}.{type(tree).__qualname__} is not supported; "
-                    "expected tensors, scalars, tuples, lists, dicts, named tuples, dataclasses")
+    raise PlanError(
+        "expected tensors, scalars, tuples, lists, dicts, named tuples or dataclasses, "
+        f"found {_class_name(tree)}"
+    )
 
 
 def _class_name(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _form(structure: Structure) -> tuple[Any, Any]:
+    """The form and its content, wherever "class" stands among the keys."""
+    return next(((k, v) for k, v in structure.items() if k != "class"), (None, None))
 
 
 def leaves(structure: Structure) -> Iterator[int]:
@@ -111,12 +120,11 @@ def leaves(structure: Structure) -> Iterator[int]:
 
 
 def check(structure: Any, place: str, depth: int = _DEPTH) -> None:
-    """Raises ArtifactCorrupt unless `structure` has one of the forms above."""
+    """Raises ArtifactCorrupt unless `structure`, read by `read_json`, has one of these forms."""
     bad = ArtifactCorrupt(f"{place}: expected a structure, found {str(structure)[:60]}")
     if not isinstance(structure, dict) or depth == 0:
         raise bad
-    form = next(iter(structure), None)
-    content = structure.get(form)
+    form, content = _form(structure)
     named = form in ("named", "record", "mapping")
     if set(structure) != ({form, "class"} if named else {form}):
         raise bad
@@ -128,14 +136,14 @@ def check(structure: Any, place: str, depth: int = _DEPTH) -> None:
             type(content) not in _CONSTANTS
         ):
             raise bad
-    elif form in ("tuple", "list") and isinstance(content, list):
+    elif form in ("tuple", "list") and isinstance(content, tuple):
         for i, child in enumerate(content):
             check(child, f"{place}[{i}]", depth - 1)
-    elif (named or form == "dict") and isinstance(content, list):
+    elif (named or form == "dict") and isinstance(content, tuple):
         if named and not isinstance(structure["class"], str):
             raise bad
         for pair in content:
-            if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
+            if not isinstance(pair, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
                 raise bad
             check(pair[1], f"{place}.{pair[0]}", depth - 1)
     else:
@@ -144,7 +152,7 @@ def check(structure: Any, place: str, depth: int = _DEPTH) -> None:
 
 def builder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
     """A function from the flat list to the nested value, with the work done beforehand."""
-    form, content = next(iter(structure.items()))
+    form, content = _form(structure)
     if form == "leaf":
         return lambda flat: flat[content]
     if form == "const":
@@ -186,15 +194,16 @@ def _imported(name: str) -> Any:
 
 def flatten(structure: Structure, tree: Any, flat: list[Any], place: str) -> None:
     """Put the values of `tree` into `flat`. Raises InputMismatch where it is built otherwise."""
-    form, content = next(iter(structure.items()))
+    form, content = _form(structure)
     if form == "leaf":
         flat[content] = tree
         return
     if form == "const":
         value = float(content["float"]) if isinstance(content, dict) else content
         if type(tree) is not type(value) or (tree != value and tree == tree):
-            raise InputMismatch(f"{place}: expected {value!r}, which is part of the program, "
-                                f"found {_show(tree)}")
+            raise InputMismatch(
+                f"{place}: expected {value!r}, which is part of the program, found {_show(tree)}"
+            )
         return
     try:
         found, items = _items(tree)
@@ -206,7 +215,9 @@ def flatten(structure: Structure, tree: Any, flat: list[Any], place: str) -> Non
         expected = content
     keys, wanted = dict(items), [key for key, _ in expected]
     if found != form or set(keys) != set(wanted):
-        raise InputMismatch(f"{place}: expected a {form} of {wanted}, found a {found} of {list(keys)}")
+        raise InputMismatch(
+            f"{place}: expected a {form} of {wanted}, found a {found} of {list(keys)}"
+        )
     for key, child in expected:
         flatten(child, keys[key], flat, f"{place}[{key!r}]")
 

@@ -43,7 +43,8 @@ class Stored:
 def stored(name: str, x: torch.Tensor) -> Stored:
     """The record of a tensor. Raises PlanError for memory that is not on the CPU."""
     if x.device.type != "cpu" or x.layout is not torch.strided:
-        raise PlanError(f"weight {name!r}: expected a plain cpu tensor, found {x.layout} {x.device}")
+        found = f"{x.layout} on {x.device}"
+        raise PlanError(f"weight {name!r}: expected a plain cpu tensor, found {found}")
     return Stored(name, str(x.dtype), tuple(x.shape), tuple(x.stride()))
 
 
@@ -73,7 +74,7 @@ def file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview | byt
     for x in tensors.values():
         raw = memory(x).view(torch.uint8)
         if raw.numel():
-            yield memoryview(raw.numpy())
+            yield raw.numpy().data
         yield bytes(-raw.numel() % ALIGNMENT)
 
 
@@ -94,8 +95,10 @@ def read(data: torch.Tensor, records: Iterable[Stored]) -> list[torch.Tensor]:
             raise ArtifactCorrupt(f"weight {record.name!r}: malformed shape or strides")
         size = extent(record.shape, record.strides) * dtype.itemsize
         if size != last - first:
-            raise ArtifactCorrupt(f"weight {record.name!r}: expected {size} bytes for {record.dtype} "
-                                  f"{record.shape}, found {last - first}")
+            raise ArtifactCorrupt(
+                f"weight {record.name!r}: expected {size} bytes for "
+                f"{record.dtype} {record.shape}, found {last - first}"
+            )
         flat = data[start + first : start + last].view(dtype)
         found.append(flat.as_strided(record.shape, record.strides, flat.storage_offset()))
     return found
@@ -122,7 +125,9 @@ def _header(data: torch.Tensor) -> tuple[dict[str, tuple[int, int]], int]:
             raise ArtifactCorrupt(f"weights.safetensors: wrong size of {name!r}")
         spans[name] = (first, end)
     if 8 + length + end != size:
-        raise ArtifactCorrupt(f"weights.safetensors: expected {8 + length + end} bytes, found {size}")
+        raise ArtifactCorrupt(
+            f"weights.safetensors: expected {8 + length + end} bytes of data, found {size}"
+        )
     return spans, 8 + length
 
 

@@ -16,12 +16,6 @@ namespace infopt {
 template <class Steps> constexpr bool kPairs = false;
 template <> constexpr bool kPairs<PairSteps> = true;
 
-// Bytes of scratch one thread needs; the same on every level.
-INFOPT_INLINE int64_t attention_scratch(int64_t depth, int64_t value_depth) {
-  return 4 * (kTaskRows * (depth + value_depth) + kKeyBlock * kTaskRows +
-              kKeyBlock * (depth + 1 + value_depth));
-}
-
 struct AttentionScratch {
   float *q, *out, *scores, *keys, *values;
   AttentionScratch(const AttentionShape &s, void *scratch) {
@@ -124,7 +118,7 @@ static Vec weigh(float *scores, int64_t step, int64_t keys, Vec unit, float *max
     const Vec b = exp2_weight<!Pairs>(fma(load(scores + (key + 1) * step), unit, -now));
     sum0 = sum0 + a, sum1 = sum1 + b;
     if (Pairs) {
-      store_pairs((bf16 *)(scores + key / 2 * step), to_pairs(a, b));
+      store_pairs((bf16 *)(scores + key / 2 * step), weight_pairs(a, b));
     } else {
       store(scores + key * step, a);
       store(scores + (key + 1) * step, b);
@@ -133,7 +127,7 @@ static Vec weigh(float *scores, int64_t step, int64_t keys, Vec unit, float *max
   if (key < keys) {
     const Vec a = exp2_weight<!Pairs>(fma(load(scores + key * step), unit, -now));
     sum0 = sum0 + a;
-    if (Pairs) store_pairs((bf16 *)(scores + key / 2 * step), to_pairs(a, zero()));
+    if (Pairs) store_pairs((bf16 *)(scores + key / 2 * step), weight_pairs(a, zero()));
     else store(scores + key * step, a);
   }
   store(maximum, now);
@@ -169,13 +163,11 @@ static void attend(const AttentionShape &s, const T *q, const T *k, const T *v, 
     highest = rows.limit[i] > highest ? rows.limit[i] : highest;
     maximum[i] = -FLT_MAX, total[i] = 0;
   }
-  const int64_t last = s.causal ? greatest(0, least(s.keys, int64_t(highest) + 1)) : s.keys;
-  const int64_t first = s.causal && s.window > 0
-                            ? greatest(0, int64_t(lowest) - s.window + 1) : 0;
+  const auto [first, last] = key_range(s, lowest, highest);
   const float unit = float(fabs(s.scale) * 1.4426950408889634);
   const int64_t depth = ceil_div(s.depth, kPerLane);
   const bool keys_in_place = sizeof(T) == sizeof(Operand) && s.k[3] == 1 && s.depth % kPerLane == 0;
-  const bool values_in_place = !kPairs<Steps> && sizeof(T) == sizeof(Operand) && s.v[3] == 1;
+  const bool values_in_place = !kPairs<Steps> && sizeof(T) == sizeof(Operand) && s.v[3] == 1 && s.v[2] * int64_t(sizeof(T)) <= 1024;
   for (int64_t key = first; key < last; key += kKeyBlock) {
     const int64_t keys = least(kKeyBlock, last - key);
     const T *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];

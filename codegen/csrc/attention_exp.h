@@ -35,4 +35,17 @@ INFOPT_INLINE Vec exp2_weight(Vec x) {
 #endif
 }
 
+// Two neighbouring weights as bf16 pairs. They are not negative, so denormals alone are lost.
+INFOPT_INLINE BVec weight_pairs(Vec even, Vec odd) {
+#if defined(INFOPT_AVX512) && defined(__AVX512BF16__)
+  alignas(64) static const uint16_t kInterleaved[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return {_mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved),
+                                   (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v))};
+#else
+  return to_pairs(even, odd);
+#endif
+}
+
 }  // namespace infopt

@@ -39,10 +39,51 @@ static void pad_panels(const AttentionShape &s, int64_t head, T *out) {
       *panel_element(out, width, row, c) = from_float<T>(0.0f);
 }
 
+// What panels need after a row is written: its padding column and, by the last row, padding rows.
+template <class T>
+static void finish_panel_row(const AttentionShape &s, int64_t row, int64_t head, T *out) {
+  const int64_t width = s.heads * s.value_depth;
+  if (head + 1 == s.heads && sizeof(T) == 2 && width % 2)
+    *panel_element(out, width, row, width) = from_float<T>(0.0f);
+  if (row + 1 == s.batches * s.queries) pad_panels(s, head, out);
+}
+
+// `count` features from `first` on of one row.
+template <class T>
+INFOPT_INLINE void store_features(const AttentionShape &s, const QueryRows &rows, int64_t i,
+                                  int64_t first, int64_t count, Vec x, T *out) {
+  T staged[16];
+  if (s.panels) {
+    const int64_t row = rows.batch * s.queries + rows.token[i];
+    const int64_t column = rows.head[i] * s.value_depth + first;
+    store(staged, x);
+    for (int64_t j = 0; j < count; ++j)
+      *panel_element(out, s.heads * s.value_depth, row, column + j) = staged[j];
+    return;
+  }
+  T *to = out + rows.batch * s.out[0] + rows.head[i] * s.out[1] + rows.token[i] * s.out[2] +
+          first * s.out[3];
+  if (s.out[3] == 1) {
+    count == 16 ? store(to, x) : store(to, x, count);
+    return;
+  }
+  store(staged, x);
+  for (int64_t j = 0; j < count; ++j) to[j * s.out[3]] = staged[j];
+}
+
+// One whole row, from neighbouring floats.
+template <class T>
+static void store_row(const AttentionShape &s, const QueryRows &rows, int64_t i, const float *o,
+                      T *out) {
+  for (int64_t d = 0; d < s.value_depth; d += 16)
+    store_features(s, rows, i, d, least(16, s.value_depth - d), load(o + d), out);
+  if (s.panels) finish_panel_row(s, rows.batch * s.queries + rows.token[i], rows.head[i], out);
+}
+
 template <class T>
 static void store_output(const AttentionShape &s, const QueryRows &rows, int64_t lanes,
                          const float *o, const float *total, T *out) {
-  const int64_t step = lanes * 16, width = s.heads * s.value_depth;
+  const int64_t step = lanes * 16;
   for (int64_t l = 0; l * 16 < rows.count; ++l) {
     const int64_t *head = rows.head + l * 16, *token = rows.token + l * 16;
     const int64_t count = least(16, rows.count - l * 16), row = rows.batch * s.queries + token[0];
@@ -60,28 +101,11 @@ static void store_output(const AttentionShape &s, const QueryRows &rows, int64_t
       for (int64_t j = 0; j < 16; ++j)
         block[j] = j < n ? load(o + (d + j) * step + l * 16) * scale : zero();
       transpose16(block);
-      for (int64_t i = 0; i < count; ++i) {
-        T *to = out + rows.batch * s.out[0] + head[i] * s.out[1] + token[i] * s.out[2] +
-                d * s.out[3];
-        if (!s.panels && s.out[3] == 1) {
-          store(to, block[i], n);
-          continue;
-        }
-        T staged[16];
-        store(staged, block[i]);
-        for (int64_t j = 0; j < n; ++j) {
-          if (s.panels)
-            *panel_element(out, width, row - token[0] + token[i],
-                           head[i] * s.value_depth + d + j) = staged[j];
-          else to[j * s.out[3]] = staged[j];
-        }
-      }
+      for (int64_t i = 0; i < count; ++i)
+        store_features(s, rows, l * 16 + i, d, n, block[i], out);
     }
-    for (int64_t i = 0; s.panels && i < count; ++i) {
-      if (head[i] + 1 == s.heads && sizeof(T) == 2 && width % 2)
-        *panel_element(out, width, row - token[0] + token[i], width) = from_float<T>(0.0f);
-      if (row - token[0] + token[i] + 1 == s.batches * s.queries) pad_panels(s, head[i], out);
-    }
+    for (int64_t i = 0; s.panels && i < count; ++i)
+      finish_panel_row(s, row - token[0] + token[i], head[i], out);
   }
 }
 

@@ -67,4 +67,12 @@ INFOPT_INLINE void query_rows(const AttentionShape &s, int64_t batch, int64_t kv
   }
 }
 
+// The keys that any of a block's rows may see, given the least and the greatest limit.
+struct KeyRange { int64_t first, last; };
+INFOPT_INLINE KeyRange key_range(const AttentionShape &s, float lowest, float highest) {
+  if (!s.causal) return {0, s.keys};
+  const int64_t last = greatest(0, least(s.keys, int64_t(highest) + 1));
+  return {s.window > 0 ? greatest(0, int64_t(lowest) - s.window + 1) : 0, last};
+}
+
 }  // namespace infopt

@@ -32,13 +32,14 @@ struct AlongBf16 {
   static INFOPT_INLINE Vec add(Vec acc, Lanes w, Lanes x) { return dot_pairs(acc, w.v, x.v); }
 };
 
-// R weight rows times M tokens; sums[(m * 16 + r)] receives the lanes, still to be folded.
+// R weight rows times M tokens; sums[m * 16 + r] (+)= the lanes, still to be folded.
 template <class Along, class W, int R, int M>
 __attribute__((noinline)) void dot_rows(const W *w, int64_t w_stride, const typename Along::X *x,
-                                        int64_t x_stride, int64_t k, Vec *sums) {
+                                        int64_t x_stride, int64_t k, bool accumulate,
+                                        Vec *sums) {
   Vec acc[R][M];
   for (int r = 0; r < R; ++r)
-    for (int m = 0; m < M; ++m) acc[r][m] = zero();
+    for (int m = 0; m < M; ++m) acc[r][m] = accumulate ? sums[m * 16 + r] : zero();
   auto step = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
     typename Along::Lanes rows[R];
 #pragma GCC unroll 16
@@ -60,16 +61,23 @@ __attribute__((noinline)) void dot_rows(const W *w, int64_t w_stride, const type
     for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
 }
 
-// `features` <= 16 rows of w times `tokens` <= 8 rows of x.
+// `features` <= 16 rows of w times M rows of x. K is cut so that the tokens stay in the first cache.
 template <class Along, class W, int M>
 void dot_features(const W *w, int64_t w_stride, int64_t features, const typename Along::X *x,
                   int64_t x_stride, int64_t k, Vec *sums) {
   constexpr int R = kRows < 12 ? (M > 2 ? 1 : 2) : M <= 2 ? 8 : M <= 6 ? 4 : 2;
-  int64_t r = 0;
-  for (; r + R <= features; r += R)
-    dot_rows<Along, W, R, M>(w + r * w_stride, w_stride, x, x_stride, k, sums + r);
-  for (; r < features; ++r)
-    dot_rows<Along, W, 1, M>(w + r * w_stride, w_stride, x, x_stride, k, sums + r);
+  constexpr int64_t kBytes = 24576;
+  const int64_t whole = M == 1 ? k : kBytes / int64_t(M * sizeof(typename Along::X)) / 32 * 32;
+  for (int64_t from = 0; from < k; from += whole) {
+    const int64_t depth = least(whole, k - from);
+    int64_t r = 0;
+    for (; r + R <= features; r += R)
+      dot_rows<Along, W, R, M>(w + r * w_stride + from, w_stride, x + from, x_stride, depth,
+                               from > 0, sums + r);
+    for (; r < features; ++r)
+      dot_rows<Along, W, 1, M>(w + r * w_stride + from, w_stride, x + from, x_stride, depth,
+                               from > 0, sums + r);
+  }
 }
 
 template <class Along, class W>

@@ -18,6 +18,7 @@
 // As torch's scaled_dot_product_attention: a row that sees no key gives 0; a NaN score or an
 // infinite one gives NaN; rows masked with the lowest finite float attend to all keys alike.
 #include "attention.h"
+#include "attention_decode.h"
 #include "attention_output.h"
 
 namespace infopt {
@@ -37,8 +38,13 @@ static void attention(const infopt_call *call, int64_t first_task, int64_t last_
     for (const int64_t stop = least(end, row + kTaskRows); row < stop; row += kMaxLanes * 16) {
       const int64_t count = least(kMaxLanes * 16, stop - row), lanes = ceil_div(count, 16);
       query_rows(s, kv / s.kv_heads, kv % s.kv_heads, row, count, int(lanes), &rows);
-      attend<T, Steps>(s, pointer<T>(call, 0), pointer<T>(call, 1), pointer<T>(call, 2),
-                       pointer<void>(call, 3), rows, lanes, scratch, total);
+      const T *q = pointer<T>(call, 0), *k = pointer<T>(call, 1), *v = pointer<T>(call, 2);
+      const void *mask = pointer<void>(call, 3);
+      if (few_rows(s, count)) {
+        attend_few_rows(s, q, k, v, mask, rows, scratch, pointer<T>(call, 4));
+        continue;
+      }
+      attend<T, Steps>(s, q, k, v, mask, rows, lanes, scratch, total);
       store_output(s, rows, lanes, scratch.out, total, pointer<T>(call, 4));
     }
   }

@@ -83,6 +83,7 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
     const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t rows = least(kGroup, n1 - n);
+      prefetch_rows(c.epilogue.y, p0 * 16, least(count * 16, c.m - p0 * 16), n, rows);
       auto product = [&](const void *weights, float *into, int64_t k) {
         const int64_t depth = least(kDepth<Panel>, c.k - k);
         const W *w = (const W *)weights + n * c.row_stride + k;

@@ -114,6 +114,8 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
       for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * row_bytes, 0, 2);
       next += 64;
     }
+    for (int r = 0; r < R; ++r)  // the panels have pushed the rows out of the first cache
+      __builtin_prefetch((const char *)(base[r / 3] + (r % 3) * row_stride) + 64, 0, 3);
     for (int64_t i = 0; i < kLine; i += kUnroll * Step::kRowStep) {
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) step(u, Step::add);

@@ -7,15 +7,19 @@
 
 namespace infopt {
 
-// Horner: coefficients from the highest power down.
+// Coefficients from the highest power down (Horner). A long polynomial is cut into its odd and even
+// powers, two shorter chains of dependent operations.
 template <int n> INFOPT_INLINE Vec polynomial(Vec x, const float (&c)[n]) {
-  Vec r = broadcast(c[0]);
+  constexpr int chains = n < 7 ? 1 : 2;
+  const Vec step = chains == 1 ? x : x * x;
+  Vec r[2] = {broadcast(c[0]), broadcast(c[1])};
 #pragma GCC unroll 16
-  for (int i = 1; i < n; ++i) r = fma(r, x, broadcast(c[i]));
-  return r;
+  for (int i = chains; i < n; ++i) r[i % chains] = fma(r[i % chains], step, broadcast(c[i]));
+  return chains == 1 ? r[0] : fma(r[n % 2], x, r[(n - 1) % 2]);
 }
 
-INFOPT_INLINE Vec exp(Vec x) {
+// exp(x) * 2^shift
+INFOPT_INLINE Vec exp_scaled(Vec x, float shift) {
   // Beyond these ends the result is 0 or infinity; the operand order lets a NaN through.
   x = min(broadcast(89.0f), max(broadcast(-104.0f), x));
   const Vec n = round_even(x * broadcast(1.44269504f));
@@ -23,8 +27,9 @@ INFOPT_INLINE Vec exp(Vec x) {
   const Vec r = fnma(n, broadcast(-2.12194440e-4f), fnma(n, broadcast(0.693359375f), x));
   const Vec p = polynomial(r, {1.39505942e-3f, 8.3689543e-3f, 4.16662042e-2f, 0.166665183f,
                                0.5f});
-  return scale2(fma(r * r, p, r) + broadcast(1), n);
+  return scale2(fma(r * r, p, r) + broadcast(1), shift == 0 ? n : n + broadcast(shift));
 }
+INFOPT_INLINE Vec exp(Vec x) { return exp_scaled(x, 0); }
 
 INFOPT_INLINE Vec log(Vec x) {
   const Mask tiny = lt(x, broadcast(0x1p-126f));
@@ -79,7 +84,7 @@ INFOPT_INLINE Vec gelu(Vec x) {
                            {-1.86005755e-8f, 5.634326e-7f, -7.2942199e-6f, 5.13569442e-5f,
                             -1.88545107e-4f, -1.07000011e-5f, 4.82829994e-3f, -0.0363584533f,
                             -0.318304703f, -0.797884944f});
-  const Vec half = broadcast(0.5f) * exp(t * p);
+  const Vec half = exp_scaled(t * p, -1);
   return x * select(lt(x, zero()), half, broadcast(1) - half);
 }
 

@@ -21,6 +21,7 @@ console = Console(soft_wrap=True)
 
 def progress() -> Progress:
     """A bar with the time left, seen only on a terminal."""
+    terminal = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -28,8 +29,9 @@ def progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=terminal,
         transient=True,
+        disable=not terminal.is_terminal,
     )
 
 

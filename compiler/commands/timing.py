@@ -46,7 +46,7 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Call the arms one after the other, round after round, for about `seconds`.
 
-    At least `least` rounds, after one that does not count; `advance` hears the share done.
+    At least `least` rounds, after one that does not count. `advance` hears the share done.
     """
     for call in arms.values():
         call()
@@ -57,5 +57,5 @@ def interleaved(
         for name, call in arms.items():
             taken[name].append(time_call(call))
         rounds += 1
-        advance(min(max(rounds / least, 0.0), (time.perf_counter() - start) / seconds, 1.0))
+        advance(min(rounds / least, (time.perf_counter() - start) / seconds, 1.0))
     return {name: Timing.of(values) for name, values in taken.items()}

@@ -179,9 +179,8 @@ class TestAttention:
             (1, heads, 1, 1),
         ]
         for size in sizes:
-            masks = [torch.rand(size) > 0.3]
-            masks += [torch.randn(size).to(kind) for kind in NAMES]
-            masks.append(torch.randn(size[::-1]).permute(3, 2, 1, 0))
+            masks = [torch.rand(size) > 0.3, torch.randn(size[::-1]).permute(3, 2, 1, 0)]
+            masks += [torch.randn(size).to(kind) for kind in (torch.float32, dtype)]
             for mask in masks:
                 options = Options(mask=mask)
                 assert_close(attention(level, q, k, v, options), expected(q, k, v, options), dtype)
@@ -233,7 +232,8 @@ class TestAsTorch:
         if kind in ("inf", "nan"):
             mask[1, 1:] = 0
         mask[0, 100:] = -math.inf
-        if dtype == torch.float32 or kind != "lowest":
+        # In 16 bits torch's mask cannot hold the lowest f32, and its flash kernel forgets +inf.
+        if dtype == torch.float32 or kind not in ("lowest", "inf"):
             options = Options(mask=mask if kind != "bool" else mask == 0)
             out = attention(level, q, k, v, options)
             assert_close(out, self.torch_answer(q, k, v, options), dtype)

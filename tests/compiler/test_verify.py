@@ -100,7 +100,7 @@ def test_stage_grammar(o: Builder) -> None:
     x = o.input("x", dense(2, 3))
     graph = Graph((x,), (o.t(x),))
     verify(graph)
-    with pytest.raises(IllegalGraph, match=r"may not appear in stage FUSE: canonical form: aten.perm"):
+    with pytest.raises(IllegalGraph, match="may not appear in stage FUSE: canonical"):
         verify(replace(graph, stage=Stage.FUSE))
 
 

@@ -13,7 +13,7 @@ import torch
 import infopt.runtime
 from infopt.runtime.executor import Program
 from infopt.runtime.native import load_executor
-from infopt.runtime.plan import Buffer, InputSpec, NativeStep, OutputTensor, Plan, View
+from infopt.runtime.plan import Buffer, Dim, InputSpec, NativeStep, OutputTensor, Plan, View
 
 CSRC = Path(infopt.runtime.__file__).resolve().parent / "csrc"
 
@@ -39,8 +39,15 @@ class PlanBuilder:
         """Returns the input's buffer."""
         if strides == "contiguous":
             strides = contiguous(shape)
-        self.inputs.append(InputSpec(name, kind, dtype, self.slots(shape),
-                                     None if strides is None else self.slots(strides)))
+        self.inputs.append(
+            InputSpec(
+                name,
+                kind,
+                dtype,
+                self.slots(shape),
+                None if strides is None else self.slots(strides),
+            )
+        )
         return self.buffer("input", 0, len(self.inputs) - 1)
 
     def buffer(self, kind, size, index=0):
@@ -49,23 +56,37 @@ class PlanBuilder:
 
     def view(self, buffer, shape, dtype="torch.float32", strides=None, offset=0):
         strides = contiguous(shape) if strides is None else strides
-        self.views.append(View(buffer, self.slot(offset), self.slots(shape),
-                               self.slots(strides), dtype))
+        self.views.append(
+            View(buffer, self.slot(offset), self.slots(shape), self.slots(strides), dtype)
+        )
         return len(self.views) - 1
 
     def step(self, kernel, buffers, numbers, tasks, scratch=None, error=None):
-        pointers = tuple((b, self.slot(0)) if isinstance(b, int) else (b[0], self.slot(b[1]))
-                         for b in buffers)
+        pointers = tuple(
+            (b, self.slot(0)) if isinstance(b, int) else (b[0], self.slot(b[1])) for b in buffers
+        )
         scratch = None if scratch is None else self.slot(scratch)
-        self.steps.append(NativeStep(kernel, "test", pointers, self.slots(numbers),
-                                     self.slot(tasks), scratch, error))
+        self.steps.append(
+            NativeStep(
+                kernel, "test", pointers, self.slots(numbers), self.slot(tasks), scratch, error
+            )
+        )
 
     def output(self, *args, **kwargs):
         self.outputs.append(OutputTensor(self.view(*args, **kwargs)))
 
     def plan(self):
-        parts = (self.expressions, self.dims, self.inputs, self.buffers, self.views, self.steps,
-                 self.outputs, self.mutations, self.guards)
+        parts = (
+            self.expressions,
+            self.dims,
+            self.inputs,
+            self.buffers,
+            self.views,
+            self.steps,
+            self.outputs,
+            self.mutations,
+            self.guards,
+        )
         return Plan(*(tuple(part) for part in parts))
 
 
@@ -100,17 +121,38 @@ def compile_cpp(tmp_path_factory):
 
     def build(source, *flags):
         target = folder / f"{source.stem}{next(numbers)}.so"
-        subprocess.run([compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC",
-                        "-shared", "-pthread", f"-I{CSRC}", *flags, str(source), "-o",
-                        str(target)], check=True)
+        subprocess.run(
+            [
+                compiler,
+                "-std=c++17",
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fPIC",
+                "-shared",
+                "-pthread",
+                f"-I{CSRC}",
+                *flags,
+                str(source),
+                "-o",
+                str(target),
+            ],
+            check=True,
+        )
         return target
 
     return build
 
 
 @pytest.fixture(scope="session")
-def executor(compile_cpp):
-    return load_executor(compile_cpp(CSRC / "executor.cpp"))
+def executor_path(compile_cpp):
+    return compile_cpp(CSRC / "executor.cpp")
+
+
+@pytest.fixture(scope="session")
+def executor(executor_path):
+    return load_executor(executor_path)
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +184,6 @@ def adder(builder, bits):
 
 
 def add_plan(builder, bits, block=16):
-    from infopt.runtime.plan import Dim
-
     builder.dims.append(Dim("n", 0, 1000, 0, 0))
     n, size, tasks = ("d0",), ("d0", 4, "*"), ("d0", block - 1, "+", block, "//")
     x = builder.add_input("x", (n,))

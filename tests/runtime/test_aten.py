@@ -24,14 +24,22 @@ def test_native_and_torch_steps_mix(make_program, builder):
     n = dynamic(builder)
     x = builder.add_input("x", (n, 4))
     size = ("d0", 16, "*")
-    a, t, b = builder.buffer("arena", size), builder.buffer("torch", size), builder.buffer(
-        "arena", size)
+    a, t, b = (
+        builder.buffer("arena", size),
+        builder.buffer("torch", size),
+        builder.buffer("arena", size),
+    )
     out = builder.buffer("output", size)
     count = ("d0", 4, "*")
     builder.step("add", (x, x, a), (count, 4), n)
     summed = builder.view(t, (n, 4))
-    aten(builder, "aten.cumsum.default", [{"tensor": builder.view(a, (n, 4))}, 0], [summed],
-         dtype={"dtype": "torch.float32"})
+    aten(
+        builder,
+        "aten.cumsum.default",
+        [{"tensor": builder.view(a, (n, 4))}, 0],
+        [summed],
+        dtype={"dtype": "torch.float32"},
+    )
     builder.step("add", (t, x, b), (count, 4), n)
     factors = [{"tensor": builder.view(b, (n, 4))}, {"size": builder.slot(n)}]
     aten(builder, "aten.mul.Scalar", factors, [builder.view(out, (n, 4))])
@@ -49,8 +57,12 @@ def test_native_and_torch_steps_mix(make_program, builder):
 def test_results_get_the_strides_of_the_plan(builder):
     x = builder.add_input("x", (3, 4), strides=None)
     out = builder.buffer("torch", 48)
-    aten(builder, "aten.exp.default", [{"tensor": builder.view(x, (3, 4))}],
-         [builder.view(out, (3, 4))])
+    aten(
+        builder,
+        "aten.exp.default",
+        [{"tensor": builder.view(x, (3, 4))}],
+        [builder.view(out, (3, 4))],
+    )
     builder.output(out, (3, 4))
     program = Program(builder.plan())
     for x in (torch.randn(3, 4), torch.randn(4, 3).t(), torch.randn(1, 4).expand(3, 4)):
@@ -63,8 +75,12 @@ def test_a_result_in_the_arena_is_copied_out(make_program, builder):
     x = builder.add_input("x", (8,))
     a, t, b, out = (builder.buffer(kind, 32) for kind in ("arena", "torch", "arena", "output"))
     builder.step("add", (x, x, a), (8, 8), 1)
-    aten(builder, "aten.slice.Tensor", [{"tensor": builder.view(a, (8,))}, 0, 0, 8],
-         [builder.view(t, (8,))])
+    aten(
+        builder,
+        "aten.slice.Tensor",
+        [{"tensor": builder.view(a, (8,))}, 0, 0, 8],
+        [builder.view(t, (8,))],
+    )
     builder.step("add", (x, t, b), (8, 8), 1)
     builder.step("add", (b, t, out), (8, 8), 1)
     builder.output(out, (8,))
@@ -96,17 +112,41 @@ def test_every_template(builder):
     builder.inputs.append(InputSpec("fill", "float"))
     v = builder.view(x, (2, 3))
     full, clone, cat, mask = (builder.buffer("torch", size) for size in (48, 24, 48, 24))
-    aten(builder, "aten.full.default", [[{"size": builder.slot(2)}, 3], {"float": "-inf"}],
-         [builder.view(full, (2, 3), "torch.float64")], dtype={"dtype": "torch.float64"},
-         device={"device": "cpu"}, layout={"layout": "torch.strided"}, pin_memory=False)
-    aten(builder, "aten.clone.default", [{"tensor": v}], [builder.view(clone, (2, 3))],
-         memory_format={"memory_format": "torch.contiguous_format"})
-    aten(builder, "aten.cat.default", [[{"tensor": v}, {"tensor": v}], 1],
-         [builder.view(cat, (2, 6))])
-    aten(builder, "aten.full_like.default", [{"tensor": v}, {"input": 1}],
-         [builder.view(mask, (2, 3))])
-    for buffer, shape, dtype in ((full, (2, 3), "torch.float64"), (clone, (2, 3), "torch.float32"),
-                                 (cat, (2, 6), "torch.float32"), (mask, (2, 3), "torch.float32")):
+    aten(
+        builder,
+        "aten.full.default",
+        [[{"size": builder.slot(2)}, 3], {"float": "-inf"}],
+        [builder.view(full, (2, 3), "torch.float64")],
+        dtype={"dtype": "torch.float64"},
+        device={"device": "cpu"},
+        layout={"layout": "torch.strided"},
+        pin_memory=False,
+    )
+    aten(
+        builder,
+        "aten.clone.default",
+        [{"tensor": v}],
+        [builder.view(clone, (2, 3))],
+        memory_format={"memory_format": "torch.contiguous_format"},
+    )
+    aten(
+        builder,
+        "aten.cat.default",
+        [[{"tensor": v}, {"tensor": v}], 1],
+        [builder.view(cat, (2, 6))],
+    )
+    aten(
+        builder,
+        "aten.full_like.default",
+        [{"tensor": v}, {"input": 1}],
+        [builder.view(mask, (2, 3))],
+    )
+    for buffer, shape, dtype in (
+        (full, (2, 3), "torch.float64"),
+        (clone, (2, 3), "torch.float32"),
+        (cat, (2, 6), "torch.float32"),
+        (mask, (2, 3), "torch.float32"),
+    ):
         builder.output(buffer, shape, dtype)
     program = Program(builder.plan())
     x = torch.randn(2, 3)
@@ -120,8 +160,12 @@ def test_several_results_of_one_op(builder):
     x = builder.add_input("x", (2, 3))
     values, indices = builder.buffer("torch", 8), builder.buffer("torch", 16)
     v = {"tensor": builder.view(x, (2, 3))}
-    aten(builder, "aten.max.dim", [v, 1], [builder.view(values, (2,)),
-                                           builder.view(indices, (2,), "torch.int64")])
+    aten(
+        builder,
+        "aten.max.dim",
+        [v, 1],
+        [builder.view(values, (2,)), builder.view(indices, (2,), "torch.int64")],
+    )
     aten(builder, "aten.max.dim", [v, 1], [None, builder.view(indices, (2,), "torch.int64")])
     builder.output(values, (2,))
     builder.output(indices, (2,), "torch.int64")
@@ -152,8 +196,12 @@ def test_only_allowed_ops_run(builder):
     torch.library.impl("infopt_test::twice", "cpu", lambda x: x * 2)
     x = builder.add_input("x", (2,))
     out = builder.buffer("torch", 8)
-    aten(builder, "infopt_test.twice.default", [{"tensor": builder.view(x, (2,))}],
-         [builder.view(out, (2,))])
+    aten(
+        builder,
+        "infopt_test.twice.default",
+        [{"tensor": builder.view(x, (2,))}],
+        [builder.view(out, (2,))],
+    )
     builder.output(out, (2,))
     plan = builder.plan()
     with pytest.raises(PlanError, match=r"only ops of .'aten', 'prims'. are allowed"):
@@ -162,10 +210,17 @@ def test_only_allowed_ops_run(builder):
         assert Program(plan, allow_ops=allow)([torch.ones(2)])[0].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(("op", "shape", "message"), [
-    ("aten.nonsense.default", (2,), "has no op 'aten.nonsense.default'"),
-    ("aten.exp.default", (3,), r"expected torch.float32 \(3,\) from the torch op, found .* \(2,\)"),
-])
+@pytest.mark.parametrize(
+    ("op", "shape", "message"),
+    [
+        ("aten.nonsense.default", (2,), "has no op 'aten.nonsense.default'"),
+        (
+            "aten.exp.default",
+            (3,),
+            r"expected torch.float32 \(3,\) from the torch op, found .* \(2,\)",
+        ),
+    ],
+)
 def test_wrong_ops_are_named(builder, op, shape, message):
     x = builder.add_input("x", (2,))
     out = builder.buffer("torch", 12)

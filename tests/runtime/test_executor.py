@@ -121,8 +121,9 @@ def test_a_size_seen_twice_must_agree(make_program, builder):
     program = make_program(builder.plan())
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.equal(program([a, b])[0], a + b)
-    with pytest.raises(InputMismatch, match=re.escape(
-            "input 1 (b): expected shape (n=4, 3), found shape (6, 3)")):
+    with pytest.raises(
+        InputMismatch, match=re.escape("input 1 (b): expected shape (n=4, 3), found shape (6, 3)")
+    ):
         program([a, torch.randn(6, 3)])
     with pytest.raises(InputMismatch, match="n must be even"):
         program([torch.randn(3, 3), torch.randn(3, 3)])
@@ -133,14 +134,24 @@ def test_a_size_seen_twice_must_agree(make_program, builder):
 def test_scalars_and_every_kind_of_output(make_program, builder, bits):
     builder.dims += [Dim("k", 0, 9, 1), Dim("f", 0, None, 2), Dim("b", 0, 1, 3)]
     x = builder.add_input("x", (4,))
-    builder.inputs += [InputSpec("k", "int"), InputSpec("f", "float"), InputSpec("b", "bool"),
-                       InputSpec("any", "other")]
+    builder.inputs += [
+        InputSpec("k", "int"),
+        InputSpec("f", "float"),
+        InputSpec("b", "bool"),
+        InputSpec("any", "other"),
+    ]
     out = builder.buffer("output", 16)
     builder.step("scale", (x, out), (4, 4, ("d1",)), 1, scratch=16)
     builder.output(out, (2,), offset=8)
     builder.output(out, (2, 2), strides=(1, 2))
-    builder.outputs += [OutputInt(builder.slot(("d0", 2, "*"))), OutputInput(4), OutputInput(0),
-                        OutputConst("c"), OutputNone(), OutputInt(builder.slot(("d2",)))]
+    builder.outputs += [
+        OutputInt(builder.slot(("d0", 2, "*"))),
+        OutputInput(4),
+        OutputInput(0),
+        OutputConst("c"),
+        OutputNone(),
+        OutputInt(builder.slot(("d2",))),
+    ]
     program = make_program(builder.plan())
     x, thing = torch.randn(4), object()
     for factor in (0.5, -0.0, 0.0, float("inf"), float("nan")):
@@ -150,15 +161,20 @@ def test_scalars_and_every_kind_of_output(make_program, builder, bits):
         assert t.stride() == (1, 2) and tail.storage_offset() == 2
         assert tail.untyped_storage().data_ptr() == t.untyped_storage().data_ptr()
         assert rest == [6, thing, x, "c", None, 1] and rest[2] is x
-    for bad, message in ((3.0, "a Python int, found float"), (True, "a Python int, found bool"),
-                         (10, "0 <= k <= 9, found 10"), (2**70, "an int of 64 bits")):
+    for bad, message in (
+        (3.0, "a Python int, found float"),
+        (True, "a Python int, found bool"),
+        (10, "0 <= k <= 9, found 10"),
+        (2**70, "an int of 64 bits"),
+    ):
         with pytest.raises(InputMismatch, match=message):
             program([x, bad, 1.0, True, thing])
 
 
 def test_an_output_may_be_a_view_of_an_input(make_program, builder):
-    builder.inputs.append(InputSpec("x", "tensor", "torch.float32", builder.slots((4, 3)),
-                                    builder.slots((3, 1))))
+    builder.inputs.append(
+        InputSpec("x", "tensor", "torch.float32", builder.slots((4, 3)), builder.slots((3, 1)))
+    )
     x = builder.buffer("input", 48)
     builder.output(x, (3,), offset=12)
     builder.output(x, (3, 4), strides=(1, 3))
@@ -187,8 +203,12 @@ def test_mutations_reach_the_caller(make_program, builder):
         out = program([x, y])[0]
         assert torch.equal(x.detach(), before + y) and torch.equal(out, before + y + y)
     base = torch.randn(12)
-    with pytest.raises(InputOverlap, match=re.escape("input 0 (x) is written and expected to lie "
-                                                     "apart, but shares memory with 1 (y)")):
+    with pytest.raises(
+        InputOverlap,
+        match=re.escape(
+            "input 0 (x) is written and expected to lie apart, but shares memory with 1 (y)"
+        ),
+    ):
         program([base[:8], base[4:]])
     with pytest.raises(InputOverlap):
         program([base[:8], base[:8]])
@@ -234,9 +254,12 @@ def test_weights_are_read_where_they_lie(make_program, builder):
     table.data = torch.randn(10, 5)
     with pytest.raises(InputMismatch, match=r"input 0 \(table\): expected shape \(10, 4\)"):
         program([table, index])
-    for bad, message in ((torch.randn(4, 10).t(), "expected strides"), (3, "expected a tensor"),
-                         (torch.randn(10, 4, dtype=torch.float64), "expected torch.float32"),
-                         (torch.randn(10, 4).to_sparse(), "expected torch.strided")):
+    for bad, message in (
+        (torch.randn(4, 10).t(), "expected strides"),
+        (3, "expected a tensor"),
+        (torch.randn(10, 4, dtype=torch.float64), "expected torch.float32"),
+        (torch.randn(10, 4).to_sparse(), "expected torch.strided"),
+    ):
         with pytest.raises(InputMismatch, match=message):
             program([bad, index])
 

@@ -53,8 +53,9 @@ def test_native_and_python_agree_with_python_text(executor, data):
     assert context.slots[:2] == [expected, expected + 1]
 
 
-@pytest.mark.parametrize("tokens", [("d0", "d0", "*"), ("d0", "d0", "+"), (-(2**63), -1, "//"),
-                                    (0, -(2**63), "-")])
+@pytest.mark.parametrize(
+    "tokens", [("d0", "d0", "*"), ("d0", "d0", "+"), (-(2**63), -1, "//"), (0, -(2**63), "-")]
+)
 def test_overflow_is_an_error(executor, tokens):
     plan = plan_of([tokens])
     context = Context(plan, NativeProgram(plan, executor, {}), 1)

@@ -25,21 +25,51 @@ from infopt.runtime.plan import (
 )
 
 EVERYTHING = Plan(
-    expressions=(("d0",), (16,), ("d0", 15, "+", 16, "//"), ("s0", 4, "*"), (0,), (1,),
-                 ("d0", 3, "<", "d1", "max", 2, "min", 1, "-", 5, "%")),
+    expressions=(
+        ("d0",),
+        (16,),
+        ("d0", 15, "+", 16, "//"),
+        ("s0", 4, "*"),
+        (0,),
+        (1,),
+        ("d0", 3, "<", "d1", "max", 2, "min", 1, "-", 5, "%"),
+    ),
     dims=(Dim("n", 0, 100, 0, 0), Dim("k", -5, None, 1)),
-    inputs=(InputSpec("x", "tensor", "torch.float32", (0,), (5,)), InputSpec("k", "int"),
-            InputSpec("w", "weight", "torch.bfloat16", (1, 1), (1, 5)),
-            InputSpec("any", "tensor", "torch.int64", (0,)), InputSpec("obj", "other")),
-    buffers=(Buffer("input", 0, 3), Buffer("output", 0, 3), Buffer("arena", 0, 3),
-             Buffer("const", 1, 3), Buffer("torch", 0, 3)),
+    inputs=(
+        InputSpec("x", "tensor", "torch.float32", (0,), (5,)),
+        InputSpec("k", "int"),
+        InputSpec("w", "weight", "torch.bfloat16", (1, 1), (1, 5)),
+        InputSpec("any", "tensor", "torch.int64", (0,)),
+        InputSpec("obj", "other"),
+    ),
+    buffers=(
+        Buffer("input", 0, 3),
+        Buffer("output", 0, 3),
+        Buffer("arena", 0, 3),
+        Buffer("const", 1, 3),
+        Buffer("torch", 0, 3),
+    ),
     views=(View(1, 4, (0,), (5,), "torch.float32"), View(4, 4, (0,), (5,), "torch.bool")),
-    steps=(NativeStep("k", "m", ((0, 4), (-1, 4), (1, 4)), (0,), 2, 1, "IndexError: no such row"),
-           NativeStep("k", "m", (), (), 5),
-           AtenStep("aten.foo.default", ({"tensor": 0}, [1, 2.5, [None, True]], math.inf,
-                                         {"dtype": "torch.float32"}), (0, None), {"dim": -1})),
-    outputs=(OutputTensor(0), OutputNone(), OutputConst(-math.inf), OutputConst(True),
-             OutputConst("text"), OutputConst(1), OutputInt(2), OutputInput(0)),
+    steps=(
+        NativeStep("k", "m", ((0, 4), (-1, 4), (1, 4)), (0,), 2, 1, "IndexError: no such row"),
+        NativeStep("k", "m", (), (), 5),
+        AtenStep(
+            "aten.foo.default",
+            ({"tensor": 0}, [1, 2.5, [None, True]], math.inf, {"dtype": "torch.float32"}),
+            (0, None),
+            {"dim": -1},
+        ),
+    ),
+    outputs=(
+        OutputTensor(0),
+        OutputNone(),
+        OutputConst(-math.inf),
+        OutputConst(True),
+        OutputConst("text"),
+        OutputConst(1),
+        OutputInt(2),
+        OutputInput(0),
+    ),
     mutations=(Mutation(0, 0),),
     guards=(Guard(6, "n must be small"),),
 )
@@ -117,8 +147,10 @@ def test_malformed_plans_are_refused(path, value, message):
         Plan.from_json(edit(path, value))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"format":1,"format":1}', "NaN",
-                                  "[" * 100_000, '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", '{"format":1,"format":1}', "NaN", "[" * 100_000, '{"format": 1}'],
+)
 def test_other_text_is_refused(text):
     with pytest.raises(PlanError):
         Plan.from_json(text)

@@ -139,8 +139,10 @@ def test_a_fork_while_other_threads_run(make_program, adder, constant):
 
 def test_a_busy_machine_gives_right_answers(make_program, adder, constant):
     """Far more threads than cores, beside processes that never sleep."""
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
-            for _ in range(os.cpu_count() or 1)]
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
     try:
         program = make_program(adder, [constant], threads=8)
         for i in range(200):

@@ -1,0 +1,216 @@
+"""A group of pointwise nodes as one native step: its accesses, its loops, its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from infopt.codegen import pointwise, views
+from infopt.codegen.emit_cpp import RegionText
+from infopt.codegen.expression import C_TYPES, Code, Operand
+from infopt.codegen.grouping import MADE, VIEW, Grouping, Labels, Unit, operands
+from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
+from infopt.codegen.region import Access, find_loops
+from infopt.codegen.views import Layout
+from infopt.compiler.graph import Node
+from infopt.compiler.types import Size
+
+
+class Values(Protocol):
+    """What a region needs of the lowering around it."""
+
+    writer: PlanWriter
+    grouping: Grouping
+
+    def value(self, node: Node) -> Value: ...
+    def define(self, node: Node) -> Value: ...
+
+
+class Texts:
+    """The functions generated for one graph; structurally equal regions share one."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, str] = {}
+
+    def add(self, name: str, text: str) -> str:
+        self.functions.setdefault(name, text)
+        return name
+
+
+class _Pass:
+    """One region while it is described."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.accesses: list[Access] = []
+        self._seen: dict[Access, int] = {}
+
+    def access(self, value: Value | None, layout: Layout, labels: Labels, shape: Sequence[Size]) -> int:
+        """The number of an access, from a layout that broadcasts to `shape` with these labels."""
+        strides: list[Size] = [0] * self.rank
+        new = len(shape) - len(layout.shape)
+        for label, n, stride in zip(labels[new:], layout.shape, layout.strides, strict=True):
+            if label is not None and n != 1:
+                strides[label] = stride
+        made = Access(value, layout.dtype, layout.offset, tuple(strides))
+        found = self._seen.get(made)
+        if found is None:
+            found = self._seen[made] = len(self.accesses)
+            self.accesses.append(made)
+        return found
+
+
+def emit_pass(
+    writer: PlanWriter,
+    texts: Texts,
+    sizes: Sequence[Size],
+    accesses: Sequence[Access],
+    outputs: Sequence[int],
+    vector: bool,
+    heavy: bool,
+    build: Callable[[RegionText], None],
+) -> None:
+    """Append the native step of one region to the plan."""
+    loops = find_loops(sizes, accesses, outputs[0], heavy, writer.sizes)
+    text = RegionText(loops, accesses, outputs, vector)
+    build(text)
+    name = texts.add(*text.function())
+    pointers = [a.value for a in text.pointers]
+    writer.native(name, GENERATED, pointers, text.numbers, text.tasks)
+
+
+def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
+    """One native step for the nodes of a unit; values read elsewhere get memory."""
+    region = _Pass(len(unit.sizes))
+    sources: dict[tuple[Node, Node], Source] = {}
+    for node in unit.nodes:
+        for a in operands(node):
+            sources[node, a] = _source(low, unit, region, node, a)
+    outputs: list[tuple[int, Node]] = []
+    for node in unit.nodes:
+        if node in low.grouping.demanded:
+            value = low.define(node)
+            outputs.append((region.access(value, value.layout, unit.labels[node], node.shape), node))
+    dtypes = {n.dtype for n in unit.nodes} | {a.dtype for a in region.accesses}
+    vector = not unit.scalar and any(d.is_floating_point for d in dtypes)
+
+    def build(text: RegionText) -> None:
+        known: dict[Node, Operand] = {}
+        for node in unit.nodes:
+            args = [sources[node, a](text, known) for a in operands(node)]
+            entry = pointwise.find(node)
+            assert entry is not None
+            known[node] = entry.emit(text.code, node, *args)
+        for index, node in outputs:
+            text.write(index, known[node])
+
+    heavy = unit.vector or unit.scalar and any(pointwise.is_heavy(n) for n in unit.nodes)
+    emit_pass(low.writer, texts, unit.sizes, region.accesses, [i for i, _ in outputs], vector, heavy, build)
+
+
+Source = Callable[[RegionText, "dict[Node, Operand]"], Operand]
+
+
+def _source(low: Values, unit: Unit, region: _Pass, node: Node, a: Node) -> Source:
+    """How the body gets operand `a` of a node: from another node, a constant, a count, or memory."""
+    grouping, base = low.grouping, low.grouping.base[a]
+    if base in unit.labels:
+        return lambda text, known: known[base]
+    if grouping.kinds[base] == MADE:
+        made = _made(low, region, unit.labels[node], node, a, base)
+        if made is not None:
+            return made
+    value = low.value(a)
+    index = region.access(value, value.layout, unit.labels[node], node.shape)
+    return lambda text, known: text.read(index)
+
+
+def _made(low: Values, region: _Pass, labels: Labels, node: Node, a: Node, base: Node) -> Source | None:
+    fill = pointwise.fill_value(base)
+    if fill is not None:
+        if a.dtype != base.dtype:
+            return None
+        return lambda text, known: made_constant(text.code, fill, base.dtype)
+    layout = _virtual(low, a)
+    if layout is None:
+        return None
+    index = region.access(None, layout, labels, node.shape)
+    return lambda text, known: counted(text, index, base)
+
+
+def made_constant(code: Code, value: object, dtype: torch.dtype) -> Operand:
+    """One element of a fill, rounded to its dtype."""
+    if dtype in (torch.bfloat16, torch.float16) and isinstance(value, int | float):
+        value = float(torch.tensor(value, dtype=dtype))
+    if not dtype.is_floating_point and isinstance(value, float):
+        value = bool(value) if dtype is torch.bool else int(value)
+    return code.constant(value, dtype)
+
+
+def counted(text: RegionText, index: int, base: Node) -> Operand:
+    """start + step * position, the position from an access without memory."""
+    bounds = pointwise.count_from(base)
+    assert bounds is not None
+    code, i64 = text.code, torch.int64
+    result = text.read(index)
+    start, step = bounds
+    if step != 1:
+        result = code.call("mul", i64, result, code.constant(step, i64))
+    if start != 0:
+        result = code.call("add", i64, result, code.constant(start, i64))
+    return code.cast(result, base.dtype)
+
+
+def _virtual(low: Values, a: Node) -> Layout | None:
+    """The layout of views of a count: positions instead of memory."""
+    if low.grouping.kinds[a] == MADE:
+        return Layout(0, a.shape, (1,), torch.int64)
+    if low.grouping.kinds[a] != VIEW or a.dtype != a.args[0].dtype:  # type: ignore[union-attr]
+        return None
+    source = _virtual(low, a.args[0])  # type: ignore[arg-type]
+    return None if source is None else views.view(a, source, low.writer.sizes)
+
+
+def make(low: Values, texts: Texts, node: Node, target: Value) -> None:
+    """Write a fill or count into memory."""
+    layout = target.layout
+    region = _Pass(len(layout.shape))
+    labels = tuple(range(len(layout.shape)))
+    bounds = pointwise.count_from(node)
+    count = None
+    if bounds is not None:
+        count = region.access(None, Layout(0, layout.shape, (1,), torch.int64), labels, layout.shape)
+    output = region.access(target, layout, labels, layout.shape)
+    vector = bounds is None and (node.dtype.is_floating_point and node.dtype is not torch.float64)
+
+    def build(text: RegionText) -> None:
+        if count is not None:
+            text.write(output, counted(text, count, node))
+        else:
+            text.write(output, made_constant(text.code, pointwise.fill_value(node), node.dtype))
+
+    emit_pass(low.writer, texts, layout.shape, region.accesses, [output], vector, False, build)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def copy(low: Values, texts: Texts, source: Value, target: Value) -> bool:
+    """Copy the bits between two layouts of one shape; False for elements of an odd size."""
+    bits = _BITS.get(source.layout.dtype.itemsize)
+    if bits is None:
+        return False
+    shape = target.layout.shape
+    region = _Pass(len(shape))
+    labels = tuple(range(len(shape)))
+    read = region.access(source, replace(source.layout, dtype=bits), labels, shape)
+    written = region.access(target, replace(target.layout, dtype=bits), labels, shape)
+
+    def build(text: RegionText) -> None:
+        text.write(written, text.read(read))
+
+    emit_pass(low.writer, texts, shape, region.accesses, [written], False, False, build)
+    return True

@@ -1,0 +1,46 @@
+"""`infopt inspect`: what an artifact says of itself, without loading it."""
+
+import argparse
+import json
+
+from infopt.compiler.commands.output import mebibytes, print_json, print_table, print_text
+from infopt.runtime.artifact import read_manifest
+from infopt.runtime.manifest import Manifest
+
+
+def run(args: argparse.Namespace) -> int:
+    manifest = read_manifest(args.artifact)
+    if args.json:
+        print_json(json.loads(manifest.to_text()))
+        return 0
+    print_text(describe(manifest))
+    rows = [[name, mebibytes(f.size), f.sha256[:16]] for name, f in sorted(manifest.files.items())]
+    print_table(("file", "size", "sha256"), rows)
+    return 0
+
+
+def describe(manifest: Manifest) -> str:
+    """The manifest without its files, one fact per line."""
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    lines = [f"written by {versions}", f"takes {_parameters(manifest)}"]
+    for dim in manifest.dims:
+        limit = "any" if dim.hi is None else dim.hi
+        lines.append(f"  {dim.name}: {dim.lo} to {limit}")
+    for variant in manifest.variants:
+        needs = ", ".join(variant.features) or "nothing special"
+        lines.append(f"for {variant.system} on {variant.arch}, {variant.level}: needs {needs}")
+    lines += [f"pass {_text(entry)}" for entry in manifest.passes or ()]
+    return "\n".join(lines)
+
+
+def _parameters(manifest: Manifest) -> str:
+    names = [
+        p.name if p.kind == "positional" else f"{p.name}=" for p in manifest.signature.parameters
+    ]
+    return ", ".join(names) or "nothing"
+
+
+def _text(entry: object) -> str:
+    if not isinstance(entry, dict):
+        return str(entry)
+    return ", ".join(f"{key} {value}" for key, value in entry.items() if value not in ("", None))

@@ -1,0 +1,184 @@
+"""From a model and example arguments to a graph, through torch.export."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, TensorArgument
+from torch.utils import _pytree as pytree
+
+from infopt.compiler.capture import check_mode
+from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.rewrite import exchange
+from infopt.compiler.trace import check_tensor, from_fx
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the model: its name, whether by keyword only, and its tree of leaf numbers.
+
+    A leaf is `leaf(i)` for the i-th tensor or size of the call; anything else is part of the program.
+    """
+
+    name: str
+    keyword: bool
+    tree: Any
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as a graph.
+
+    graph      inputs: the caller's tensors, then the buffers it writes to; scalars: sizes
+    state      those buffers
+    arguments  the model's arguments in order
+    leaves     for every graph input and scalar of the caller, the leaf number it comes from
+    outputs    the model's result with `leaf(i)` for the graph's i-th output
+    rebuild    the graph's flat outputs -> the model's result, of its own classes
+    """
+
+    graph: Graph
+    state: list[torch.Tensor]
+    arguments: tuple[Argument, ...]
+    leaves: tuple[int, ...]
+    outputs: Any
+    rebuild: Callable[[list], Any]
+
+
+class _Function(torch.nn.Module):
+    """A plain function as a module, which is what torch.export takes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.eval()
+        self.function = function
+        self.__signature__ = inspect.signature(function)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def export(
+    model: torch.nn.Module | ExportedProgram | Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    leaf: Callable[[int], Any],
+) -> Exported:
+    """Trace a model. leaf: makes the marker for the i-th leaf. TraceDeclined says why it cannot be."""
+    program, names = _program(model, args, dict(kwargs), dynamic_shapes)
+    graph, state = graph_of(program)
+    user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    markers = [a.value if isinstance(a, ConstantArgument) else leaf(i) for i, a in enumerate(user)]
+    tensors = [i for i, a in enumerate(user) if isinstance(a, TensorArgument)]
+    sizes = [
+        i for i, a in enumerate(user) if not isinstance(a, TensorArgument | ConstantArgument)
+    ]
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    if in_spec is None or out_spec is None:
+        raise TraceDeclined("the exported program does not say how it is called")
+    positional, keyword = pytree.tree_unflatten(markers, in_spec)
+    arguments = [Argument(names[i], False, tree) for i, tree in enumerate(positional)]
+    # what is positional in the call may also be given by name; what was given by name stays so
+    arguments += [Argument(name, True, tree) for name, tree in keyword.items()]
+    outputs = pytree.tree_unflatten([leaf(i) for i in range(out_spec.num_leaves)], out_spec)
+    return Exported(
+        graph,
+        state,
+        tuple(arguments),
+        tuple(tensors + sizes),
+        outputs,
+        lambda flat: pytree.tree_unflatten(flat, out_spec),
+    )
+
+
+def _program(
+    model: Any, args: tuple, kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[ExportedProgram, list[str]]:
+    if isinstance(model, ExportedProgram):
+        count = len(model.call_spec.in_spec.child(0).children()) if model.call_spec.in_spec else 0
+        return model, [f"arg{i}" for i in range(count)]
+    module = model if isinstance(model, torch.nn.Module) else _Function(model)
+    check_module(module)
+    names = _parameter_names(module, len(args))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise TraceDeclined(f"torch.export could not trace it: {reason}") from error
+    return program, names
+
+
+def check_module(module: torch.nn.Module) -> None:
+    """Raises TraceDeclined for a module that must run as torch runs it."""
+    if module.training and any(p.requires_grad for p in module.parameters()):
+        raise TraceDeclined("the model is in training mode; call model.eval() first")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        check_tensor(name, tensor)
+    check_mode()
+
+
+def _parameter_names(module: torch.nn.Module, count: int) -> list[str]:
+    """Names of the first `count` positional parameters of a module's forward."""
+    signature = getattr(module, "__signature__", None) or inspect.signature(module.forward)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in signature.parameters.values() if p.kind in kinds][:count]
+    return names + [f"arg{i}" for i in range(len(names), count)]
+
+
+def graph_of(program: ExportedProgram) -> tuple[Graph, list[torch.Tensor]]:
+    """The graph of an exported program, and the buffers it writes to (its last inputs).
+
+    Parameters, buffers and constants become consts that share the model's memory.
+    """
+    placeholders = [n.name for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    tensors: dict[int, torch.Tensor] = {}
+    for index, spec in enumerate(program.graph_signature.input_specs):
+        if spec.kind is not InputKind.USER_INPUT:
+            tensors[index] = _stored(program, spec)
+    graph = from_fx(program.graph_module, set(tensors))
+    return _bind(graph, {placeholders[i]: t for i, t in tensors.items()})
+
+
+def _stored(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
+    if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        raise TraceDeclined(f"the program takes a {spec.kind.name.lower()}")
+    assert spec.target is not None
+    source = program.state_dict if spec.target in program.state_dict else program.constants
+    return source[spec.target].detach()
+
+
+def _bind(
+    graph: Graph, tensors: Mapping[str, torch.Tensor]
+) -> tuple[Graph, list[torch.Tensor]]:
+    """Inputs of these names become consts, except those the graph writes to: they stay inputs, last."""
+    o = Builder(graph.dims)
+    written = {i for i, _ in graph.updates}
+    changes, consts, state, user = {}, {}, [], []
+    for index, node in enumerate(graph.inputs):
+        name = node.attr("name")
+        if name not in tensors:
+            user.append((index, node))
+        elif index in written:
+            state.append((index, node))
+        else:
+            changes[node] = o.const(name, node.tensor_type)
+            consts[name] = tensors[name]
+    position = {old: new for new, (old, _) in enumerate(user + state)}
+    bound = replace(
+        exchange(graph, changes, o),
+        inputs=tuple(node for _, node in user + state),
+        updates=tuple((position[i], n) for i, n in exchange(graph, changes, o).updates),
+        consts={**graph.consts, **consts},
+    )
+    return bound.with_consts({}), [tensors[n.attr("name")] for _, n in state]

@@ -1,0 +1,296 @@
+"""softmax(scale q kᵀ + mask) v -> attention(q, k, v, mask): the scores never reach memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import sympy
+import torch
+
+from infopt.codegen.kernels.attention import attention
+from infopt.compiler.errors import CannotInfer
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.pipeline import Pass, PassContext
+from infopt.compiler.rewrite import exchange
+from infopt.compiler.types import Size
+
+_PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
+_SDPA = "aten.scaled_dot_product_attention.default"
+# A fill this low leaves nothing of a score in the sum: the row stays uniform where all is masked.
+_LOWEST = -1e30
+
+
+class _Declined(Exception):
+    """The reason why a product is not attention."""
+
+
+@dataclass
+class _Scores:
+    """What is done to q kᵀ before the softmax."""
+
+    scale: float = 1.0
+    masks: list[Node] = field(default_factory=list)
+    q: Node | None = None
+    k: Node | None = None
+
+
+@dataclass(frozen=True)
+class FuseAttention(Pass):
+    """softmax(scale q kᵀ + mask) v -> attention(q, k, v, mask)
+
+    Finds SDPA calls (GQA and is_causal included) and the written-out form: scale by mul or div on q,
+    k or the scores; masks added, filled with a very low number, or chosen by where; softmax in
+    another dtype and cast back; key and value heads repeated for grouped queries.
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    stage: ClassVar[Stage] = Stage.FUSE
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        changes: dict[Node, Node] = {}
+        for node in graph.nodes():
+            if node.op.name != _SDPA and not _weighs_values(node):
+                continue
+            try:
+                changes[node] = _Reader(graph, ctx.builder).read(node)
+            except (_Declined, CannotInfer) as reason:
+                ctx.site(node, False, str(reason))
+            else:
+                ctx.site(node, True)
+        return exchange(graph, changes, ctx.builder) if changes else graph
+
+
+def _weighs_values(node: Node) -> bool:
+    """A product whose left side is a softmax: what looks like attention, and deserves a reason."""
+    if node.op.name not in _PRODUCTS:
+        return False
+    return _through(node.args[0]).op.name == "aten.softmax.int"
+
+
+def _through(node: Node) -> Node:
+    """The value behind casts and copies."""
+    while node.op.name in ("aten.to.dtype", "aten.contiguous.default", "aten.clone.default"):
+        node = next(node.inputs)
+    return node
+
+
+class _Reader:
+    """Reads one product or SDPA call and makes the attention call that it is."""
+
+    def __init__(self, graph: Graph, o: Builder) -> None:
+        self.graph, self.o = graph, o
+
+    def read(self, node: Node) -> Node:
+        made = self.sdpa(node) if node.op.name == _SDPA else self.written_out(node)
+        return made if made.shape == node.shape else self.o.reshape(made, list(node.shape))
+
+    def sdpa(self, node: Node) -> Node:
+        q, k, v, mask = node.args
+        if node.attr("dropout_p") != 0:
+            raise _Declined(f"dropout_p is {node.attr('dropout_p')}")
+        if not node.attr("enable_gqa") and q.shape[:-2] != k.shape[:-2]:
+            raise _Declined(f"q {q.type} and k {k.type} broadcast against each other")
+        scale = node.attr("scale")
+        if scale is None:
+            if not isinstance(q.shape[-1], int):
+                raise _Declined(f"the default scale depends on the size {q.shape[-1]}")
+            scale = 1 / math.sqrt(q.shape[-1])
+        return self.call(q, k, v, mask, float(scale), bool(node.attr("is_causal")))
+
+    def written_out(self, node: Node) -> Node:
+        weights, v = node.args
+        softmax = _through(weights)
+        self.only_reader(weights, softmax, node)
+        if softmax.attr("dim") != -1:
+            raise _Declined(f"softmax over dim {softmax.attr('dim')}, expected -1")
+        scores = _Scores()
+        self.scores(next(softmax.inputs), scores)
+        assert scores.q is not None and scores.k is not None
+        q, k = self.unscaled(scores.q, scores), self.unscaled(scores.k, scores)
+        k = self.transposed(k)
+        if len({q.dtype, k.dtype, v.dtype, node.dtype}) != 1:
+            raise _Declined(f"q, k, v and the result are {q.dtype}, {k.dtype}, {v.dtype}, {node.dtype}")
+        mask = self.one_mask(scores.masks, q.dtype)
+        return self.call(q, k, v, mask, scores.scale, causal=False)
+
+    def only_reader(self, top: Node, bottom: Node, reader: Node) -> None:
+        """Weights that are also returned must be computed anyway."""
+        node = top
+        while True:
+            if self.graph.is_output(node):
+                raise _Declined("the attention weights are a result of the graph")
+            others = [u for u in self.graph.users(node) if u is not reader]
+            if others:
+                raise _Declined(f"the attention weights are also read by {others[0]!r}")
+            if node is bottom:
+                return
+            node, reader = next(node.inputs), node
+
+    def scores(self, node: Node, found: _Scores) -> None:
+        """Walk down from the softmax to q kᵀ, collecting masks, then scales."""
+        while node.op.name not in _PRODUCTS:
+            name = node.op.name
+            if name == "aten.to.dtype" and node.tensor_type.is_float:
+                node = next(node.inputs)
+            elif name == "aten.add.Tensor" and node.attr("alpha") == 1:
+                node, mask = self.score_side(node)
+                self.mask(mask, found)
+            elif name == "aten.masked_fill.Scalar":
+                node, hidden = node.args[0], (node.args[1], node.attr("value"))
+                self.mask(self.fill(*hidden, shown=False, dtype=node.dtype), found)
+            elif name in ("aten.where.self", "aten.where.ScalarOther"):
+                node = self.where(node, found)
+            elif name in ("aten.mul.Scalar", "aten.div.Scalar", "aten.mul.Tensor", "aten.div.Tensor"):
+                if found.masks:
+                    raise _Declined("the mask is scaled together with the scores")
+                node = self.scaled(node, found)
+            else:
+                raise _Declined(f"{name} between q kᵀ and the softmax")
+        found.q, found.k = node.args
+        if not isinstance(found.q, Node) or found.q.tensor_type.rank not in (3, 4):
+            raise _Declined(f"q is {found.q.type}, expected [batch, heads, tokens, depth]")
+
+    def score_side(self, node: Node) -> tuple[Node, Node]:
+        """(scores, mask) of a sum: the side with a product below it is the scores."""
+        a, b = node.args
+        for side, other in ((a, b), (b, a)):
+            if _reaches_product(side):
+                if side.shape != node.shape:
+                    raise _Declined(f"the mask {other.type} is larger than the scores")
+                return side, other
+        raise _Declined("neither side of a sum below the softmax is a product")
+
+    def mask(self, mask: Node, found: _Scores) -> None:
+        found.masks.append(mask)
+
+    def where(self, node: Node, found: _Scores) -> Node:
+        condition, kept = node.args[0], node.args[1]
+        if node.op.name == "aten.where.self":
+            value = self.constant(node.args[2])
+        else:
+            value = node.attr("other")
+        if kept.shape != node.shape or kept.dtype != node.dtype:
+            raise _Declined("the condition is larger than the scores")
+        self.mask(self.fill(condition, value, shown=True, dtype=node.dtype), found)
+        return kept
+
+    def fill(self, condition: Node, value: object, shown: bool, dtype: torch.dtype) -> Node:
+        """The additive mask of `condition` where scores are replaced by a very low value."""
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise _Declined(f"scores are replaced by {value!r}, expected a number")
+        if value == -math.inf:
+            raise _Declined("scores are replaced by -inf: a row masked everywhere would be NaN")
+        lowest = max(_LOWEST, -torch.finfo(dtype).max / 2)
+        if value > lowest:
+            raise _Declined(f"scores are replaced by {value}, which a sum may still tell apart")
+        zeros = self.o.call("aten.scalar_tensor.default", 0.0, dtype=dtype)
+        low = self.o.call("aten.scalar_tensor.default", float(value), dtype=dtype)
+        chosen = (zeros, low) if shown else (low, zeros)
+        return self.o.call("aten.where.self", condition, *chosen)
+
+    def constant(self, node: Node) -> float:
+        """The number a 0-d value holds, where the graph says it."""
+        if node.op.name == "const" and node.tensor_type.numel == 1:
+            return self.graph.consts[node.attr("name")].item()
+        if node.op.name in ("aten.full.default", "aten.scalar_tensor.default"):
+            return node.attr("fill_value" if "full" in node.op.name else "s")
+        if node.op.name == "aten.full_like.default":
+            return node.attr("fill_value")
+        raise _Declined(f"{node.op.name} in the place of a constant")
+
+    def scaled(self, node: Node, found: _Scores) -> Node:
+        if node.op.name.endswith("Scalar"):
+            value, factor = node.args[0], node.attr("other")
+            if not isinstance(factor, int | float):
+                raise _Declined(f"the scale {factor} is a size")
+        else:
+            value, factor = node.args[0], self.constant(node.args[1])
+        if factor == 0 or value.dtype != node.dtype or value.shape != node.shape:
+            raise _Declined(f"scale {factor} with a change of type")
+        found.scale *= 1 / factor if ".div." in f".{node.op.name}" else factor
+        return value
+
+    def unscaled(self, node: Node, found: _Scores) -> Node:
+        """q or k without its scale; scales below a transposition or reshape count too."""
+        while node.op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
+            node = self.scaled(node, found)
+        if node.op.name in ("aten.permute.default", "aten.reshape.default"):
+            inner = next(node.inputs)
+            if inner.op.name in ("aten.mul.Scalar", "aten.div.Scalar"):
+                return self.o.rebuild(node, (self.unscaled(inner, found),))
+        return node
+
+    def transposed(self, node: Node) -> Node:
+        """The last two dims exchanged; two transpositions in a row are none."""
+        rank = node.tensor_type.rank
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        if node.op.name == "aten.permute.default":
+            inner = node.attr("dims")
+            order = [inner[d] for d in order]
+            node = next(node.inputs)
+        return node if order == list(range(rank)) else self.o.permute(node, order)
+
+    def one_mask(self, masks: list[Node], dtype: torch.dtype) -> Node | None:
+        total: Node | None = None
+        for mask in masks:
+            total = mask if total is None else self.o.add(total, mask)
+        return total
+
+    def call(
+        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool
+    ) -> Node:
+        rank = q.tensor_type.rank
+        if rank not in (3, 4) or k.tensor_type.rank != rank or v.tensor_type.rank != rank:
+            raise _Declined(f"q, k, v are {q.type}, {k.type}, {v.type}, expected 3 or 4 dims")
+        if not q.tensor_type.is_float:
+            raise _Declined(f"q is {q.type}")
+        if rank == 3:
+            q, k, v = (self.o.reshape(t, [t.shape[0], 1, *t.shape[1:]]) for t in (q, k, v))
+            if mask is not None and mask.tensor_type.rank == 3:
+                mask = self.o.reshape(mask, [mask.shape[0], 1, *mask.shape[1:]])
+        k, v = self.grouped(k), self.grouped(v)
+        if k.shape[1] != v.shape[1]:
+            raise _Declined(f"{k.shape[1]} key heads and {v.shape[1]} value heads")
+        if mask is not None and mask.tensor_type.rank > 4:
+            raise _Declined(f"the mask is {mask.type}")
+        return self.o.call(attention, q, k, v, mask, scale=scale, causal=causal)
+
+    def grouped(self, node: Node) -> Node:
+        """[B, KV, S, D] behind a [B, KV * G, S, D] whose heads are repeated G times in a row."""
+        if node.op.name == "aten.repeat_interleave.self_int" and node.attr("dim") in (1, -3):
+            return next(node.inputs)
+        if node.op.name != "aten.reshape.default":
+            return node
+        wide = next(node.inputs)
+        if wide.op.name != "aten.expand.default" or wide.tensor_type.rank != 5:
+            return node
+        narrow = next(wide.inputs)
+        batch, heads, _, tokens, depth = wide.shape
+        repeated = (batch, heads * wide.shape[2], tokens, depth)
+        if narrow.shape != (batch, heads, 1, tokens, depth) or not _equal(node.shape, repeated):
+            return node
+        shape = [batch, heads, tokens, depth]
+        if narrow.op.name == "aten.reshape.default":
+            source = next(narrow.inputs)
+            if source.shape == tuple(shape):
+                return source
+        return self.o.reshape(narrow, shape)
+
+
+def _equal(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
+    return len(a) == len(b) and all(sympy.simplify(x - y) == 0 for x, y in zip(a, b, strict=True))
+
+
+def _reaches_product(node: Node) -> bool:
+    """A product of two values, behind the steps that scores go through."""
+    steps = ("aten.mul", "aten.div", "aten.add", "aten.to.", "aten.masked_fill", "aten.where")
+    while node.op.name.startswith(steps):
+        if node.op.name in ("aten.add.Tensor",):
+            return any(_reaches_product(a) for a in node.args if isinstance(a, Node))
+        position = 1 if node.op.name.startswith("aten.where") else 0
+        node = node.args[position]  # type: ignore[assignment]
+    return node.op.name in _PRODUCTS and node.tensor_type.rank in (3, 4)

@@ -1,0 +1,183 @@
+"""f(x)[rows] -> f(x[rows]) for every f that treats rows apart, as far down as it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from infopt.codegen.pointwise import find as pointwise_form
+from infopt.compiler.cost import graph_seconds
+from infopt.compiler.errors import CannotInfer
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.pipeline import Pass, PassContext
+
+_END = 2**63 - 1
+# Ops that treat every row of their first argument apart; the last dim is theirs.
+_ROWWISE = (
+    "aten.linear.default",
+    "aten.layer_norm.default",
+    "aten.softmax.int",
+    "aten.log_softmax.int",
+    "linear_act",
+    "rms_norm",
+    "gated_mlp",
+)
+_ATTENTION = ("attention", "aten.scaled_dot_product_attention.default")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows [start, end) along a dim; negative numbers count from the end, as in torch."""
+
+    dim: int
+    start: Any
+    end: Any
+
+
+@dataclass(frozen=True)
+class KeepNeededRows(Pass):
+    """f(x)[rows] -> f(x[rows])
+
+    A pooler that reads the first token, or a head that reads the last one, needs one row of the
+    last layer: its products, norms and queries are computed for that row alone.
+    """
+
+    name: ClassVar[str] = "keep-needed-rows"
+    stage: ClassVar[Stage] = Stage.FUSE
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        wanted = _demands(graph)
+        if not wanted:
+            return graph
+        try:
+            result = _rebuilt(graph, wanted, ctx)
+        except CannotInfer as error:
+            ctx.site("graph", False, str(error))
+            return graph
+        gain = graph_seconds(graph, ctx.target) - graph_seconds(result, ctx.target)
+        applied = gain > 0 and result is not graph
+        for node, cut in wanted.items():
+            if node.op.name in (*_ROWWISE, *_ATTENTION):
+                reason = "" if applied else f"does not pay on {ctx.target.name}"
+                ctx.site(f"{node!r} needs rows {cut.start}:{cut.end} of dim {cut.dim}", applied, reason)
+        return result if applied else graph
+
+
+def _demands(graph: Graph) -> dict[Node, Cut]:
+    """The nodes of which all readers want the same rows, and only those can be computed apart."""
+    asked: dict[Node, set[Cut | None]] = {n: set() for n in graph.nodes()}
+    wanted: dict[Node, Cut] = {}
+    for node in reversed(graph.nodes()):
+        cuts = asked[node]
+        cut = next(iter(cuts)) if len(cuts) == 1 and not graph.is_output(node) else None
+        own = None if cut is None else _argument_cuts(node, cut)
+        if own is not None:
+            assert cut is not None
+            wanted[node] = cut
+        taken = _taken(node)
+        for index, arg in enumerate(node.args):
+            for source in arg if isinstance(arg, tuple) else (arg,):
+                if source is None:
+                    continue
+                if own is not None:
+                    asked[source].add(own[index])
+                else:
+                    asked[source].add(taken if index == 0 else None)
+    return wanted
+
+
+def _taken(node: Node) -> Cut | None:
+    """The rows that a select or slice takes of its input."""
+    if node.op.name == "aten.select.int":
+        rank = node.args[0].tensor_type.rank  # type: ignore[union-attr]
+        index = node.attr("index")
+        if isinstance(index, int):
+            return Cut(node.attr("dim") % rank, index, _END if index == -1 else index + 1)
+    if node.op.name == "aten.slice.Tensor" and node.attr("step") == 1:
+        rank = node.args[0].tensor_type.rank  # type: ignore[union-attr]
+        end = node.attr("end")
+        return Cut(node.attr("dim") % rank, node.attr("start") or 0, _END if end is None else end)
+    return None
+
+
+def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
+    """The rows each argument must give for these rows of the node; None where they depend on more."""
+    name, x = node.op.name, node.args[0] if node.args else None
+    if not isinstance(x, Node):
+        return None
+    rank = node.tensor_type.rank if not isinstance(node.type, tuple) else -1
+    if name in _ROWWISE:
+        last = len(node.attr("normalized_shape")) if name == "aten.layer_norm.default" else 1
+        if name.endswith("softmax.int") and node.attr("dim") != -1:
+            return None
+        if cut.dim >= rank - last:
+            return None
+        return [_aligned(a, node, cut) if i == 0 or _is_residual(a, node) else None
+                for i, a in enumerate(node.args)]  # fmt: skip
+    if name == "aten.permute.default":
+        return [Cut(node.attr("dims")[cut.dim] % rank, cut.start, cut.end)]
+    if name == "aten.reshape.default":
+        keeps = node.shape[: cut.dim + 1] == x.shape[: cut.dim + 1]
+        return [cut] if keeps else None
+    if name == "aten.embedding.default":
+        return [None, cut] if cut.dim < rank - 1 else None
+    if name in _ATTENTION:
+        order = ("causal", "is_causal", "window", "dropout_p")
+        if cut.dim != rank - 2 or any(v for k, v in node.attrs if k in order):
+            return None
+        return [cut, None, None, *(_aligned(m, node, cut) for m in node.args[3:])]
+    if pointwise_form(node) is not None:
+        return [_aligned(a, node, cut) for a in node.args]
+    return None
+
+
+def _is_residual(arg: Any, node: Node) -> bool:
+    return isinstance(arg, Node) and arg.tensor_type.rank == node.tensor_type.rank
+
+
+def _aligned(arg: Any, node: Node, cut: Cut) -> Cut | None:
+    """The same rows of an argument that broadcasts to the node's shape."""
+    if not isinstance(arg, Node):
+        return None
+    dim = cut.dim - (node.tensor_type.rank - arg.tensor_type.rank)
+    if dim < 0 or (arg.shape[dim] == 1 and node.shape[cut.dim] != 1):
+        return None
+    return Cut(dim, cut.start, cut.end)
+
+
+def _rebuilt(graph: Graph, wanted: dict[Node, Cut], ctx: PassContext) -> Graph:
+    o = ctx.builder
+    new: dict[Node, Node] = {}
+
+    def rows(source: Node, cut: Cut | None) -> Node:
+        if cut is None or wanted.get(source) == cut:
+            return new[source]
+        return o.call("aten.slice.Tensor", new[source], cut.dim, cut.start, cut.end, 1)
+
+    def argument(arg: Any, cut: Cut | None) -> Any:
+        if isinstance(arg, tuple):
+            return tuple(argument(a, cut) for a in arg)
+        return None if arg is None else rows(arg, cut)
+
+    for node in graph.nodes():
+        if node in wanted:
+            cuts = _argument_cuts(node, wanted[node])
+            assert cuts is not None
+            args = tuple(argument(a, c) for a, c in zip(node.args, cuts, strict=True))
+            new[node] = _with_rows(o, node, args, wanted[node])
+        elif (taken := _taken(node)) is not None and wanted.get(node.args[0]) == taken:  # type: ignore[arg-type]
+            kept = new[node.args[0]]  # type: ignore[index]
+            whole = node.op.name == "aten.slice.Tensor"
+            new[node] = kept if whole else o.call("aten.select.int", kept, taken.dim, 0)
+        else:
+            new[node] = o.rebuild(node, argument(node.args, None)) if node.args else node
+    return graph.with_roots(new)
+
+
+def _with_rows(o: Any, node: Node, args: tuple, cut: Cut) -> Node:
+    """The node on fewer rows; shapes written in its attributes follow."""
+    if node.op.name == "aten.reshape.default":
+        shape = [*args[0].shape[: cut.dim + 1], *node.shape[cut.dim + 1 :]]
+        return o.reshape(args[0], shape)
+    return o.rebuild(node, args)

@@ -1,0 +1,218 @@
+"""Patterns, reasons, gains and the exchange of nodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from infopt.compiler.errors import ContractBroken, PatternError
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pipeline import PassContext
+from infopt.compiler.rewrite import PatternBuilder, Rule, Var, exchange, match
+from infopt.compiler.target import Target
+from infopt.compiler.testing import graph_of, run_pass
+from infopt.compiler.types import TensorType
+
+
+def ctx() -> PassContext:
+    return PassContext(Target.parse("cpu:avx512"))
+
+
+class DoubleToMul(Rule):
+    """x + x -> x * 2"""
+
+    name = "double-to-mul"
+    always = True
+
+    def pattern(self, o, x):
+        return o.add(x, x)
+
+    def rewrite(self, o, x):
+        return o.mul(x, 2)
+
+
+def test_same_variable_must_be_the_same_value():
+    x = torch.randn(3)
+    found, report = run_pass(DoubleToMul(), graph_of(lambda o, a: o.add(a, a), [x]))
+    assert found.outputs[0].op.name == "aten.mul.Scalar"
+    found, report = run_pass(DoubleToMul(), graph_of(lambda o, a, b: o.add(a, b), [x, x]))
+    assert found.outputs[0].op.name == "aten.add.Tensor"
+    assert "two different values" in report.declined[0].reason
+
+
+def test_attributes_match_exactly_and_defaults_too():
+    o, x = Builder(), None
+    x = o.input("x", TensorType.dense((4, 4), torch.float32))
+    gelu = Graph((x,), (o.gelu(x, approximate="tanh"),))
+    pattern = PatternBuilder()
+    missed = match(pattern.gelu(Var("x")), gelu, gelu.outputs[0])
+    assert missed.reason == "aten.gelu.default: approximate is 'tanh', expected 'none'"
+    assert not match(pattern.gelu(Var("x"), approximate="tanh"), gelu, gelu.outputs[0]).reason
+    remembered = match(pattern.gelu(Var("x"), approximate=pattern.any("how")), gelu, gelu.outputs[0])
+    assert remembered.how == "tanh"
+
+
+def test_one_and_true_and_one_point_zero_are_different_constants():
+    o = Builder()
+    x = o.input("x", TensorType.dense((4,), torch.float32))
+    graph = Graph((x,), (o.add(x, 1),))
+    assert match(PatternBuilder().add(Var("x"), 1.0), graph, graph.outputs[0]).reason
+    assert not match(PatternBuilder().add(Var("x"), 1), graph, graph.outputs[0]).reason
+    assert o.add(x, 0.0) is not o.add(x, -0.0)
+
+
+def test_commutative_operands_match_in_both_orders():
+    class AddOfMul(Rule):
+        name, always = "add-of-mul", True
+
+        def pattern(self, o, a, b, c):
+            return o.add(o.mul(a, b), c)
+
+        def rewrite(self, o, a, b, c):
+            return o.addcmul(c, a, b)
+
+    x = torch.randn(3)
+    for build in (lambda o, a, b: o.add(o.mul(a, b), b), lambda o, a, b: o.add(b, o.mul(a, b))):
+        graph = graph_of(build, [x, x])
+        found, _ = run_pass(AddOfMul(), graph, [(torch.randn(3), torch.randn(3))])
+        assert found.outputs[0].op.name == "aten.addcmul.default"
+
+
+class ReluRelu(Rule):
+    """relu(relu(x)) -> relu(x)"""
+
+    name, always = "relu-relu", True
+
+    def pattern(self, o, x):
+        return o.relu(o.relu(x))
+
+    def rewrite(self, o, x):
+        return o.relu(x)
+
+
+def test_chains_shrink_to_one():
+    def build(o, x):
+        for _ in range(7):
+            x = o.relu(x)
+        return x
+
+    found, report = run_pass(ReluRelu(), graph_of(build, [torch.randn(3)]))
+    assert len(found.nodes()) == 2
+    assert len(report.applied) >= 3
+
+
+def test_values_read_elsewhere_stop_a_match_with_a_reason():
+    class MulAdd(Rule):
+        name = "mul-add"
+
+        def pattern(self, o, x, y):
+            return o.add(o.mul(x, y), x)
+
+        def gain(self, m, ctx):
+            return 1.0
+
+        def rewrite(self, o, x, y):
+            return o.mul(x, o.add(y, 1.0))
+
+    def build(o, x, y):
+        product = o.mul(x, y)
+        return o.add(product, x), o.relu(product)
+
+    x = torch.randn(3)
+    found, report = run_pass(MulAdd(), graph_of(build, [x, x]))
+    assert "is also read by" in report.declined[0].reason
+    found, report = run_pass(MulAdd(), graph_of(lambda o, x, y: (o.add(o.mul(x, y), x), o.mul(x, y)), [x, x]))
+    assert "is also a result" in report.declined[0].reason
+
+
+def test_gain_of_the_cost_model_decides():
+    class Split(Rule):
+        """relu(x) -> relu(relu(x)): costs more"""
+
+        name = "split"
+
+        def pattern(self, o, x):
+            return o.relu(x)
+
+        def rewrite(self, o, x):
+            return o.relu(o.relu(o.relu(x)))
+
+    found, report = run_pass(Split(), graph_of(lambda o, x: o.relu(x), [torch.randn(64, 64)]))
+    assert len(found.nodes()) == 2
+    assert report.declined[0].reason.startswith("does not pay on")
+    assert report.declined[0].gain < 0
+
+
+def test_a_replacement_may_wrap_what_it_replaces():
+    class Wrap(Rule):
+        name, always = "wrap", True
+
+        def pattern(self, o, x):
+            return o.relu(x)
+
+        def legal(self, m, ctx):
+            wrapped = any(u.op.name == "aten.abs.default" for u in m.graph.users(m.root))
+            return "already wrapped" if wrapped else None
+
+        def rewrite(self, o, x, m):
+            return o.abs(m.root)
+
+    found, _ = run_pass(Wrap(), graph_of(lambda o, x: o.add(o.relu(x), 1.0), [torch.randn(3)]))
+    assert [n.op.name.split(".")[1] for n in found.nodes()[1:]] == ["relu", "abs", "add"]
+
+
+def test_exchange_infers_types_above_a_change_anew():
+    o = Builder()
+    x = o.input("x", TensorType.dense((4, 6), torch.float32))
+    transposed = o.permute(x, [1, 0])
+    graph = Graph((x,), (o.relu(transposed),))
+    dense = o.clone(transposed, memory_format=torch.contiguous_format)
+    changed = exchange(graph, {transposed: dense}, o)
+    assert changed.outputs[0].tensor_type.strides == (4, 1)
+    value = torch.randn(4, 6)
+    assert torch.equal(interpret(changed, [value])[0], interpret(graph, [value])[0])
+
+
+def test_a_rewrite_that_changes_the_type_is_an_error():
+    class Halve(Rule):
+        name, always = "halve", True
+
+        def pattern(self, o, x):
+            return o.relu(x)
+
+        def rewrite(self, o, x):
+            return o.to(x, torch.float16)
+
+    with pytest.raises(ContractBroken, match=r"halve.rewrite gives f16\[3\], expected f32\[3\]"):
+        run_pass(Halve(), graph_of(lambda o, x: o.relu(x), [torch.randn(3)]))
+
+
+def test_a_rule_that_never_rests_is_an_error():
+    class Swing(Rule):
+        name, always = "swing", True
+
+        def pattern(self, o, x):
+            return [o.relu(x), o.abs(x)]
+
+        def rewrite(self, o, x, m):
+            return o.abs(x) if "relu" in m.root.op.name else o.relu(x)
+
+    with pytest.raises(ContractBroken, match="still matches its own result"):
+        run_pass(Swing(), graph_of(lambda o, x: o.relu(x), [torch.rand(3)]))
+
+
+def test_bad_patterns_are_named():
+    class Empty(Rule):
+        name = "empty"
+
+        def pattern(self, o, x):
+            return x
+
+        def rewrite(self, o, x):
+            return x
+
+    with pytest.raises(PatternError, match="must return op calls"):
+        run_pass(Empty(), graph_of(lambda o, x: o.relu(x), [torch.randn(3)]))
+    with pytest.raises(PatternError, match="no form of 'gelu'"):
+        PatternBuilder().gelu(Var("x"), colour="red")
