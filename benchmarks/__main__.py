@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]`: run one benchmark; each lists its own options with --help."""
+"""`python -m benchmarks NAME [options]`: run one benchmark; NAME --help lists its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The ways to run a model that are compared: each turns a float32 module into a callable of one precision."""
+"""The ways to run a model that are compared: each turns a float32 module into a callable of one
+precision.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Arm:
-    """`prepare(model, inputs)` gives a call without arguments; `own` marks infopt's arms, the rest are peers."""
+    """`prepare(model, inputs)` gives a call without arguments; `own` marks infopt's arms, the rest
+    are peers.
+    """
 
     name: str
     dtype: str
@@ -103,7 +107,7 @@ def _openvino(precision: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Call]
     return lambda model, inputs: openvino(model, inputs, precision)
 
 
-ARMS: tuple[Arm, ...] = tuple(
+_IN_BOTH = tuple(
     Arm(name, dtype, _in(dtype, prepare), own=own)
     for dtype in ("fp32", "bf16")
     for name, prepare, own in (
@@ -113,7 +117,10 @@ ARMS: tuple[Arm, ...] = tuple(
         ("infopt", infopt_backend, True),
         ("infopt-offline", infopt_offline, True),
     )
-) + (
+)
+
+ARMS: tuple[Arm, ...] = (
+    *_IN_BOTH,
     Arm("infopt-compute", "bf16", _bf16(infopt_backend), own=True),
     Arm("infopt-offline-compute", "bf16", _bf16(infopt_offline), own=True),
     Arm("openvino", "fp32", _openvino("f32"), "openvino"),

@@ -1,7 +1,8 @@
-"""`python -m benchmarks compile_time`: seconds from a module to its first result, in fresh processes.
+"""`python -m benchmarks compile_time`: seconds from a module to its first result, in fresh
+processes.
 
-Cold: empty caches. Warm: the same question in a second process over the caches the first one filled. The deep-2
-and deep-48 encoders differ in depth only.
+Cold: empty caches. Warm: the same question in a second process over the caches the first one
+filled. The deep-2 and deep-48 encoders differ in depth only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--arms", default="infopt,infopt-offline,inductor", help="which to measure")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2, help="fresh processes per number; the least counts")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="fresh processes per number; the least counts"
+    )
     options = parser.parse_args(arguments)
     console = wide_console()
     rows = []
@@ -36,7 +39,9 @@ def main(arguments: list[str]) -> int:
     for heading in ("arm", "workload", "cold", "warm"):
         drawn.add_column(heading, justify="left" if heading in ("arm", "workload") else "right")
     for row in rows:
-        shown = [row["failure"]] if "failure" in row else [f"{row[k]:.2f}" for k in ("cold", "warm")]
+        shown = (
+            [row["failure"]] if "failure" in row else [f"{row[k]:.2f}" for k in ("cold", "warm")]
+        )
         drawn.add_row(row["arm"], row["workload"], *shown)
     console.print(drawn)
     growth = depth_cost(rows)
@@ -49,7 +54,13 @@ def main(arguments: list[str]) -> int:
 
 def first_calls(name: str, workload: str, threads: int, repeats: int) -> dict[str, Any]:
     """The least cold and the least warm first call over fresh processes."""
-    question = {"do": "prepare", "workload": workload, "name": name, "dtype": "fp32", "threads": threads}
+    question = {
+        "do": "prepare",
+        "workload": workload,
+        "name": name,
+        "dtype": "fp32",
+        "threads": threads,
+    }
     cold, warm = [], []
     try:
         for _ in range(repeats):

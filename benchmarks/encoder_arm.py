@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.agreement import relative_error
 from benchmarks.arms import Call, arm
 from benchmarks.process import serve
 from benchmarks.workloads import workloads
+from infopt.models.agreement import relative_error
 
 _call: list[Call] = []
 
@@ -35,7 +35,7 @@ def reference(workload: str, path: str) -> dict[str, Any]:
 def prepare(
     workload: str, name: str, dtype: str, threads: int, reference: str | None = None
 ) -> dict[str, Any]:
-    """Seconds from the module to the first result, and its error against the stored float32 result."""
+    """Seconds from the module to the first result, and its error against stored float32."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     chosen, way = workloads()[workload], arm(name, dtype)

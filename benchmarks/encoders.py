@@ -1,8 +1,9 @@
-"""`python -m benchmarks encoders`: real encoders on this machine, infopt against every peer that is installed.
+"""`python -m benchmarks encoders`: real encoders on this machine, infopt against every peer that is
+installed.
 
-Each arm lives in a process of its own; all are alive at once and run in turns, A B C A B C, while the others sleep.
-Every output is compared with float32 eager. Times are seconds of one call; `of limit` is the least time the
-machine's measured ceilings allow over the median.
+Each arm lives in a process of its own; all are alive at once and run in turns, A B C A B C, while
+the others sleep. Every output is compared with float32 eager. Times are seconds of one call; `of
+limit` is the least time the machine's measured ceilings allow over the median.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main(arguments: list[str]) -> int:
     limits = measure(options.threads)
     shown = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.peak.items())
     reads = ", ".join(f"{size} MiB {rate / 1e9:.0f} GB/s" for size, rate in limits.read.items())
-    console.print(f"limits on {options.threads} threads ({limits.measured_by}): {shown}; reads {reads}")
+    console.print(
+        f"limits on {options.threads} threads ({limits.measured_by}): {shown}; reads {reads}"
+    )
     cells = []
     for workload in workloads().values():
         if workload.model not in options.models and workload.name not in options.models:
@@ -43,10 +46,10 @@ def main(arguments: list[str]) -> int:
                 cell = measure_cell(workload, dtype, arms, limits, options)
             cells.append(cell)
             console.print(table(cell))
-    result = {"limits": vars(limits), "threads": options.threads, "cells": cells} | score(cells)
-    console.print(last_line(result))
-    if options.json:
-        write_json(options.json, result)
+            result = {"limits": vars(limits), "threads": options.threads, "cells": cells}
+            if options.json:  # after every cell: a full run takes long
+                write_json(options.json, result | score(cells))
+    console.print(last_line(score(cells)))
     return 0
 
 
@@ -56,7 +59,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(",") if name.strip()]
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     parser = argparse.ArgumentParser(prog="python -m benchmarks encoders", description=__doc__)
     parser.add_argument("--json", help="also write everything to this file")
     parser.add_argument("--models", type=names, default=["minilm", "bert", "vit"])
@@ -64,11 +69,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--arms", type=names, default=[], help="these arms only")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=12, help="turns of every arm")
-    parser.add_argument("--quick", action="store_true", help="4 turns, no second process for warm first calls")
+    parser.add_argument(
+        "--quick", action="store_true", help="4 turns, no second process for warm first calls"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.dtypes) - set(BYTES):
         parser.error(f"unknown dtypes {sorted(unknown)}: known are {sorted(BYTES)}")
-    if unknown := set(options.models) - {n for w in workloads().values() for n in (w.model, w.name)}:
+    if unknown := set(options.models) - {
+        n for w in workloads().values() for n in (w.model, w.name)
+    }:
         parser.error(f"unknown models {sorted(unknown)}: known are {', '.join(workloads())}")
     if unknown := set(options.arms) - {a.name for a in ARMS}:
         parser.error(f"unknown arms {sorted(unknown)}: known are {sorted({a.name for a in ARMS})}")
@@ -100,7 +109,11 @@ def measure_cell(
             child = stack.enter_context(Child("benchmarks.encoder_arm", fresh))
             try:
                 answer = child.ask(**question)
-                rows[arm.name] = {"first_cold": answer["first"], "error": answer["error"], "own": arm.own}
+                rows[arm.name] = {
+                    "first_cold": answer["first"],
+                    "error": answer["error"],
+                    "own": arm.own,
+                }
                 rows[arm.name] |= child.ask(do="memory")
                 if not options.quick:
                     with Child("benchmarks.encoder_arm", fresh) as second:
@@ -124,7 +137,9 @@ def caches(folder: str) -> dict[str, str]:
 
 
 def take_turns(alive: dict[str, Child], rounds: int) -> dict[str, list[float]]:
-    """Every arm runs for about TURN_SECONDS, then the next one; the order turns round after each pass."""
+    """Every arm runs for about TURN_SECONDS, then the next one; the order turns round after each
+    pass.
+    """
     counts = {}
     for name, child in alive.items():
         once = min(child.ask(do="run", count=2)["seconds"])
@@ -192,4 +207,6 @@ def last_line(result: dict[str, Any]) -> str:
     if not won and not lost:
         return "no cell has both an arm of infopt and a peer"
     behind = f": {', '.join(lost)}" if lost else ""
-    return f"fastest infopt arm against the best peer: {len(won)} cells won, {len(lost)} lost{behind}"
+    return (
+        f"fastest infopt arm against the best peer: {len(won)} cells won, {len(lost)} lost{behind}"
+    )

@@ -30,13 +30,17 @@ class Limits:
         return self.read[fitting[0] if fitting else max(self.read)]
 
     def seconds(self, flops: float, weight_bytes: float, dtype: str) -> float:
-        """The least time for that work: arithmetic or reading every weight once, whichever takes longer."""
+        """The least time for that work: arithmetic or reading every weight once, whichever takes
+        longer.
+        """
         return max(flops / self.peak[dtype], weight_bytes / self.bandwidth(weight_bytes))
 
 
 def measure(threads: int) -> Limits:
     """By a small C++ program, or by torch's own kernels where there is no compiler."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))), None)
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))), None
+    )
     if compiler is None:
         return _by_torch(threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +56,10 @@ def measure(threads: int) -> Limits:
 
 def _by_torch(threads: int) -> Limits:
     torch.set_num_threads(threads)
-    peak = {name: _matmul_rate(dtype) for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))}
+    peak = {
+        name: _matmul_rate(dtype)
+        for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))
+    }
     return Limits(peak, {size: _sum_rate(size) for size in (64, 512)}, "torch matmul and sum")
 
 

@@ -1,4 +1,5 @@
-"""`python -m benchmarks memory`: peak resident memory of a process that builds, compiles and calls a model.
+"""`python -m benchmarks memory`: peak resident memory of a process that builds, compiles and calls
+a model.
 
 Each arm runs in a fresh process with empty caches; what matters is the ratio to eager.
 """
@@ -41,7 +42,9 @@ def main(arguments: list[str]) -> int:
             drawn.add_row(row["workload"], row["arm"], row.get("failure", "no eager figure"))
             continue
         row["ratio"] = row["peak"] / eager[row["workload"]]
-        drawn.add_row(row["workload"], row["arm"], f"{row['peak'] / 2**20:.0f}", f"{row['ratio']:.0%}")
+        drawn.add_row(
+            row["workload"], row["arm"], f"{row['peak'] / 2**20:.0f}", f"{row['ratio']:.0%}"
+        )
     console.print(drawn)
     if options.json:
         write_json(options.json, {"rows": rows})
@@ -51,11 +54,13 @@ def main(arguments: list[str]) -> int:
 def peak(workload: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
     """Peak bytes after the first call and a few more."""
     row: dict[str, Any] = {"workload": workload, "arm": name}
-    with tempfile.TemporaryDirectory() as folder:
-        with Child("benchmarks.encoder_arm", caches(folder)) as child:
-            try:
-                child.ask(do="prepare", workload=workload, name=name, dtype=dtype, threads=threads)
-                child.ask(do="run", count=CALLS)
-                return row | child.ask(do="memory")
-            except ChildFailed as failure:
-                return row | {"failure": str(failure).strip().splitlines()[-1]}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Child("benchmarks.encoder_arm", caches(folder)) as child,
+    ):
+        try:
+            child.ask(do="prepare", workload=workload, name=name, dtype=dtype, threads=threads)
+            child.ask(do="run", count=CALLS)
+            return row | child.ask(do="memory")
+        except ChildFailed as failure:
+            return row | {"failure": str(failure).strip().splitlines()[-1]}

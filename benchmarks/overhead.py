@@ -1,7 +1,8 @@
 """`python -m benchmarks overhead`: what one call costs beyond dynamo's guards.
 
-The same tiny program through torch.compile's backends "eager" and "infopt" in one process, in turns. Both evaluate
-the same guards, so the difference is what infopt adds (negative: its program runs faster than torch's operators).
+The same tiny program through torch.compile's backends "eager" and "infopt" in one process, in
+turns. Both evaluate the same guards, so the difference is what infopt adds (negative: its program
+runs faster than torch's operators).
 """
 
 from __future__ import annotations
@@ -28,11 +29,20 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     rows = [measure(name, *made, options.rounds) for name, made in programs().items()]
     drawn = Table(title="microseconds of one call")
-    for heading in ("program", "plain eager", "compiled eager", "compiled infopt", "infopt.compile", "added"):
+    for heading in (
+        "program",
+        "plain eager",
+        "compiled eager",
+        "compiled infopt",
+        "infopt.compile",
+        "added",
+    ):
         drawn.add_column(heading, justify="left" if heading == "program" else "right")
     for row in rows:
         ways = ("plain", "eager", "infopt", "offline")
-        drawn.add_row(row["program"], *(f"{row[w]['median'] * 1e6:.1f}" for w in ways), f"{row['added']:+.1f}")
+        drawn.add_row(
+            row["program"], *(f"{row[w]['median'] * 1e6:.1f}" for w in ways), f"{row['added']:+.1f}"
+        )
     console = wide_console()
     console.print(drawn)
     console.print("added: compiled infopt minus compiled eager, medians")
@@ -42,7 +52,9 @@ def main(arguments: list[str]) -> int:
 
 
 def programs() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
-    """One operator; and a whole encoder so narrow that only calls cost time, with 200 weights to hand over."""
+    """One operator; and a whole encoder so narrow that only calls cost time, with 200 weights to
+    hand over.
+    """
 
     class AddOne(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +68,9 @@ def programs() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
     }
 
 
-def measure(program: str, model: nn.Module, inputs: tuple[torch.Tensor, ...], rounds: int) -> dict[str, Any]:
+def measure(
+    program: str, model: nn.Module, inputs: tuple[torch.Tensor, ...], rounds: int
+) -> dict[str, Any]:
     """Median, least and spread of every way, CALLS calls at a time in turns."""
     import infopt
 

@@ -17,7 +17,9 @@ class ChildFailed(RuntimeError):
 
 
 class Child:
-    """`python -m MODULE` in a process of its own; `ask` sends one question and waits for its answer."""
+    """`python -m MODULE` in a process of its own; `ask` sends one question and waits for its
+    answer.
+    """
 
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
@@ -40,7 +42,11 @@ class Child:
         line = self._process.stdout.readline() if ready else b""
         if not line:
             self.close()
-            why = f"exit status {self._process.returncode}" if ready else f"no answer in {timeout:.0f} s"
+            why = (
+                f"exit status {self._process.returncode}"
+                if ready
+                else f"no answer in {timeout:.0f} s"
+            )
             raise ChildFailed(f"{why} after {question}")
         answer = json.loads(line)
         if "failure" in answer:
@@ -69,7 +75,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> NoReturn:
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line))
-        except Exception:  # noqa: BLE001 - the parent decides what a failure means
+        except Exception:
             reply = {"failure": traceback.format_exc(limit=-6)}
         print(json.dumps(reply), file=replies, flush=True)
     sys.exit(0)

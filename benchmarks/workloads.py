@@ -17,7 +17,9 @@ from infopt.models.vision import VIT_BASE, VisionTransformer
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its positional inputs, and the least work the answer needs: per-sequence token counts."""
+    """A model, its positional inputs, and the least work the answer needs: per-sequence token
+    counts.
+    """
 
     name: str
     model: str
@@ -69,9 +71,11 @@ def full(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 def ragged() -> tuple[Tensor, Tensor]:
     """Sixteen texts from one short sentence to 128 tokens, padded to the longest."""
-    wanted = [4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 36, 44, 56, 72, 96, 120]
-    passages = [texts(16, n)[i] for i, n in enumerate(wanted)]
-    made = tokenize(passages)
+    counts = tokenize(SENTENCES).mask.sum(1).tolist()
+    shortest_first = [SENTENCES[i] for i in sorted(range(len(counts)), key=counts.__getitem__)]
+    single = [shortest_first[i * (len(counts) - 1) // 9] for i in range(10)]
+    joined = [texts(i + 1, n)[i] for i, n in enumerate((44, 56, 72, 88, 104, 120))]
+    made = tokenize(single + joined)
     return made.ids[:, :128], made.mask[:, :128]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infopt.codegen import build
 from infopt.codegen.lower import Lowered, LoweringDeclined, lower
-from infopt.codegen.plan_writer import GENERATED, SHIPPED
+from infopt.codegen.plan_writer import SHIPPED
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
 from infopt.runtime.executor import Program
@@ -35,10 +35,9 @@ def library_files(lowered: Lowered) -> dict[str, Path]:
         if found is None:
             raise build.CompilerMissing(f"the kernels for {lowered.level} are not installed")
         files[SHIPPED] = found
-    if GENERATED in lowered.plan.libraries:
-        text = "\n".join(lowered.sources)
-        name = f"graph_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        files[GENERATED] = build.build(text, lowered.level, name)
+    for name, text in lowered.sources.items():
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        files[name] = build.build(text, lowered.level, f"{name}_{digest}")
     return files
 
 

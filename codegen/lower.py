@@ -8,19 +8,23 @@ all else becomes a torch call, and the report says why.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
 
+import infopt.codegen.kernels  # noqa: F401  declares the kernels
 from infopt.codegen import pointwise, views
+from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
 from infopt.codegen.emit_cpp import PROLOGUE
 from infopt.codegen.expand import expand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
+from infopt.codegen.kernel import Emitter, find_emitter
 from infopt.codegen.lower_region import Texts, copy, lower_region, make
-from infopt.codegen.plan_writer import PlanWriter, Value
+from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
@@ -66,11 +70,11 @@ class LoweringReport:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A plan with what it needs: constants by index, and the C++ texts of its own library."""
+    """A plan with what it needs: constants by index, and C++ texts by the library they make."""
 
     plan: Plan
     constants: list[torch.Tensor]
-    sources: tuple[str, ...]
+    sources: Mapping[str, str]
     level: str
     report: LoweringReport
 
@@ -90,18 +94,29 @@ class _Lowering:
     def __init__(self, graph: Graph, target: Target, shipped: bool, generated: bool) -> None:
         self.target, self.shipped, self.generated = target, shipped, generated
         self.report = LoweringReport()
+        self._emitters: dict[Node, tuple[Emitter | None, str]] = {}
         self.graph = expand(graph, self.has_kernel)
         self.doors = Doors(self.graph)
         self.sizes = self.doors.sizes
         self.writer = PlanWriter(self.sizes)
         self.texts = Texts()
+        self.calls = Calls(self)
         self.values: dict[Node, Value] = {}
         self.several: dict[Node, tuple[Value | None, ...]] = {}
         self.constants: list[torch.Tensor] = []
         self.grouping = Grouping(self.graph, lambda n: basic_kind(n, self.has_kernel, generated))
 
     def has_kernel(self, node: Node) -> bool:
-        return False
+        return self.emitter(node)[0] is not None
+
+    def emitter(self, node: Node) -> tuple[Emitter | None, str]:
+        """The kernel of a node on this target, or why there is none."""
+        if not (self.shipped or self.generated):
+            return None, "no native code"
+        found = self._emitters.get(node)
+        if found is None:
+            found = self._emitters[node] = find_emitter(node, self.target)
+        return found
 
     def run(self) -> Lowered:
         specs = self.doors.specs()
@@ -115,7 +130,9 @@ class _Lowering:
             tuple(self.sizes.expressions), tuple(self.doors.dims), specs, tuple(w.buffers),
             tuple(w.views), tuple(w.steps), outputs, mutations, guards,
         )
-        sources = (PROLOGUE + "\n".join(self.texts.functions.values()),) if self.texts.functions else ()
+        sources = dict(self.calls.sources)
+        if self.texts.functions:
+            sources[GENERATED] = PROLOGUE + "\n".join(self.texts.functions.values())
         return Lowered(plan, self.constants, sources, self.target.level, self.report)
 
     def unit(self, unit: Unit) -> None:
@@ -124,7 +141,11 @@ class _Lowering:
             self.report.native.update(n.op.name for n in unit.nodes)
             return
         (node,) = unit.nodes
-        self.as_torch_call(node)
+        emitter, _ = self.emitter(node)
+        if emitter is not None and self.calls.emit(node, emitter):
+            self.report.native[node.op.name] += 1
+        else:
+            self.as_torch_call(node)
 
     # Values
 
@@ -183,6 +204,20 @@ class _Lowering:
         value = self.values[node] = self.writer.allocate(dense_form(node.tensor_type))
         return value
 
+    def results(self, node: Node, preferred: TensorType | None) -> tuple[Value | None, ...]:
+        """New contiguous memory for the results of a kernel; of several only for those read."""
+
+        def dense(t: TensorType) -> TensorType:
+            return TensorType.dense(t.shape, t.dtype)
+
+        if isinstance(node.type, TensorType):
+            return (self.writer.allocate(preferred or dense(node.type)),)
+        read = {u.attr("index") for u in self.graph.users(node)}
+        return tuple(
+            self.writer.allocate(dense(t)) if t is not None and i in read else None
+            for i, t in enumerate(node.type)
+        )
+
     def moved(self, node: Node, source: Value) -> Value:
         """A view op for which data must move: a copy in which the view exists."""
         if node.op.name in RESHAPING:
@@ -226,7 +261,9 @@ class _Lowering:
         self.writer.aten(name, args, results, kwargs)
 
     def reason(self, node: Node) -> str:
-        return pointwise.reason_against(node) or "no C++ compiler"
+        if pointwise.find(node) is not None:
+            return pointwise.reason_against(node) or "no C++ compiler"
+        return self.emitter(node)[1] or "no installed kernels"
 
     def operands(self, args: tuple) -> tuple:
         return tuple(

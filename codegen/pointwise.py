@@ -127,10 +127,14 @@ def _no_bool(node: Node) -> str | None:
     return "arithmetic of bools" if node.dtype is torch.bool else _zero_dim_in_half(node)
 
 
-def _second(c: Code, node: Node, rest: tuple[Operand, ...], dtype: torch.dtype, name: str = "other") -> Operand:
-    if rest:
-        return c.cast(rest[0], dtype)
-    return c.constant(node.attr(name), dtype)
+def _second(c: Code, node: Node, rest: tuple[Operand, ...], dtype: torch.dtype) -> Operand:
+    """The other operand; a number is not rounded to a 16-bit type, as in torch's products."""
+    return c.cast(rest[0], dtype) if rest else c.constant(node.attr("other"), dtype)
+
+
+def _other_term(c: Code, node: Node, rest: tuple[Operand, ...], dtype: torch.dtype) -> Operand:
+    """The other operand of a sum, where torch does round a number."""
+    return c.cast(rest[0], dtype) if rest else _as(c, node.attr("other"), dtype)
 
 
 # Arithmetic
@@ -140,15 +144,15 @@ def _arithmetic_check(node: Node) -> str | None:
     if node.dtype is torch.bool:
         return "arithmetic of bools"
     alpha = dict(node.attrs).get("alpha", 1)
-    if isinstance(alpha, float) and not node.dtype.is_floating_point:
-        return "a float alpha of integers"
+    if isinstance(alpha, float) and (not node.dtype.is_floating_point or node.dtype in HALVES):
+        return f"a float alpha in {node.dtype}"
     return _zero_dim_in_half(node)
 
 
 @pointwise("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", check=_arithmetic_check)
 def _add(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
     d = node.dtype
-    x, y = c.cast(a, d), _second(c, node, rest, d)
+    x, y = c.cast(a, d), _other_term(c, node, rest, d)
     alpha = node.attr("alpha")
     function = "add" if ".add" in node.op.name else "sub"
     if alpha == 1 and not isinstance(alpha, bool):
@@ -160,7 +164,7 @@ def _add(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
 @pointwise("rsub.Scalar", "rsub.Tensor", check=_arithmetic_check)
 def _rsub(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
     d = node.dtype
-    x, y = c.cast(a, d), _second(c, node, rest, d)
+    x, y = c.cast(a, d), _other_term(c, node, rest, d)
     alpha = node.attr("alpha")
     if alpha == 1:
         return c.call("sub", d, y, x)
@@ -216,7 +220,9 @@ def _addc(c: Code, node: Node, a: Operand, b: Operand, b2: Operand) -> Operand:
     function = "mul" if "addcmul" in node.op.name else "div"
     x, y, z = (c.cast(v, d) for v in (a, b, b2))
     scaled = y if node.attr("value") == 1 else c.call("mul", d, c.constant(node.attr("value"), d), y)
-    return c.call("add", d, x, c.call(function, d, scaled, z))
+    if function == "mul":  # torch's compiler fuses these two
+        return c.call("muladd", d, scaled, z, x)
+    return c.call("add", d, x, c.call("div", d, scaled, z))
 
 
 def _unary_check(node: Node) -> str | None:
@@ -228,7 +234,7 @@ def _unary_check(node: Node) -> str | None:
 @pointwise("neg.default", "abs.default", "sign.default", "square.default", check=_unary_check)
 def _simple(c: Code, node: Node, a: Operand) -> Operand:
     d = node.dtype
-    name = node.op.name.split(".")[1]
+    name, a = node.op.name.split(".")[1], c.cast(a, d)
     if name == "square":
         return c.call("mul", d, a, a)
     return c.call_exact({"neg": "neg", "abs": "absolute", "sign": "sign"}[name], d, a)
@@ -247,10 +253,7 @@ _EXACT_REAL = {"sqrt", "rsqrt", "reciprocal"}
 
 def _real(c: Code, node: Node, a: Operand) -> Operand:
     d = node.dtype
-    function = _REAL[node.op.name.split(".")[1]]
-    if function == "rroot":  # torch rounds the root before it inverts it
-        return c.call("recip", d, c.call("root", d, c.cast(a, d)))
-    return c.call(function, d, c.cast(a, d))
+    return c.call(_REAL[node.op.name.split(".")[1]], d, c.cast(a, d))
 
 
 for _name in _REAL:
@@ -361,6 +364,8 @@ def _power(c: Code, node: Node, a: Operand) -> Operand:
     x = c.cast(a, d)
     if not d.is_floating_point:
         return c.define(f"pw::power({x.text}, int64_t({n}))", d, x.moves)
+    if general_power(node):
+        return c.call("power", d, x, _as(c, n, d))
     if n == 0:
         return c.define(c.constant(1.0, d).text, d, False)
     if n == 1:
@@ -374,15 +379,14 @@ def _power(c: Code, node: Node, a: Operand) -> Operand:
         return c.call("recip", d, c.call("root", d, x))
     if n == -1:
         return c.call("recip", d, x)
-    if n == -2:
-        return c.call("recip", d, c.call("mul", d, x, x))
-    return c.call("power", d, x, c.constant(n, d))
+    return c.call("recip", d, c.call("mul", d, x, x))
 
 
 def general_power(node: Node) -> bool:
-    """A power that only the C library computes."""
+    """A power that only the C library computes; for f16 torch calls it for most exponents."""
     if node.op.name == "aten.pow.Tensor_Scalar":
-        return node.dtype.is_floating_point and node.attr("exponent") not in _EXACT_POWERS
+        exact = (0, 1, 2, -1) if node.dtype is torch.float16 else _EXACT_POWERS
+        return node.dtype.is_floating_point and node.attr("exponent") not in exact
     return node.op.name in ("aten.pow.Tensor_Tensor", "aten.pow.Scalar")
 
 

@@ -134,7 +134,7 @@ def _arg(node: Node, index: int) -> TensorType:
     return value.tensor_type
 
 
-@flops_of("aten.linear.default", "linear_act", "gated_mlp")
+@flops_of("aten.linear.default", "linear_act", "gated_linear")
 def _linear(node: Node) -> Size:
     """Every weight takes part in one multiply-add for each row of x."""
     x = _arg(node, 0)
@@ -144,7 +144,7 @@ def _linear(node: Node) -> Size:
     total: Size = 0
     for source in list(dict.fromkeys(node.inputs))[1:]:
         t = source.tensor_type
-        if t.rank == 2 and (node.op.name == "gated_mlp" or source is node.args[1]):
+        if t.rank == 2 and (node.op.name == "gated_linear" or source is node.args[1]):
             total = total + 2 * rows * t.numel
     return total
 

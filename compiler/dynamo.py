@@ -25,7 +25,7 @@ from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.trace import from_fx
-from infopt.runtime.errors import InputOverlap
+from infopt.runtime.errors import InputOverlap, PlanError
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def _compile(
     counters["infopt"]["native_nodes"] += report.native_nodes
     counters["infopt"]["aten_nodes"] += report.aten_nodes
     _trace_artifacts(built.graph, report)
-    return Compiled(built.program, order, module.forward, report)
+    random = any(node.serial for node in built.graph.nodes())
+    return Compiled(built.program, order, module.forward, report, random)
 
 
 def refuse_fallbacks(options: Options, report: Report) -> None:
@@ -121,6 +122,7 @@ class Compiled:
     order: list[int]
     fallback: Callable[..., Any]
     report: Report
+    random: bool
     _pick: Callable[[tuple], Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,14 +133,35 @@ class Compiled:
             self._pick = operator.itemgetter(*self.order)
 
     def __call__(self, *args: Any) -> Any:
+        seed = torch.get_rng_state() if self.random else None
         try:
             return self.program(self._pick(args))
         except InputOverlap:  # a written input shares memory with another: torch defines the order
-            return self.fallback(*args)
+            pass
+        except PlanError as error:
+            # A torch operator made another tensor than its own shape rule said. Results and
+            # written inputs leave a program only at its end, so nothing has happened yet.
+            reason = f"at run time: {error}"
+            log.warning("runs as torch runs it from now on, %s", reason)
+            self.report.declined = reason
+            self.program = _always(error)
+        if seed is not None:
+            torch.set_rng_state(seed)
+        return self.fallback(*args)
+
+
+def _always(error: Exception) -> Callable[[Any], Any]:
+    def refuse(_: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else int(value)
+    """A sample input. The size seen is read off a SymInt: int() of one would fix it by a guard."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return value.node.hint if isinstance(value, torch.SymInt) else value
 
 
 def _static_inputs(module: fx.GraphModule) -> set[int]:

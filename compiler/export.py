@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sympy
 import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, TensorArgument
 from torch.utils import _pytree as pytree
@@ -18,6 +21,7 @@ from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.rewrite import exchange
 from infopt.compiler.trace import check_tensor, from_fx
+from infopt.compiler.types import Dim, as_size, substitute
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def export(
     """Trace a model. leaf: makes the marker for the i-th leaf. TraceDeclined says why it cannot be."""
     program, names = _program(model, args, dict(kwargs), dynamic_shapes)
     graph, state = graph_of(program)
+    graph = replace(graph, dims=_promised_ranges(program, graph.dims))
     user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     markers = [a.value if isinstance(a, ConstantArgument) else leaf(i) for i, a in enumerate(user)]
     tensors = [i for i, a in enumerate(user) if isinstance(a, TensorArgument)]
@@ -182,3 +187,49 @@ def _bind(
         consts={**graph.consts, **consts},
     )
     return bound.with_consts({}), [tensors[n.attr("name")] for _, n in state]
+
+
+def _promised_ranges(program: ExportedProgram, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The ranges the caller asked for. torch traces as if every dynamic size were 2 or more; a
+    lower bound of 0 or 1 (`torch.export.Dim("batch", min=1)`) holds only if the program gives the
+    same types there, which a run on fake tensors of that size tells."""
+    ranged = []
+    for dim in dims:
+        bounds = program.range_constraints.get(dim.symbol)
+        lo = int(bounds.lower) if bounds is not None and bounds.lower.is_Integer else dim.lo
+        hi = bounds.upper if bounds is not None else dim.hi
+        upper = int(hi) if isinstance(hi, int | sympy.Integer) and hi < 2**62 else None
+        while lo < 2 and not _same_types_at(program, dims, dim, lo):
+            lo += 1
+        ranged.append(replace(dim, lo=lo, hi=upper))
+    return tuple(ranged)
+
+
+def _same_types_at(
+    program: ExportedProgram, dims: tuple[Dim, ...], dim: Dim, value: int
+) -> bool:
+    """True where the aten program at this size gives the shapes and dtypes the trace promises."""
+    sizes = {d.symbol: value if d is dim else d.hint for d in dims}
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    nodes = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+
+    def at(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+        return tuple(substitute(as_size(s), sizes) for s in tensor.shape), tensor.dtype
+
+    inputs = []
+    for node in nodes:
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.Tensor):
+            shape, dtype = at(meta)
+            with mode:
+                meta = torch.empty(shape, dtype=dtype)
+        inputs.append(substitute(as_size(meta), sizes) if isinstance(meta, torch.SymInt) else meta)
+    try:
+        with mode, torch.no_grad():
+            found = pytree.tree_leaves(fx.Interpreter(program.graph_module).run(*inputs))
+    except Exception:  # the operator itself refuses this size
+        return False
+    [end] = [n for n in program.graph_module.graph.nodes if n.op == "output"]
+    promised = [n.meta.get("val") for n in end.all_input_nodes]
+    types = [at(t) for t in promised if isinstance(t, torch.Tensor)]
+    return types == [(tuple(t.shape), t.dtype) for t in found if isinstance(t, torch.Tensor)]

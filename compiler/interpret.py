@@ -40,8 +40,12 @@ def interpret(graph: Graph, inputs: Sequence[Any], watch: Watch | None = None) -
                 if not remaining[source] and source not in keep:
                     del values[source]
         results = [_result(o, values, sizes) for o in graph.outputs]
-        for index, node in graph.updates:
-            inputs[index].copy_(values[node])
+        # every new value is read from the old inputs, also where it is a view of one
+        held = {t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor)}
+        changed = [values[node] for _, node in graph.updates]
+        changed = [v.clone() if v.untyped_storage().data_ptr() in held else v for v in changed]
+        for (index, _), value in zip(graph.updates, changed, strict=True):
+            inputs[index].copy_(value)
     return results
 
 

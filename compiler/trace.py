@@ -308,6 +308,8 @@ class _Tracer:
 
     def check_call(self, node: fx.Node) -> None:
         overload = node.target
+        if overload is aten.as_strided.default and node.args[0] not in self.input_nodes:
+            raise TraceDeclined(f"{overload} reads the memory layout of an intermediate value")
         position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[arg-type]
         if position is not None and node.args[position]:
             raise TraceDeclined(f"{overload} in training mode updates its running statistics")

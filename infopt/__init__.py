@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from infopt.compiler.accuracy import Bounded as Bounded
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
-    from infopt.compiler.driver import Compiled as Compiled
     from infopt.compiler.driver import compile as compile
     from infopt.compiler.driver import explain as explain
     from infopt.compiler.errors import BadOption as BadOption
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from infopt.compiler.graph import Graph as Graph
     from infopt.compiler.graph import Node as Node
     from infopt.compiler.graph import Stage as Stage
+    from infopt.compiler.model import Compiled as Compiled
     from infopt.compiler.ops import Op as Op
     from infopt.compiler.ops import op as op
     from infopt.compiler.pipeline import Pass as Pass
@@ -72,7 +72,7 @@ _HOMES = {
     "BuildFailed": "codegen.build",
     "CannotInfer": "compiler.errors",
     "Close": "compiler.accuracy",
-    "Compiled": "compiler.driver",
+    "Compiled": "compiler.model",
     "CompilerMissing": "codegen.build",
     "ContractBroken": "compiler.errors",
     "Dim": "compiler.types",

@@ -1,4 +1,6 @@
-"""A pre-norm causal decoder of the Llama type (Touvron et al., 2023) in plain torch, without a cache."""
+"""A pre-norm causal decoder of the Llama type (Touvron et al., 2023) in plain torch, without a
+cache.
+"""
 
 from __future__ import annotations
 

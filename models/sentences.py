@@ -1,4 +1,4 @@
-"""English sentences of different lengths on eleven topics, written for the demo and the evaluation."""
+"""English sentences of different lengths on eleven topics, for the demo and the evaluation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "Let the dough rest for an hour before you roll it out.",
         "A pinch of salt makes the chocolate taste sweeter.",
         "Onions burn quickly if the pan is too hot.",
-        "She simmered the tomato sauce with basil and garlic until the whole kitchen smelled of summer.",
+        "She simmered the tomato sauce with basil and garlic until the whole kitchen smelled of "
+        "summer.",
         "Rinse the rice until the water runs clear.",
         "My grandmother never measured anything and her bread was always perfect.",
         "Boil the eggs for exactly seven minutes.",
-        "For a crisp crust, heat the stone in the oven long before the pizza goes in, because a cold stone draws the "
-        "moisture into the base and leaves it pale and soft.",
+        "For a crisp crust, heat the stone in the oven long before the pizza goes in, because a "
+        "cold stone draws the moisture into the base and leaves it pale and soft.",
         "Taste the soup before you add more pepper.",
         "Whisk the cream slowly so that it does not turn into butter.",
         "The butcher recommended slow roasting for that cut of lamb.",
@@ -33,8 +34,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "Thunder rolled over the valley.",
         "Fog hid the bridge completely.",
         "This was the hottest July since measurements began.",
-        "Farmers are worried about the long drought, since the wells are low and the grass on the hills has turned "
-        "yellow weeks before it usually does.",
+        "Farmers are worried about the long drought, since the wells are low and the grass on the "
+        "hills has turned yellow weeks before it usually does.",
         "Black ice made the roads dangerous overnight.",
         "Hail the size of walnuts damaged hundreds of cars.",
         "The sky cleared just before sunset.",
@@ -53,8 +54,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "Unit tests caught the bug before the release.",
         "The compiler removes code that can never run.",
         "Refactor first, then add the feature.",
-        "Her patch replaces a quadratic loop with a hash table, which brought the import of the largest customer file "
-        "from eleven minutes down to four seconds.",
+        "Her patch replaces a quadratic loop with a hash table, which brought the import of the "
+        "largest customer file from eleven minutes down to four seconds.",
         "The build fails on the new version of the library.",
         "A race condition only shows up under load.",
         "Please rebase your branch before I review it.",
@@ -75,8 +76,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "She has been allergic to peanuts since childhood.",
         "The vaccine protects against the most common strains.",
         "Drink more water.",
-        "After the operation he needed physiotherapy for his knee, three times a week at first and later once a month, "
-        "until he could climb stairs without pain.",
+        "After the operation he needed physiotherapy for his knee, three times a week at first "
+        "and later once a month, until he could climb stairs without pain.",
         "Too little sleep weakens the immune system.",
         "A high fever in a small child should be taken seriously.",
         "The nurse changed the bandage every morning.",
@@ -98,8 +99,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "The home team scored twice before half time.",
         "He trains on the track every morning at six.",
         "Rain stopped play at the tennis final.",
-        "The relay team dropped the baton and lost the lead they had built up over three nearly perfect legs of the "
-        "race.",
+        "The relay team dropped the baton and lost the lead they had built up over three nearly "
+        "perfect legs of the race.",
         "Cyclists climbed the pass in thick fog.",
         "The referee showed a red card.",
         "Swimming is easy on the joints.",
@@ -119,8 +120,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "His new album mixes jazz with electronic beats.",
         "The choir sang without accompaniment.",
         "A broken string ended the guitar solo early.",
-        "The pianist played the second movement so quietly that people in the back rows leaned forward and held their "
-        "breath to hear the final notes.",
+        "The pianist played the second movement so quietly that people in the back rows leaned "
+        "forward and held their breath to hear the final notes.",
         "Vinyl records are selling again.",
         "The drummer kept perfect time.",
         "I cannot get that melody out of my head.",
@@ -141,8 +142,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "The hotel overlooks the harbour.",
         "Pack light and take good shoes.",
         "You need a visa to enter the country.",
-        "The old town is best explored on foot, early in the morning, before the buses arrive and the narrow streets "
-        "fill with groups that follow a raised umbrella.",
+        "The old town is best explored on foot, early in the morning, before the buses arrive and "
+        "the narrow streets fill with groups that follow a raised umbrella.",
         "The ferry crosses to the island twice a day.",
         "Our suitcase ended up in a different city.",
         "They hiked through the desert with a local guide.",
@@ -163,8 +164,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "He pays off his mortgage in eight years.",
         "Inflation eats savings.",
         "The company will cut four hundred jobs.",
-        "She put a tenth of every salary into an index fund, and after thirty years the compound growth was worth far "
-        "more than all the money she had paid in.",
+        "She put a tenth of every salary into an index fund, and after thirty years the compound "
+        "growth was worth far more than all the money she had paid in.",
         "The auditor found an error in the annual accounts.",
         "Small shops struggle with rising rents.",
         "The invoice is due at the end of the month.",
@@ -185,8 +186,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "The river otter has returned to the valley.",
         "Oak trees can live for a thousand years.",
         "Wolves hunt in packs.",
-        "Coral reefs shelter a quarter of all known sea animals, although they cover less than one hundredth of the "
-        "floor of the ocean.",
+        "Coral reefs shelter a quarter of all known sea animals, although they cover less than "
+        "one hundredth of the floor of the ocean.",
         "The fox crossed the garden at dusk.",
         "Salmon swim upstream to spawn.",
         "Mushrooms appear after warm rain.",
@@ -207,8 +208,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "Water expands when it freezes.",
         "An electron has a negative charge.",
         "The telescope detected water vapour in the atmosphere of a distant planet.",
-        "Researchers compared the genomes of two hundred dog breeds and traced the short legs of the dachshund to a "
-        "single gene that was copied by accident.",
+        "Researchers compared the genomes of two hundred dog breeds and traced the short legs of "
+        "the dachshund to a single gene that was copied by accident.",
         "Gravity bends the path of light.",
         "A catalyst speeds up a reaction without being used up.",
         "The sample was contaminated.",
@@ -229,8 +230,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "The landlord promised to repair the heating before winter.",
         "Their flat has a balcony that faces south.",
         "Someone left the light on in the cellar.",
-        "He built the shelves himself from boards that had been lying in his father's workshop since the old shed was "
-        "taken down.",
+        "He built the shelves himself from boards that had been lying in his father's workshop "
+        "since the old shed was taken down.",
         "The neighbours complained about the noise.",
         "Moving house is exhausting.",
         "A thick carpet keeps the room quiet.",

@@ -1,4 +1,6 @@
-"""Public transformers architectures with tiny random weights, each buildable in well under three seconds."""
+"""Public transformers architectures with tiny random weights, each buildable in well under three
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def entry(name: str) -> Entry:
 
 
 def build(name: str) -> nn.Module:
-    """The architecture with random weights from a fixed seed, float32, in eval mode. Needs transformers."""
+    """The architecture with random weights from a fixed seed, float32, in eval mode. Needs
+    transformers.
+    """
     import transformers
 
     found = entry(name)

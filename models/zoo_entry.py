@@ -11,7 +11,9 @@ from torch import Tensor
 
 VOCABULARY = 128
 SIZES = (0, 1)
-"""The two input sizes every architecture is run at; they differ in batch and, where a model allows, in length."""
+"""The two input sizes every architecture is run at; they differ in batch and, where a model allows,
+in length.
+"""
 
 _BATCHES, _LENGTHS = (2, 3), (12, 21)
 
@@ -20,8 +22,8 @@ _BATCHES, _LENGTHS = (2, 3), (12, 21)
 class Entry:
     """One transformers architecture with a tiny random configuration.
 
-    `model_type` is the name transformers registers the configuration under, `head` the rest of the name of an
-    `AutoModel...` class, `config` what differs from the default configuration.
+    `model_type` is the name transformers registers the configuration under, `head` the rest of the
+    name of an `AutoModel...` class, `config` what differs from the default configuration.
     """
 
     name: str
@@ -47,7 +49,9 @@ def unmasked(size: int) -> dict[str, Tensor]:
 
 def source_and_target(size: int) -> dict[str, Tensor]:
     """An encoder's masked ids and a decoder's ids of another length."""
-    return tokens(size) | {"decoder_input_ids": _ids(_BATCHES[size], _LENGTHS[size] - 5, seed=9 + size)}
+    return tokens(size) | {
+        "decoder_input_ids": _ids(_BATCHES[size], _LENGTHS[size] - 5, seed=9 + size)
+    }
 
 
 def images(pixels: int, growing: bool = False) -> Callable[[int], dict[str, Tensor]]:

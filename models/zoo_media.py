@@ -82,11 +82,19 @@ VISION = (
         },
         images(32, growing=True),
     ),
-    _vision("convnext", {"depths": [1, 1], "hidden_sizes": [16, 32], "num_stages": 2}, images(32, True)),
     _vision(
-        "convnextv2", {"depths": [1, 1], "hidden_sizes": [16, 32], "num_stages": 2}, images(32, True)
+        "convnext", {"depths": [1, 1], "hidden_sizes": [16, 32], "num_stages": 2}, images(32, True)
     ),
-    _vision("resnet", {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 8}, images(32, True)),
+    _vision(
+        "convnextv2",
+        {"depths": [1, 1], "hidden_sizes": [16, 32], "num_stages": 2},
+        images(32, True),
+    ),
+    _vision(
+        "resnet",
+        {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 8},
+        images(32, True),
+    ),
     _vision(
         "regnet",
         {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 8, "groups_width": 8},

@@ -1,4 +1,6 @@
-"""Text architectures of the zoo: encoders, decoders, state-space models, mixtures of experts, encoder-decoders."""
+"""Text architectures of the zoo: encoders, decoders, state-space models, mixtures of experts,
+encoder-decoders.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ _BART = {
     "eos_token_id": 2,
     "bos_token_id": 1,
 }
-_T5 = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_T5 = {
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
@@ -64,7 +73,9 @@ ENCODERS = (
     _encoder("ernie"),
     _encoder("electra", embedding_size=32),
     _encoder("albert", embedding_size=32),
-    _encoder("deberta_v2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
+    _encoder(
+        "deberta_v2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8
+    ),
     _encoder("mpnet"),
     _encoder("convbert", embedding_size=64, head_ratio=2),
     _encoder("squeezebert", embedding_size=64),
@@ -89,7 +100,14 @@ ENCODERS = (
         max_position_embeddings=64,
     ),
     _bare_encoder(
-        "funnel", d_model=64, n_head=4, d_head=16, d_inner=96, block_sizes=[1, 1], num_decoder_layers=1, architectures=["FunnelModel"]
+        "funnel",
+        d_model=64,
+        n_head=4,
+        d_head=16,
+        d_inner=96,
+        block_sizes=[1, 1],
+        num_decoder_layers=1,
+        architectures=["FunnelModel"],
     ),
 )
 
@@ -141,7 +159,9 @@ DECODERS = (
 )
 
 STATE_SPACES = (
-    _bare_decoder("mamba", "state space", unmasked, hidden_size=32, num_hidden_layers=2, state_size=8),
+    _bare_decoder(
+        "mamba", "state space", unmasked, hidden_size=32, num_hidden_layers=2, state_size=8
+    ),
     _bare_decoder(
         "mamba2",
         "state space",

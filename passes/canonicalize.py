@@ -229,7 +229,7 @@ def _clone(w: _Work, node: Node) -> Node | None:
 @_form("contiguous.default")
 def _contiguous(w: _Work, node: Node) -> Node | None:
     x = _source(node)
-    plain = node.attr("memory_format") is torch.contiguous_format
+    plain = node.attr("memory_format") in (torch.contiguous_format, 0)  # schemas default to 0
     return x if plain and x.tensor_type.is_contiguous else None
 
 

@@ -237,6 +237,8 @@ class _Reader:
     def one_mask(self, masks: list[Node], dtype: torch.dtype) -> Node | None:
         total: Node | None = None
         for mask in masks:
+            if mask.dtype != dtype:
+                raise _Declined(f"the mask is {mask.dtype}, q is {dtype}")
             total = mask if total is None else self.o.add(total, mask)
         return total
 

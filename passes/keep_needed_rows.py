@@ -20,7 +20,7 @@ _ROWWISE = (
     "aten.log_softmax.int",
     "linear_act",
     "rms_norm",
-    "gated_mlp",
+    "gated_linear",
 )
 _ATTENTION = ("attention", "aten.scaled_dot_product_attention.default")
 
@@ -123,7 +123,7 @@ def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
     if name == "aten.embedding.default":
         return [None, cut] if cut.dim < rank - 1 else None
     if name in _ATTENTION:
-        order = ("causal", "is_causal", "window", "dropout_p")
+        order = ("causal", "is_causal", "dropout_p")
         if cut.dim != rank - 2 or any(v for k, v in node.attrs if k in order):
             return None
         return [cut, None, None, *(_aligned(m, node, cut) for m in node.args[3:])]

@@ -8,6 +8,14 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.fold_constants import FoldConstants
+from infopt.passes.fuse_activation import FuseActivation
+from infopt.passes.fuse_add_norm import FuseAddNorm
+from infopt.passes.fuse_attention import FuseAttention
+from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_norm import FuseNorm
+from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.unfold_patches import UnfoldPatches
 
 
 def default_passes(
@@ -34,5 +42,19 @@ def default_passes(
 def _blocks(compute: str | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
+    yield UnfoldPatches()
     yield FoldConstants()
     yield Canonicalize()
+
+    # What is one op on paper becomes one op.
+    yield FuseAttention()
+    yield FuseNorm()
+    yield FuseActivation()
+
+    # Nothing is computed that no result needs.
+    yield KeepNeededRows()
+
+    # What follows a product is done while it is in cache.
+    yield FuseGatedMlp()
+    yield FuseLinearEpilogue()
+    yield FuseAddNorm()

@@ -32,7 +32,7 @@ class NativeProgram:
         )
         if not self.handle:
             raise LibraryError("the native executor could not take the plan: out of memory")
-        weakref.finalize(self, executor.infopt_program_free, self.handle)
+        weakref.finalize(self, executor.infopt_program_free, self.handle).atexit = False
 
 
 class Context:
@@ -58,7 +58,7 @@ class Context:
             self.handle = executor.infopt_context_new(native.handle, threads)
             self.slots = executor.infopt_context_slots(self.handle)
             self.starts = executor.infopt_context_starts(self.handle)
-            weakref.finalize(self, executor.infopt_context_free, self.handle)
+            weakref.finalize(self, executor.infopt_context_free, self.handle).atexit = False
 
     def admit(self, key: Any, inputs: Sequence[Any]) -> None:
         """Set the context for these inputs. Raises InputMismatch or SizeError."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infopt.runtime.errors import InputMismatch
-from infopt.runtime.structure import describe, flatten, leaves
+from infopt.runtime.structure import flatten, leaves
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,3 @@ class Signature:
 
     def describe(self) -> str:
         return f"the program takes {', '.join(p.name for p in self.parameters) or 'nothing'}"
-
-
-def signature_of(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> Signature:
-    """The signature of a model called as f(*args, **kwargs), values given as trees of `Leaf`s.
-
-    names: of the positional parameters of f, in order. Those that were passed by name may be
-    passed by position as well, up to the first one that was not passed at all.
-    """
-    labels = [names[i] if i < len(names) else f"argument_{i}" for i in range(len(args))]
-    found = [
-        Parameter(name, "positional", describe(value))
-        for name, value in zip(labels, args, strict=True)
-    ]
-    rest = dict(kwargs)
-    for name in names[len(args) :]:
-        if name not in rest:
-            break
-        found.append(Parameter(name, "positional", describe(rest.pop(name))))
-    found += [Parameter(name, "keyword", describe(value)) for name, value in rest.items()]
-    return Signature(tuple(found))

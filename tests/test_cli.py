@@ -198,12 +198,35 @@ class TestModels:
         assert cli.main(["compile", source(models, "with_sizes"), "-o", artifact, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["artifact"] == artifact
         assert cli.main(["inspect", artifact, "--json"]) == 0
-        assert "rows" in capsys.readouterr().out
+        (dim,) = json.loads(capsys.readouterr().out)["dims"]
+        assert (dim["lo"], dim["hi"]) == (1, 64)
         result = str(tmp_path / "result.safetensors")
-        assert cli.main(["run", artifact, "--size", "rows=3", "--output", result]) == 0
+        assert cli.main(["run", artifact, "--size", f"{dim['name']}=3", "--output", result]) == 0
         from safetensors.torch import load_file
 
         assert [list(t.shape) for t in load_file(result).values()] == [[3, 16]]
+
+    def test_inspect_is_for_people_too(
+        self, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        artifact = str(tmp_path / "artifact")
+        assert cli.main(["compile", source(models, "small"), "-o", artifact]) == 0
+        assert f"wrote {artifact}" in capsys.readouterr().out
+        assert cli.main(["inspect", artifact]) == 0
+        text = capsys.readouterr().out
+        assert "takes x" in text and "weights.safetensors" in text
+
+    def test_run_refuses_what_does_not_fit(
+        self, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        artifact = str(tmp_path / "artifact")
+        assert cli.main(["compile", source(models, "small"), "-o", artifact, "--json"]) == 0
+        assert cli.main(["run", artifact, "--size", "rows=3"]) == 1
+        assert "no dim 'rows'" in capsys.readouterr().err
+        assert cli.main(["run", artifact, "--size", "rows"]) == 1
+        assert "expected DIM=N" in capsys.readouterr().err
+        assert cli.main(["run", str(tmp_path / "nothing")]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
 
     def test_explain(self, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["explain", source(models, "small"), "--json"]) == 0

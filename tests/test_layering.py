@@ -21,6 +21,7 @@ ROOF = (
     "compiler.driver",
     "compiler.dynamo",
     "compiler.compiled",
+    "compiler.model",
     "compiler.cli",
     "compiler.commands",
     "compiler.doctor",

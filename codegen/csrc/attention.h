@@ -102,7 +102,8 @@ static void pair_values(const bf16 *from, int64_t token_stride, int64_t stride, 
 // Running softmax of one Vec of rows over a block of scores, which become weights in place: f32,
 // or bf16 pairs of neighbouring keys. Returns the factor for what was summed before.
 template <bool Pairs>
-static Vec weigh(float *scores, int64_t step, int64_t keys, Vec unit, float *maximum, float *total) {
+static Vec weigh(float *scores, int64_t step, int64_t keys, Vec unit, float *maximum,
+                 float *total) {
   Vec top0 = broadcast(-INFINITY), top1 = top0;
   int64_t key = 0;
   for (; key + 2 <= keys; key += 2) {
@@ -139,12 +140,10 @@ template <class Steps>
 static void product_of(int64_t lanes, const typename Steps::Operand *a, int64_t row_stride,
                        int64_t step_stride, const float *b, int64_t depth, float *c, int64_t rows,
                        bool accumulate) {
-  switch (kMaxLanes == 1 ? 1 : lanes) {
-    case 4: return product<Steps, kMaxLanes>(a, row_stride, step_stride, b, depth, c, rows, accumulate);
-    case 3: return product<Steps, kMaxLanes == 1 ? 1 : 3>(a, row_stride, step_stride, b, depth, c, rows, accumulate);
-    case 2: return product<Steps, kMaxLanes == 1 ? 1 : 2>(a, row_stride, step_stride, b, depth, c, rows, accumulate);
-    default: return product<Steps, 1>(a, row_stride, step_stride, b, depth, c, rows, accumulate);
-  }
+  constexpr int k2 = kMaxLanes > 1 ? 2 : 1, k3 = kMaxLanes > 1 ? 3 : 1;
+  const auto run = lanes == 1 ? product<Steps, 1> : lanes == 2 ? product<Steps, k2>
+                 : lanes == 3 ? product<Steps, k3> : product<Steps, kMaxLanes>;
+  run(a, row_stride, step_stride, b, depth, c, rows, accumulate);
 }
 
 // O[feature][row] of one block of rows, not yet divided by `total`.
@@ -167,7 +166,7 @@ static void attend(const AttentionShape &s, const T *q, const T *k, const T *v, 
   const float unit = float(fabs(s.scale) * 1.4426950408889634);
   const int64_t depth = ceil_div(s.depth, kPerLane);
   const bool keys_in_place = sizeof(T) == sizeof(Operand) && s.k[3] == 1 && s.depth % kPerLane == 0;
-  const bool values_in_place = !kPairs<Steps> && sizeof(T) == sizeof(Operand) && s.v[3] == 1 && s.v[2] * int64_t(sizeof(T)) <= 1024;
+  const bool values_in_place = !kPairs<Steps> && sizeof(T) == sizeof(Operand) && s.v[3] == 1;
   for (int64_t key = first; key < last; key += kKeyBlock) {
     const int64_t keys = least(kKeyBlock, last - key);
     const T *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];

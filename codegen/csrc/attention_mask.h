@@ -61,14 +61,15 @@ static void add_mask(const AttentionShape &s, const void *mask, const QueryRows 
       const int64_t n = least(16, keys - key);
       Vec bias[16];
       if (s.mask[3] == 1) {
-        for (int i = 0; i < 16; ++i) bias[i] = mask_vec(s.mask_kind, mask, at[l * 16 + i] + key, n);
+        for (int i = 0; i < 16; ++i)
+          bias[i] = mask_vec(s.mask_kind, mask, at[l * 16 + i] + key, n);
         transpose16(bias);
       } else {
         float column[16];
         for (int j = 0; j < 16; ++j) {
           for (int i = 0; i < 16; ++i)
-            column[i] = j < n ? mask_value(s.mask_kind, mask, at[l * 16 + i] + (key + j) * s.mask[3])
-                              : 0.0f;
+            column[i] = j < n ? mask_value(s.mask_kind, mask,
+                                           at[l * 16 + i] + (key + j) * s.mask[3]) : 0.0f;
           bias[j] = load(column);
         }
       }

@@ -92,7 +92,8 @@ static void store_output(const AttentionShape &s, const QueryRows &rows, int64_t
     const bool aligned = s.panels && row % 16 == 0 && head[0] == head[15] &&
                          (sizeof(T) == 4 || s.value_depth % 2 == 0);
     if (aligned && (count == 16 || row + count == s.batches * s.queries)) {
-      store_panel(s, o + l * 16, step, select(first_lanes(count), scale, zero()), row, head[0], out);
+      store_panel(s, o + l * 16, step, select(first_lanes(count), scale, zero()), row, head[0],
+                  out);
       continue;
     }
     for (int64_t d = 0; d < s.value_depth; d += 16) {

@@ -1,6 +1,8 @@
 // Element casts with torch's results. A source is staged without loss as float, double or int64.
 #pragma once
 
+#include <type_traits>
+
 #include "element.h"
 
 namespace infopt {
@@ -77,8 +79,31 @@ static StageKind stage(const void *x, int64_t element, int64_t stride, int64_t n
   return kIntegerStage;
 }
 
+// bf16 with denormals kept, which the conversion instruction flushes to zero.
+#ifdef INFOPT_AVX512
+static void narrow(const float *from, int64_t n, bf16 *y) {
+  const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+  each_vec(n, [&](int64_t i, int64_t count) {
+    const __m512 x = count == 16 ? _mm512_loadu_ps(from + i) : load(from + i, count).v;
+    const __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+    const __m512i even = _mm512_add_epi32(u, _mm512_add_epi32(odd, half));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i r = _mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x400000));
+    _mm256_mask_storeu_epi16(y + i, first_lanes(count).m,
+                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
+  });
+}
+static void narrow(const float *from, int64_t n, f16 *y) {
+  each_vec(n, [&](int64_t i, int64_t count) { store(y + i, load(from + i, count), count); });
+}
+#endif
+
 template <class To, class From>
 static void cast_as(const From *from, int64_t n, To *y, int64_t stride) {
+#ifdef INFOPT_AVX512
+  if constexpr (sizeof(From) == 4 && sizeof(To) == 2 && !std::is_integral_v<To>)
+    if (stride == 1) return narrow(from, n, y);
+#endif
   if (stride == 1) for (int64_t i = 0; i < n; ++i) y[i] = Cast<To, From>::of(from[i]);
   else for (int64_t i = 0; i < n; ++i) y[i * stride] = Cast<To, From>::of(from[i]);
 }
@@ -104,6 +129,22 @@ static void unstage(const Stage &from, StageKind kind, int64_t n, void *y, int64
     case kI8: return cast_to(from, kind, n, (int8_t *)y, stride);
     case kU8: return cast_to(from, kind, n, (uint8_t *)y, stride);
     default: return cast_to(from, kind, n, (bool *)y, stride);
+  }
+}
+
+// n elements, `from` and `to` apart, cast one by one.
+static void cast_row(const void *x, int64_t x_element, int64_t from, int64_t n, void *y,
+                     int64_t y_element, int64_t to) {
+  if (y_element == kF32 && to == 1 && (x_element == kBf16 || x_element == kF16)) {
+    if (x_element == kBf16) stage_float((const bf16 *)x, from, n, (float *)y);
+    else stage_float((const f16 *)x, from, n, (float *)y);
+    return;
+  }
+  Stage staged;
+  for (int64_t i = 0; i < n; i += kStaged) {
+    const int64_t m = least(kStaged, n - i);
+    const StageKind kind = stage(at(x, x_element, i * from), x_element, from, m, &staged);
+    unstage(staged, kind, m, at(y, y_element, i * to), y_element, to);
   }
 }
 

@@ -6,8 +6,8 @@
 namespace infopt {
 
 constexpr int kCopyDims = 6;
-constexpr int64_t kRowChunk = 4096;  // elements of a long row that one unit of work copies
-constexpr int64_t kTileSide = 64;    // sides of the tile that one unit transposes
+constexpr int64_t kUnit = 4096;    // elements that one unit of work copies, in one or more rows
+constexpr int64_t kTileSide = 64;  // sides of the tile that one unit transposes
 
 // Elements moved bit by bit: only their size matters.
 template <class Raw>
@@ -20,8 +20,11 @@ static void move_strided(const Raw *x, int64_t from, Raw *y, int64_t to, int64_t
   }
 }
 static void move_row(const char *x, int64_t from, char *y, int64_t to, int64_t n, int64_t bytes) {
-  if (from == 1 && to == 1) memcpy(y, x, size_t(n * bytes));
-  else if (bytes == 8) move_strided((const uint64_t *)x, from, (uint64_t *)y, to, n);
+  if (from == 1 && to == 1) {
+    int64_t left = n * bytes;
+    for (; left >= 64 && left <= 1024; left -= 64, x += 64, y += 64) memcpy(y, x, 64);
+    if (left) memcpy(y, x, size_t(left));
+  } else if (bytes == 8) move_strided((const uint64_t *)x, from, (uint64_t *)y, to, n);
   else if (bytes == 4) move_strided((const uint32_t *)x, from, (uint32_t *)y, to, n);
   else if (bytes == 2) move_strided((const uint16_t *)x, from, (uint16_t *)y, to, n);
   else move_strided((const uint8_t *)x, from, (uint8_t *)y, to, n);
@@ -82,7 +85,8 @@ struct CopyShape {
     for (int i = 0; i + 1 < dims && from[dims - 1] != 1 && to[dims - 1] == 1; ++i) {
       if (from[i] != 1) continue;
       const int64_t n = size[i], f = from[i], t = to[i];
-      for (int j = i; j + 2 < dims; ++j) size[j] = size[j + 1], from[j] = from[j + 1], to[j] = to[j + 1];
+      for (int j = i; j + 2 < dims; ++j)
+        size[j] = size[j + 1], from[j] = from[j + 1], to[j] = to[j + 1];
       size[dims - 2] = n, from[dims - 2] = f, to[dims - 2] = t;
       transposed = true;
       break;
@@ -90,25 +94,30 @@ struct CopyShape {
   }
 
   void run(const char *x, char *y, int64_t first_task, int64_t last_task, int64_t tasks) const {
-    const int inner = dims - 1, outer = transposed ? dims - 2 : dims - 1;
-    const int64_t last_units = transposed ? ceil_div(size[inner], kTileSide)
-                                          : ceil_div(size[inner], kRowChunk);
-    const int64_t side_units = transposed ? ceil_div(size[inner - 1], kTileSide) : 1;
-    int64_t units = last_units * side_units;
+    // A unit is `side` indices of the last dimension but one times `along` of the last.
+    const int inner = dims - 1, outer = greatest(0, dims - 2);
+    const int64_t rows = dims > 1 ? size[inner - 1] : 1;
+    const int64_t along = transposed ? kTileSide : kUnit;
+    const int64_t side = transposed ? kTileSide
+                                    : greatest(1, kUnit / greatest(1, size[inner]));
+    const int64_t parts = ceil_div(size[inner], along), groups = ceil_div(rows, side);
+    int64_t units = parts * groups;
     for (int i = 0; i < outer; ++i) units *= size[i];
     int64_t unit = units * first_task / tasks;
     const int64_t end = units * last_task / tasks;
     if (unit >= end) return;
-    int64_t index[kCopyDims], rest = unit / (last_units * side_units), f = 0, t = 0;
+    int64_t index[kCopyDims], rest = unit / (parts * groups), f = 0, t = 0;
     for (int i = outer; i-- > 0; rest /= size[i]) {
       index[i] = rest % size[i];
       f += index[i] * from[i], t += index[i] * to[i];
     }
-    int64_t part = unit % (last_units * side_units);
+    int64_t part = unit % (parts * groups);
     for (; unit < end; ++unit) {
-      if (transposed) tile(x, y, f, t, part / last_units * kTileSide, part % last_units * kTileSide);
-      else row(x, y, f, t, part * kRowChunk);
-      if (++part < last_units * side_units) continue;
+      const int64_t a = part / parts * side, b = part % parts * along;
+      const int64_t a_end = least(a + side, rows), b_end = least(b + along, size[inner]);
+      if (transposed) tile(x, y, f, t, a, a_end, b, b_end);
+      else copy_rows(x, y, f, t, a, a_end, b, b_end);
+      if (++part < parts * groups) continue;
       part = 0;
       for (int i = outer; i-- > 0;) {  // the next outer index
         f += from[i], t += to[i];
@@ -119,27 +128,25 @@ struct CopyShape {
   }
 
  private:
-  void row(const char *x, char *y, int64_t f, int64_t t, int64_t start) const {
+  void copy_rows(const char *x, char *y, int64_t f, int64_t t, int64_t a, int64_t a_end, int64_t b,
+                 int64_t b_end) const {
     const int64_t sx = from[dims - 1], sy = to[dims - 1];
-    const int64_t n = least(kRowChunk, size[dims - 1] - start);
-    f += start * sx, t += start * sy;
-    if (x_element == y_element) {
-      const int64_t bytes = element_bytes(x_element);
-      return move_row(x + f * bytes, sx, y + t * bytes, sy, n, bytes);
-    }
-    Stage staged;
-    for (int64_t i = 0; i < n; i += kStaged) {
-      const int64_t m = least(kStaged, n - i);
-      const StageKind kind = stage(at(x, x_element, f + i * sx), x_element, sx, m, &staged);
-      unstage(staged, kind, m, at(y, y_element, t + i * sy), y_element, sy);
+    const int64_t row_x = dims > 1 ? from[dims - 2] : 0, row_y = dims > 1 ? to[dims - 2] : 0;
+    const int64_t bytes = element_bytes(x_element);
+    for (; a < a_end; ++a) {
+      const int64_t from_row = f + a * row_x + b * sx, to_row = t + a * row_y + b * sy;
+      if (x_element == y_element)
+        move_row(x + from_row * bytes, sx, y + to_row * bytes, sy, b_end - b, bytes);
+      else
+        cast_row(at(x, x_element, from_row), x_element, sx, b_end - b, at(y, y_element, to_row),
+                 y_element, sy);
     }
   }
 
-  // Up to 64x64 elements: columns a.. along x's contiguous dimension, b.. along y's.
-  void tile(const char *x, char *y, int64_t f, int64_t t, int64_t a, int64_t b) const {
+  // Up to 64x64 elements: a.. along x's contiguous dimension, b.. along y's.
+  void tile(const char *x, char *y, int64_t f, int64_t t, int64_t a, int64_t a_end, int64_t b,
+            int64_t b_end) const {
     const int64_t sx = from[dims - 1], sy = to[dims - 2], bytes = element_bytes(x_element);
-    const int64_t a_end = least(a + kTileSide, size[dims - 2]);
-    const int64_t b_end = least(b + kTileSide, size[dims - 1]);
     for (int64_t i = a; i < a_end; i += 16)
       for (int64_t j = b; j < b_end; j += 16) {
         const int64_t n = least(16, a_end - i), m = least(16, b_end - j);
@@ -150,12 +157,8 @@ struct CopyShape {
         for (int64_t k = 0; k < n; ++k) {
           const char *source = (const char *)at(x, x_element, f + i + k + j * sx);
           char *target = (char *)at(y, y_element, t + (i + k) * sy + j);
-          if (x_element == y_element) {
-            move_row(source, sx, target, 1, m, bytes);
-            continue;
-          }
-          Stage staged;
-          unstage(staged, stage(source, x_element, sx, m, &staged), m, target, y_element, 1);
+          if (x_element == y_element) move_row(source, sx, target, 1, m, bytes);
+          else cast_row(source, x_element, sx, m, target, y_element, 1);
         }
       }
   }

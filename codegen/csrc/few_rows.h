@@ -65,7 +65,8 @@ __attribute__((noinline)) void dot_rows(const W *w, int64_t w_stride, const type
 template <class Along, class W, int M>
 void dot_features(const W *w, int64_t w_stride, int64_t features, const typename Along::X *x,
                   int64_t x_stride, int64_t k, Vec *sums) {
-  constexpr int R = kRows < 12 ? (M > 2 ? 1 : 2) : M <= 2 ? 8 : M <= 6 ? 4 : 2;
+  constexpr auto fits = [](int rows) { return rows * M + rows + 1 <= kRegisters; };
+  constexpr int R = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
   constexpr int64_t kBytes = 24576;
   const int64_t whole = M == 1 ? k : kBytes / int64_t(M * sizeof(typename Along::X)) / 32 * 32;
   for (int64_t from = 0; from < k; from += whole) {

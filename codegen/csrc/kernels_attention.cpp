@@ -12,7 +12,8 @@
 //             29 causal: 1: query i sees key j iff j <= i + offset      30 offset
 //             31 window: if > 0, and causal: also only j > i + offset - window
 //             32 scale (a double)      33 softcap (a double; 0: none): s = cap * tanh(s / cap)
-//   tasks     Hq > Hkv and Tq <= 16: B * Hkv * ceil(Hq / Hkv * Tq / 64); else B * Hq * ceil(Tq / 64)
+//   tasks     if Hq > Hkv and Tq <= 16: B * Hkv * ceil(Hq / Hkv * Tq / 64)
+//             else: B * Hq * ceil(Tq / 64)
 //   scratch   4 * (64 * (D + Dv) + 128 * 64 + 128 * (D + 1 + Dv)) bytes
 //
 // As torch's scaled_dot_product_attention: a row that sees no key gives 0; a NaN score or an
@@ -52,18 +53,18 @@ static void attention(const infopt_call *call, int64_t first_task, int64_t last_
 
 }  // namespace infopt
 
-INFOPT_EXPORT void infopt_attention_f32(const infopt_call *call, int64_t first_task, int64_t last_task) {
-  infopt::attention<float, infopt::FloatSteps>(call, first_task, last_task);
+INFOPT_EXPORT void infopt_attention_f32(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::attention<float, infopt::FloatSteps>(call, first, last);
 }
 
-INFOPT_EXPORT void infopt_attention_bf16(const infopt_call *call, int64_t first_task, int64_t last_task) {
+INFOPT_EXPORT void infopt_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
 #ifdef __AVX512BF16__
-  infopt::attention<infopt::bf16, infopt::PairSteps>(call, first_task, last_task);
+  infopt::attention<infopt::bf16, infopt::PairSteps>(call, first, last);
 #else
-  infopt::attention<infopt::bf16, infopt::FloatSteps>(call, first_task, last_task);
+  infopt::attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
 #endif
 }
 
-INFOPT_EXPORT void infopt_attention_f16(const infopt_call *call, int64_t first_task, int64_t last_task) {
-  infopt::attention<infopt::f16, infopt::FloatSteps>(call, first_task, last_task);
+INFOPT_EXPORT void infopt_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::attention<infopt::f16, infopt::FloatSteps>(call, first, last);
 }

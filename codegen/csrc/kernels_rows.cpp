@@ -36,21 +36,21 @@ static void norm(const infopt_call *call, int64_t first_task, int64_t last_task,
 //                       16 the factor is 1 + weight (Gemma)
 //             z is rounded to the sum's dtype (13), kept or not
 //   tasks     ceil(M / R)        scratch   72 * roundup(N, 16) bytes
-INFOPT_EXPORT void infopt_layer_norm(const infopt_call *call, int64_t first_task, int64_t last_task) {
-  infopt::norm(call, first_task, last_task, false);
+INFOPT_EXPORT void infopt_layer_norm(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::norm(call, first, last, false);
 }
-INFOPT_EXPORT void infopt_rms_norm(const infopt_call *call, int64_t first_task, int64_t last_task) {
-  infopt::norm(call, first_task, last_task, true);
+INFOPT_EXPORT void infopt_rms_norm(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::norm(call, first, last, true);
 }
 
-// infopt_softmax: out = softmax(x * scale + mask) along the last of four dimensions, or its logarithm.
+// infopt_softmax: out = softmax(x * scale + mask) along the last of four dimensions, or its log.
 //   pointers  x, mask|null, out
 //   numbers   0 sizes A, B, C of the outer dimensions  3 width N >= 1  4 R
 //             strides: 5 x of A, B, C   8 mask of A, B, C, N (0: broadcast; N: 0 or 1)
 //             12 out of A, B, C   dtypes: 15 x  16 mask (9 bool: true keeps)  17 out
 //             18 1: logarithm  19 scale (a double)
 //   tasks     ceil(A * B * C / R)    scratch   4 * roundup(N, 16) bytes
-INFOPT_EXPORT void infopt_softmax(const infopt_call *call, int64_t first_task, int64_t last_task) {
+INFOPT_EXPORT void infopt_softmax(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
   SoftmaxShape s;
@@ -59,8 +59,8 @@ INFOPT_EXPORT void infopt_softmax(const infopt_call *call, int64_t first_task, i
   for (int i = 0; i < 4; ++i) s.mask_stride[i] = n[8 + i];
   s.width = n[3], s.x_element = n[15], s.mask_element = n[16], s.out_element = n[17];
   s.logarithm = n[18], s.scale = float(as_double(n[19]));
-  const int64_t last = least(s.sizes[0] * s.sizes[1] * s.sizes[2], last_task * n[4]);
-  for (int64_t row = first_task * n[4]; row < last; ++row) {
+  const int64_t end = least(s.sizes[0] * s.sizes[1] * s.sizes[2], last * n[4]);
+  for (int64_t row = first * n[4]; row < end; ++row) {
     const int64_t c = row % s.sizes[2], b = row / s.sizes[2] % s.sizes[1],
                   a = row / s.sizes[2] / s.sizes[1];
     const auto index = [&](const int64_t *stride) {
@@ -79,13 +79,13 @@ INFOPT_EXPORT void infopt_softmax(const infopt_call *call, int64_t first_task, i
 //   numbers   0 ids M  1 width N  2 R  3 table rows  4 table row stride  5 out row stride
 //             dtypes: 6 ids (int64 or int32)  7 table  8 out
 //   tasks     ceil(M / R)        scratch   none
-INFOPT_EXPORT void infopt_embedding(const infopt_call *call, int64_t first_task, int64_t last_task) {
+INFOPT_EXPORT void infopt_embedding(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
   const EmbeddingTable table = {pointer<void>(call, 0), pointer<void>(call, 1), n[6], n[3], n[4],
                                 n[7]};
-  const int64_t last = least(n[0], last_task * n[2]);
-  for (int64_t i = first_task * n[2]; i < last; ++i) {
+  const int64_t end = least(n[0], last * n[2]);
+  for (int64_t i = first * n[2]; i < end; ++i) {
     const void *row = table.row(i);
     if (!row) report(pointer<int32_t>(call, 3));
     copy_row(row, n[7], at(pointer<void>(call, 2), n[8], i * n[5]), n[8], n[1]);
@@ -100,7 +100,7 @@ INFOPT_EXPORT void infopt_embedding(const infopt_call *call, int64_t first_task,
 //             8 weight and bias  9 out   per table t, at 10 + 5t: ids' dtype, ids' strides of
 //             batch and token, table rows, table row stride
 //   tasks     ceil(B * T / R)    scratch   72 * roundup(N, 16) bytes
-INFOPT_EXPORT void infopt_embedding_norm(const infopt_call *call, int64_t first_task, int64_t last_task) {
+INFOPT_EXPORT void infopt_embedding_norm(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
   NormShape s = {};
@@ -114,7 +114,7 @@ INFOPT_EXPORT void infopt_embedding_norm(const infopt_call *call, int64_t first_
     values.table[t] = {pointer<void>(call, t), pointer<void>(call, 3 + t), m[0], m[3], m[4], n[7]};
     values.batch_stride[t] = m[1], values.token_stride[t] = m[2];
   }
-  normalize_rows(s, first_task * n[3], least(s.rows, last_task * n[3]), pointer<void>(call, 6),
+  normalize_rows(s, first * n[3], least(s.rows, last * n[3]), pointer<void>(call, 6),
                  pointer<void>(call, 7), pointer<void>(call, 8),
                  static_cast<float *>(call->scratch), values);
 }
@@ -122,13 +122,14 @@ INFOPT_EXPORT void infopt_embedding_norm(const infopt_call *call, int64_t first_
 // infopt_rotary: y = x * cos + rotate(x) * sin for the heads of q, and of k at the same tokens
 //   pointers  q, k|null, cos, sin, q_out, k_out|null        q_out may be q, and k_out k
 //   numbers   0 batches B  1 tokens T  2 depth D (features are contiguous)  3 rotated, even
-//             4 1: pairs are interleaved (2i, 2i+1), else halves  5 1: tables have rotated/2 columns
+//             4 1: pairs are interleaved (2i, 2i+1), else halves
+//             5 1: tables have rotated/2 columns, else rotated
 //             6 tables' strides of batch, token (the same for cos and sin)
 //             8 dtype of q and k   9 dtype of cos and sin   10 R tokens of one task
 //             11 heads of q, 12 q strides of batch, head, token, 15 q_out strides
 //             18 heads of k, 19 k strides, 22 k_out strides
 //   tasks     ceil(B * T / R)    scratch   8 * roundup(rotated, 16) bytes
-INFOPT_EXPORT void infopt_rotary(const infopt_call *call, int64_t first_task, int64_t last_task) {
+INFOPT_EXPORT void infopt_rotary(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
   RotaryShape s;
@@ -139,8 +140,8 @@ INFOPT_EXPORT void infopt_rotary(const infopt_call *call, int64_t first_task, in
   const RotaryHeads k = {n[18], {n[19], n[20], n[21]}, {n[22], n[23], n[24]}};
   float *cosines = static_cast<float *>(call->scratch);
   float *sines = cosines + round_up(s.rotated, 16);
-  const int64_t last = least(s.batches * s.tokens, last_task * n[10]);
-  for (int64_t row = first_task * n[10]; row < last; ++row) {
+  const int64_t end = least(s.batches * s.tokens, last * n[10]);
+  for (int64_t row = first * n[10]; row < end; ++row) {
     const int64_t batch = row / s.tokens, token = row % s.tokens;
     const int64_t angle = batch * s.table[0] + token * s.table[1];
     load_angles(s, at(pointer<void>(call, 2), s.table_element, angle),
@@ -159,10 +160,10 @@ INFOPT_EXPORT void infopt_rotary(const infopt_call *call, int64_t first_task, in
 //             4 six sizes  10 six strides of x (0: broadcast)  16 six strides of out
 //   tasks     numbers[3]; one per 64 KiB of output or so      scratch   none
 //   Casts are torch's on this machine's CPU: a float outside the range of int64 or int32 gives the
-//   least integer; int16 and int8 are the low bits of the int32, uint8 of the int64; bool is x != 0.
-INFOPT_EXPORT void infopt_copy(const infopt_call *call, int64_t first_task, int64_t last_task) {
+//   least integer; int16 and int8 are the low bits of the int32, uint8 of the int64; bool: x != 0.
+INFOPT_EXPORT void infopt_copy(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
   CopyShape s(n[0], n[1], n[2], n + 4, n + 10, n + 16);
-  s.run(pointer<char>(call, 0), pointer<char>(call, 1), first_task, last_task, n[3]);
+  s.run(pointer<char>(call, 0), pointer<char>(call, 1), first, last, n[3]);
 }

@@ -66,15 +66,27 @@ INFOPT_INLINE Rows<Row> convert_rows(const Row *w, int64_t stride, int64_t, int6
   return {w, stride};
 }
 
+// Panels p to p + count of one group, `rows` features from n: products to results.
+inline void finish_panels(const LinearCall &c, const float *products, const float *up,
+                          int64_t first_panel, int64_t count, int64_t n, int64_t rows) {
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t f = 0; f < rows; f += 16) {
+      const int64_t panel = first_panel + p, tile = (p * kGroup + f) * 16;
+      const Place at = {panel, n + f, least(16, c.m - panel * 16), least(16, rows - f)};
+      finish_tile(c.epilogue, products + tile, up ? up + tile : nullptr, at);
+    }
+  }
+}
+
 // Step: the micro-kernel; W: the weights' type in memory.
 template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
   const LinearCall c = read_linear(call);
   const int64_t panels = ceil_div(c.m, 16), n_chunks = ceil_div(c.n, c.n_chunk);
-  float *products = (float *)call->scratch;
-  float *up_products = products + kGroup * 16 * c.panel_chunk;
-  Row *converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
+  float *const products = (float *)call->scratch;
+  float *const up_products = c.up ? products + kGroup * 16 * c.panel_chunk : nullptr;
+  Row *const converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
   const TileSession<Step> session;
 
   for (int64_t task = first; task < last; ++task) {
@@ -84,24 +96,25 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t rows = least(kGroup, n1 - n);
       prefetch_rows(c.epilogue.y, p0 * 16, least(count * 16, c.m - p0 * 16), n, rows);
-      auto product = [&](const void *weights, float *into, int64_t k) {
+      // One group times one cut of K, two panels at a time; `finish` while they are in cache.
+      auto multiply_group = [&](const void *weights, int64_t k, float *into, bool finish) {
         const int64_t depth = least(kDepth<Panel>, c.k - k);
         const W *w = (const W *)weights + n * c.row_stride + k;
         const Rows<Row> r = convert_rows<Row>(w, c.row_stride, rows, depth, converted);
-        const int64_t more = (const void *)r.data == (const void *)w ? n1 - n - rows : 0;
-        session.multiply(r.data, r.stride, rows, x + k * 16, c.x_stride, count, depth, into,
-                         kGroup * 16, k > 0, more);
+        for (int64_t p = 0; p < count; p += 2) {
+          const int64_t pair = least(2, count - p), at = p * kGroup * 16;
+          const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
+          session.multiply(r.data, r.stride, rows, x + p * c.x_stride + k * 16, c.x_stride, pair,
+                           depth, into + at, kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0));
+          if (finish)
+            finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
+                          n, rows);
+        }
       };
       for (int64_t k = 0; k < c.k; k += kDepth<Panel>) {
-        product(c.w, products, k);
-        if (c.up) product(c.up, up_products, k);
-      }
-      for (int64_t p = 0; p < count; ++p) {
-        for (int64_t f = 0; f < rows; f += 16) {
-          const Place at = {p0 + p, n + f, least(16, c.m - (p0 + p) * 16), least(16, rows - f)};
-          const int64_t tile = (p * kGroup + f) * 16;
-          finish_tile(c.epilogue, products + tile, c.up ? up_products + tile : nullptr, at);
-        }
+        const bool last_cut = k + kDepth<Panel> >= c.k;
+        multiply_group(c.w, k, products, last_cut && !c.up);
+        if (c.up) multiply_group(c.up, k, up_products, last_cut);
       }
     }
   }

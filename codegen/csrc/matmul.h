@@ -83,16 +83,75 @@ void pack_b(const Strided &b, const T *data, int64_t k, int64_t columns, Panel *
                  to + p * panel_stride);
 }
 
-// Rows of A with a stride along k, gathered and converted.
+// Rows of A as the micro-kernel reads them: where they lie, transposed, or gathered.
 template <class Row, class T>
 INFOPT_INLINE Rows<Row> rows_of_a(const Strided &a, const T *data, int64_t rows, int64_t k,
                                   Row *scratch) {
   if (a.column == 1) return convert_rows<Row>(data, a.row, rows, k, scratch);
   const int64_t padded = round_up(k, 32) + 32;
+  if (a.row == 1) {  // 16 steps of k are the rows of a tile
+    const Matrix transposed = {(void *)data, a.column, format_of<T>()};
+    for (int64_t i = 0; i < k; i += 16) {
+      for (int64_t r = 0; r < rows; r += 16) {
+        const Place at = {i / 16, r, least(16, k - i), least(16, rows - r)};
+        Vec t[16];
+        load_tile(transposed, at, false, t);
+        for (int64_t j = 0; j < at.features; ++j) store(scratch + (r + j) * padded + i, t[j]);
+      }
+    }
+    return {scratch, padded};
+  }
   for (int64_t i = 0; i < k; ++i)
     for (int64_t r = 0; r < rows; ++r)
       scratch[r * padded + i] = from_float<Row>(to_float(data[r * a.row + i * a.column]));
   return {scratch, padded};
+}
+
+// Up to 4 rows of A straight from memory times up to 64 columns of B as they lie: B is read once,
+// so packing it would only add work. products: [panel][m_chunk][16], as the packed way leaves them.
+template <class T, int M>
+void multiply_unpacked(const MatmulCall &c, const T *a, const T *b, int64_t columns,
+                       float *products) {
+  for (int64_t n = 0; n < columns; n += 64) {
+    Vec acc[M][4];
+    for (int m = 0; m < M; ++m)
+      for (int j = 0; j < 4; ++j) acc[m][j] = zero();
+    auto step = [&](int64_t k, auto load_columns) __attribute__((always_inline)) {
+      const T *row = b + k * c.b.row + n;
+      __builtin_prefetch(row + 8 * c.b.row, 0, 3);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Vec lanes = load_columns(row, j * 16);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          const Vec x = broadcast(to_float(a[m * c.a.row + k * c.a.column]));
+          acc[m][j] = fma(x, lanes, acc[m][j]);
+        }
+      }
+    };
+    if (n + 64 <= columns) {
+      for (int64_t k = 0; k < c.k; ++k) step(k, [](const T *row, int64_t j) { return load(row + j); });
+    } else {
+      const int64_t left = columns - n;
+      for (int64_t k = 0; k < c.k; ++k) {
+        step(k, [left](const T *row, int64_t j) {
+          return j < left ? load_some(row + j, least(16, left - j)) : zero();
+        });
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int64_t j = 0; j < 4 && n + j * 16 < columns; ++j)
+        store(products + ((n / 16 + j) * c.m_chunk + m) * 16, acc[m][j]);
+  }
+}
+
+template <class T>
+void multiply_few(const MatmulCall &c, const T *a, const T *b, int64_t rows, int64_t columns,
+                  float *products) {
+  if (rows == 1) multiply_unpacked<T, 1>(c, a, b, columns, products);
+  if (rows == 2) multiply_unpacked<T, 2>(c, a, b, columns, products);
+  if (rows == 3) multiply_unpacked<T, 3>(c, a, b, columns, products);
+  if (rows == 4) multiply_unpacked<T, 4>(c, a, b, columns, products);
 }
 
 template <class Step, class T> void matmul(const infopt_call *call, int64_t first, int64_t last) {
@@ -121,7 +180,9 @@ template <class Step, class T> void matmul(const infopt_call *call, int64_t firs
     const T *a = (const T *)c.a.data + at_a + m0 * c.a.row;
     const T *b = (const T *)c.b.data + at_b + n0 * c.b.column;
     const int64_t count = ceil_div(columns, 16);
-    for (int64_t k = 0; k < c.k; k += depth_max) {
+    const bool few = rows <= 4 && c.b.column == 1;
+    if (few) multiply_few(c, a, b, rows, columns, products);
+    for (int64_t k = 0; k < c.k && !few; k += depth_max) {
       const int64_t depth = least(depth_max, c.k - k);
       pack_b(c.b, b + k * c.b.row, depth, columns, panels, panel_stride);
       for (int64_t m = 0; m < rows; m += kGroup) {
@@ -129,21 +190,22 @@ template <class Step, class T> void matmul(const infopt_call *call, int64_t firs
         const Rows<Row> r = rows_of_a<Row>(c.a, a + m * c.a.row + k * c.a.column, some, depth,
                                            converted);
         session.multiply(r.data, r.stride, some, panels, panel_stride, count, depth,
-                         products + m * 16, group_stride, k > 0, int64_t(0));
+                         products + m * 16, group_stride, k > 0, some);
       }
     }
     const Matrix d = {(void *)c.d.data, c.d.row, c.d.data ? c.d_format : int64_t(kAbsent)};
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t n = n0 + p * 16, lanes = least(16, columns - p * 16);
-      for (int64_t m = 0; m < rows; ++m) {
-        Vec v = load(products + p * group_stride + m * 16) * broadcast(c.alpha);
-        if (d.present())
-          v = fma(load_row(d, m0 + m, at_d + n, lanes), broadcast(c.beta), v);
-        with_row_type(c.c_format, [&](auto *type) {
-          store_some((decltype(type))c.c.data + at_c + (m0 + m) * c.c.row + n, v, lanes);
-        });
+    with_row_type(c.c_format, [&](auto *type) {
+      auto *out = (decltype(type))c.c.data + at_c + m0 * c.c.row + n0;
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t n = p * 16, lanes = least(16, columns - n);
+        for (int64_t m = 0; m < rows; ++m) {
+          Vec v = load(products + p * group_stride + m * 16) * broadcast(c.alpha);
+          if (d.present())
+            v = fma(load_row(d, m0 + m, at_d + n0 + n, lanes), broadcast(c.beta), v);
+          store_some(out + m * c.c.row + n, v, lanes);
+        }
       }
-    }
+    });
   }
 }
 

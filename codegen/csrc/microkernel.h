@@ -10,12 +10,14 @@
 
 namespace infopt {
 
+// How many Vecs the registers hold, and the block of them that accumulates: the rest hold lanes
+// and one broadcast.
 #if defined(INFOPT_AVX512)
-constexpr int kRows = 12, kPanels = 2;  // 24 of 32 registers accumulate
+constexpr int kRegisters = 32, kRows = 12, kWidenRows = 12, kPanels = 2;
 #elif defined(INFOPT_AVX2)
-constexpr int kRows = 6, kPanels = 1;  // 12 of 16
+constexpr int kRegisters = 8, kRows = 6, kWidenRows = 4, kPanels = 1;
 #else
-constexpr int kRows = 2, kPanels = 1;  // 8 of 16
+constexpr int kRegisters = 4, kRows = 2, kWidenRows = 1, kPanels = 1;
 #endif
 
 template <int n> struct Constant { static constexpr int value = n; };
@@ -24,6 +26,7 @@ template <int n> struct Constant { static constexpr int value = n; };
 struct StepF32 {
   using Row = float;
   using Panel = float;
+  static constexpr int kBlock = kRows;
   static constexpr int kRowStep = 1;  // row elements per step of 16 panel lanes
   struct Lanes { Vec v; };
   static INFOPT_INLINE Lanes lanes(const float *p) { return {load(p)}; }
@@ -37,6 +40,7 @@ struct StepF32 {
 struct StepBf16 {
   using Row = bf16;
   using Panel = bf16;
+  static constexpr int kBlock = kRows;
   static constexpr int kRowStep = 2;
   struct Lanes { BVec v; };
   static INFOPT_INLINE Lanes lanes(const bf16 *p) { return {load_pairs(p)}; }
@@ -53,6 +57,7 @@ struct StepBf16 {
 struct StepWiden {
   using Row = float;
   using Panel = bf16;
+  static constexpr int kBlock = kWidenRows;
   static constexpr int kRowStep = 2;
   struct Lanes { Vec even, odd; };
   static INFOPT_INLINE Lanes lanes(const bf16 *p) {
@@ -148,24 +153,24 @@ INFOPT_INLINE void multiply_panels(const typename Step::Row *rows, int64_t row_s
                          c + p * c_stride, c_stride, accumulate, next);
 }
 
-// The same for any number of rows. `more_rows` rows follow in memory and will be wanted next.
+// The same for any number of rows. The next rows, up to `ahead` in all, are fetched meanwhile.
 template <class Step>
 void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
                     const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
-                    int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t more_rows) {
+                    int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t ahead) {
   int64_t r = 0;
   auto block = [&](auto size) __attribute__((always_inline)) {
     constexpr int R = decltype(size)::value;
-    const bool prefetch = r + 2 * R <= row_count + more_rows;
-    const auto *next = prefetch ? (const char *)(rows + (r + R) * row_stride) : nullptr;
+    const auto *next = r + 2 * R <= ahead ? (const char *)(rows + (r + R) * row_stride) : nullptr;
     multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
                              c + r * 16, c_stride, accumulate, next);
     r += R;
   };
-  while (r + kRows <= row_count) block(Constant<kRows>());
-  if (kRows > 8 && r + 8 <= row_count) block(Constant<8>());
-  if (kRows > 4 && r + 4 <= row_count) block(Constant<4>());
-  if (kRows > 2 && r + 2 <= row_count) block(Constant<2>());
+  constexpr int kBlock = Step::kBlock;
+  while (r + kBlock <= row_count) block(Constant<kBlock>());
+  if constexpr (kBlock > 8) if (r + 8 <= row_count) block(Constant<8>());
+  if constexpr (kBlock > 4) if (r + 4 <= row_count) block(Constant<4>());
+  if constexpr (kBlock > 2) if (r + 2 <= row_count) block(Constant<2>());
   if (r < row_count) block(Constant<1>());
 }
 

@@ -36,7 +36,8 @@ static void row_statistics(const NormShape &s, const float *x, float *shift, flo
   if (!s.rms) {
     Vec other = zero();
     int64_t i = 0;
-    for (; i + 32 <= s.width; i += 32) total = total + load(x + i), other = other + load(x + i + 16);
+    for (; i + 32 <= s.width; i += 32)
+      total = total + load(x + i), other = other + load(x + i + 16);
     for (; i < s.width; i += 16) total = total + load(x + i, least(16, s.width - i));
     mean = sum(total + other) / count;
     total = zero();
@@ -99,8 +100,9 @@ static void store_rows(const NormShape &s, const NormBlock &block, int64_t first
     const float *x = block.values[r];
     T *to = out + (first + r) * s.out_stride;
     each_vec(s.width, [&](int64_t i, int64_t n) {
-      if (n == 16) store(to + i, normalized<T>(block, r, load(x + i), affine, s.round_first, i, 16));
-      else store(to + i, normalized<T>(block, r, load(x + i, n), affine, s.round_first, i, n), n);
+      const Vec v = n == 16 ? load(x + i) : load(x + i, n);
+      const Vec y = normalized<T>(block, r, v, affine, s.round_first, i, n);
+      n == 16 ? store(to + i, y) : store(to + i, y, n);
     });
   }
 }

@@ -1,1 +1,23 @@
-"""One file per family of kernels."""
+"""Kernel declarations, one file per family of ops; importing this package registers them all."""
+
+from infopt.codegen.kernels import (
+    attention,
+    embedding,
+    layer_norm,
+    linear,
+    matmul,
+    rms_norm,
+    rotary,
+    softmax,
+)
+
+__all__ = [
+    "attention",
+    "embedding",
+    "layer_norm",
+    "linear",
+    "matmul",
+    "rms_norm",
+    "rotary",
+    "softmax",
+]

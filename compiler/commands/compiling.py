@@ -6,10 +6,10 @@ from typing import Any
 import infopt
 from infopt.compiler.commands.output import progress
 from infopt.compiler.commands.source import Source, load_source
-from infopt.compiler.driver import Compiled
+from infopt.compiler.model import AsTorch, Compiled
 
 
-def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled]:
+def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled | AsTorch]:
     """Load and compile `args.source` with the options of the command line."""
     options: dict[str, Any] = {"strict": args.strict}
     for name in ("compute", "tune", "threads"):

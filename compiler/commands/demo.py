@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infopt.compiler.commands.demo_arm import Arm, run_artifact
 from infopt.compiler.commands.output import (
-    mebibytes,
+    bytes_text,
     milliseconds,
     print_json,
     print_table,
@@ -174,7 +174,7 @@ def _show(result: dict[str, Any], failures: list[str], output: str | None) -> No
     print_table(columns, rows, title)
     artifact = result["artifact"]
     print_text(
-        f"\nartifact: {mebibytes(artifact['bytes'])}, loaded in a fresh process in "
+        f"\nartifact: {bytes_text(artifact['bytes'])}, loaded in a fresh process in "
         f"{milliseconds(artifact['load'])}, largest difference to the program "
         f"{artifact['largest_difference']:.1g}"
         + (f", kept in {output}" if output else "")
@@ -190,6 +190,6 @@ def _row(name: str, arm: dict[str, Any]) -> list[str]:
         name,
         " + ".join(milliseconds(arm[f"first_call_{size}"]) for size in SIZES),
         *(f"{milliseconds(t['median'])} ({milliseconds(t['fastest'])})" for t in times),
-        mebibytes(arm["peak_memory"]),
+        bytes_text(arm["peak_memory"]),
         f"{arm['accuracy']['largest_difference']:.1e}",
     ]

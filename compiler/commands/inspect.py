@@ -2,8 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 
-from infopt.compiler.commands.output import mebibytes, print_json, print_table, print_text
+from infopt.compiler.commands.output import bytes_text, print_json, print_table, print_text
 from infopt.runtime.artifact import read_manifest
 from infopt.runtime.manifest import Manifest
 
@@ -14,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(json.loads(manifest.to_text()))
         return 0
     print_text(describe(manifest))
-    rows = [[name, mebibytes(f.size), f.sha256[:16]] for name, f in sorted(manifest.files.items())]
+    rows = [[name, bytes_text(f.size), f.sha256[:16]] for name, f in sorted(manifest.files.items())]
     print_table(("file", "size", "sha256"), rows)
     return 0
 
@@ -41,6 +42,10 @@ def _parameters(manifest: Manifest) -> str:
 
 
 def _text(entry: object) -> str:
-    if not isinstance(entry, dict):
+    """One pass as the compiler reported it, see infopt.compiler.report.PassReport."""
+    if not isinstance(entry, Mapping) or "name" not in entry:
         return str(entry)
-    return ", ".join(f"{key} {value}" for key, value in entry.items() if value not in ("", None))
+    sites = [site for site in entry.get("sites", ()) if isinstance(site, Mapping)]
+    applied = sum(bool(site.get("applied")) for site in sites)
+    text = f"{entry['name']} ({entry.get('contract', '?')}): {applied} of {len(sites)} sites"
+    return text + (f", error {entry['error']}" if entry.get("error") else "")

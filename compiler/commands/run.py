@@ -101,15 +101,19 @@ def _random_input(plan: Plan, position: int, slots: Sequence[int], values: Seque
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:
-    """Every tensor of a nested result under its path."""
-    if isinstance(result, torch.Tensor):
-        return {"result": result}
-    leaves = pytree.tree_leaves_with_path(result)
+    """Every tensor of a nested result under its path, as "hidden.0"; a single one is "result"."""
     return {
-        pytree.keystr(path) or "result": leaf
-        for path, leaf in leaves
+        ".".join(map(_key, path)) or "result": leaf
+        for path, leaf in pytree.tree_leaves_with_path(result)
         if isinstance(leaf, torch.Tensor)
     }
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
 
 
 def describe(tensor: torch.Tensor) -> str:

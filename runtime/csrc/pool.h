@@ -1,8 +1,9 @@
 // The thread pool: persistent threads that share one step's tasks with the calling thread.
 //
-// A step is cut into chunks. `ticket` holds (threads, chunks, next chunk) in one word; whoever
-// advances it owns that chunk, and the step cannot end before every owned chunk is counted in
-// `done`. So a thread that is not scheduled holds nobody up unless it owns a chunk, and the job's
+// A step is cut into blocks. `ticket` holds (threads, blocks, next block) in one word; whoever
+// advances it owns the blocks between, large ranges first and small ones at the end. The step
+// cannot end before every owned block is counted in `done`. So a thread that is not scheduled
+// holds nobody up unless it owns a block, and the job's
 // fields are only read by owners: they were written before the ticket was published.
 //
 // Waiting spins for a short while, then sleeps in the kernel. When waits are long again and again
@@ -99,7 +100,6 @@ struct Job {
 class Pool {
  public:
   static constexpr int MAX_THREADS = 256;
-  static constexpr int64_t CHUNKS_PER_THREAD = 4;
 
   // The process's pool, made at first use and again in a forked child. Never destroyed: its
   // threads may sleep until the process ends.
@@ -126,11 +126,10 @@ class Pool {
   // try_enter and leave. Returns when every task has run and its writes are visible here.
   void run(const Job &job, int threads) {
     threads = ensure(threads);
-    int64_t chunks = CHUNKS_PER_THREAD * threads;
-    if (chunks > job.tasks) chunks = job.tasks;
+    const int64_t blocks = job.tasks < MAX_BLOCKS ? job.tasks : MAX_BLOCKS;
     job_ = job;
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(pack(threads, chunks), std::memory_order_seq_cst);
+    ticket_.store(pack(threads, blocks), std::memory_order_seq_cst);
     for (int i = 1; i < threads; ++i) {
       if (asleep_[i].word.load(std::memory_order_seq_cst) != 0) {
         asleep_[i].word.store(0, std::memory_order_seq_cst);
@@ -138,11 +137,11 @@ class Pool {
       }
     }
     const int64_t begin = nanoseconds();
-    const uint32_t mine = work(0);
-    if (done_.load(std::memory_order_acquire) == chunks) {
+    work(0);
+    if (done_.load(std::memory_order_acquire) == blocks) {
       note_wait(false);
     } else {
-      wait_until_done(static_cast<uint32_t>(chunks), begin, mine);
+      wait_until_done(static_cast<uint32_t>(blocks), begin);
     }
   }
 
@@ -158,16 +157,19 @@ class Pool {
     return pool;
   }
 
-  // threads: 12 bits | chunks: 20 bits | next chunk: 32 bits
-  static uint64_t pack(int threads, int64_t chunks) {
-    return uint64_t(threads) << 52 | uint64_t(chunks) << 32;
+  // threads: 12 bits | blocks: 26 bits | next block: 26 bits
+  static constexpr int FIELD = 26;
+  static constexpr int64_t MAX_BLOCKS = (int64_t{1} << FIELD) - 1;
+
+  static uint64_t pack(int threads, int64_t blocks) {
+    return uint64_t(threads) << (2 * FIELD) | uint64_t(blocks) << FIELD;
   }
-  static int64_t chunks_of(uint64_t ticket) { return int64_t(ticket >> 32 & 0xFFFFF); }
-  static int64_t next_of(uint64_t ticket) { return int64_t(ticket & 0xFFFFFFFF); }
-  static int threads_of(uint64_t ticket) { return int(ticket >> 52); }
+  static int64_t blocks_of(uint64_t ticket) { return int64_t(ticket >> FIELD) & MAX_BLOCKS; }
+  static int64_t next_of(uint64_t ticket) { return int64_t(ticket) & MAX_BLOCKS; }
+  static int threads_of(uint64_t ticket) { return int(ticket >> (2 * FIELD)); }
 
   static bool offers_work(uint64_t ticket, int thread) {
-    return next_of(ticket) < chunks_of(ticket) && thread < threads_of(ticket);
+    return next_of(ticket) < blocks_of(ticket) && thread < threads_of(ticket);
   }
 
   // Starts threads that are missing; returns how many can take part.
@@ -202,49 +204,56 @@ class Pool {
     return nullptr;
   }
 
-  // Takes chunks of the current step until none is left; returns how many it ran.
-  uint32_t work(int thread) {
-    uint32_t finished = 0;
-    uint32_t chunks = 0;
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (offers_work(ticket, thread)) {
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
-                                         std::memory_order_acquire)) {
-        continue;
-      }
-      const int64_t count = chunks_of(ticket), chunk = next_of(ticket);
-      chunks = static_cast<uint32_t>(count);
-      const infopt_call call{job_.pointers, job_.numbers,
-                             job_.scratch + thread * job_.scratch_stride};
-      job_.kernel(&call, job_.tasks / count * chunk + job_.tasks % count * chunk / count,
-                  job_.tasks / count * (chunk + 1) + job_.tasks % count * (chunk + 1) / count);
-      ++finished;
-      ticket = ticket_.load(std::memory_order_acquire);
-    }
-    if (finished == 0) return 0;
-    const uint32_t total = done_.fetch_add(finished, std::memory_order_seq_cst) + finished;
-    if (thread != 0 && total == chunks && caller_sleeps_.load(std::memory_order_seq_cst)) {
-      wake(&done_, 1);
-    }
-    return finished;
+  // How many blocks to take: half of an equal share of what is left, and a 32nd of one at least.
+  static int64_t portion(uint64_t ticket) {
+    const int64_t left = blocks_of(ticket) - next_of(ticket), threads = threads_of(ticket);
+    const int64_t share = left / (2 * threads), least = blocks_of(ticket) / (32 * threads);
+    const int64_t size = share > least ? share : least;
+    return size < 1 ? 1 : size < left ? size : left;
   }
 
-  // The last chunks of others may take as long as one of `mine` did; longer is a sign of trouble.
-  void wait_until_done(uint32_t chunks, int64_t work_begin, uint32_t mine) {
+  // Takes blocks of the current step until none is left.
+  void work(int thread) {
+    int64_t finished = 0, blocks = 0;
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    while (offers_work(ticket, thread)) {
+      const int64_t taken = portion(ticket);
+      if (!ticket_.compare_exchange_weak(ticket, ticket + uint64_t(taken),
+                                         std::memory_order_acq_rel, std::memory_order_acquire)) {
+        continue;
+      }
+      blocks = blocks_of(ticket);
+      const int64_t first = next_of(ticket), last = first + taken;
+      const infopt_call call{job_.pointers, job_.numbers,
+                             job_.scratch + thread * job_.scratch_stride};
+      const int64_t whole = job_.tasks / blocks, rest = job_.tasks % blocks;
+      job_.kernel(&call, whole * first + rest * first / blocks, whole * last + rest * last / blocks);
+      finished += taken;
+      ticket = ticket_.load(std::memory_order_acquire);
+    }
+    if (finished == 0) return;
+    const int64_t total = done_.fetch_add(uint32_t(finished), std::memory_order_seq_cst) + finished;
+    if (thread != 0 && total == blocks && caller_sleeps_.load(std::memory_order_seq_cst)) {
+      wake(&done_, 1);
+    }
+  }
+
+  // To wait longer for the last blocks of others than one worked oneself is a sign of trouble.
+  void wait_until_done(uint32_t blocks, int64_t work_begin) {
     const int64_t limit = spin();
     const int64_t begin = nanoseconds();
-    const int64_t expected = 2 * (begin - work_begin) / (mine ? mine : 1) + SPIN;
+    const int64_t expected = begin - work_begin + SPIN;
     do {
       for (int i = 0; i < 32; ++i) {
         pause_briefly();
-        if (done_.load(std::memory_order_acquire) == chunks) {
+        if (done_.load(std::memory_order_acquire) == blocks) {
           note_wait(false);
           return;
         }
       }
     } while (keep_spinning(begin, limit));
     caller_sleeps_.store(true, std::memory_order_seq_cst);
-    for (uint32_t seen; (seen = done_.load(std::memory_order_seq_cst)) != chunks;) {
+    for (uint32_t seen; (seen = done_.load(std::memory_order_seq_cst)) != blocks;) {
       sleep_while(&done_, seen);
     }
     caller_sleeps_.store(false, std::memory_order_relaxed);

@@ -65,8 +65,10 @@ def call_kernel(
         *[None if t is None else t.data_ptr() for t in tensors]
     )
     words = (ctypes.c_int64 * len(numbers))(
-        *[struct.unpack("<q", struct.pack("<d", n))[0] if isinstance(n, float) else int(n)
-          for n in numbers]
+        *[
+            struct.unpack("<q", struct.pack("<d", n))[0] if isinstance(n, float) else int(n)
+            for n in numbers
+        ]
     )
     call = Call(pointers, words, memory.data_ptr() + start)
     middle = tasks // 3

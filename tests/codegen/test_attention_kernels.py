@@ -62,9 +62,7 @@ def attention(
     return out
 
 
-def expected(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options
-) -> torch.Tensor:
+def expected(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
     """The definition, in float64."""
     group = q.shape[1] // k.shape[1]
     q, k, v = q.double(), k.double().repeat_interleave(group, 1), v.double()
@@ -101,8 +99,10 @@ def random_inputs(
             return torch.randn(batches, heads, depth, tokens).to(dtype).transpose(2, 3)
         return torch.randn(batches, tokens, heads, depth).to(dtype).transpose(1, 2)
 
-    return make(queries, heads, depth), make(keys, kv_heads, depth), make(
-        keys, kv_heads, value_depth
+    return (
+        make(queries, heads, depth),
+        make(keys, kv_heads, depth),
+        make(keys, kv_heads, value_depth),
     )
 
 
@@ -154,8 +154,9 @@ class TestAttention:
             assert torch.equal(in_panels, panels(rows))
 
     @pytest.mark.parametrize("layout", ["heads", "wide", "features"])
-    @pytest.mark.parametrize("shape", [(2, 4, 2, 20, 140, 33, 32), (1, 2, 2, 2, 70, 64, 64)],
-                             ids=str)
+    @pytest.mark.parametrize(
+        "shape", [(2, 4, 2, 20, 140, 33, 32), (1, 2, 2, 2, 70, 64, 64)], ids=str
+    )
     def test_layouts(
         self, level: str, dtype: torch.dtype, layout: str, shape: tuple[int, ...]
     ) -> None:
@@ -166,8 +167,9 @@ class TestAttention:
         apart = poisoned((*out.shape[:3], 2 * out.shape[3]), dtype)[..., ::2]
         assert torch.equal(attention(level, q, k, v, options, apart), out)
 
-    @pytest.mark.parametrize("shape", [(2, 4, 4, 90, 150, 16, 16), (2, 4, 2, 3, 150, 16, 16)],
-                             ids=str)
+    @pytest.mark.parametrize(
+        "shape", [(2, 4, 4, 90, 150, 16, 16), (2, 4, 2, 3, 150, 16, 16)], ids=str
+    )
     def test_masks(self, level: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         q, k, v = random_inputs(shape, dtype)
         batches, heads, _, queries, keys = shape[:5]
@@ -189,8 +191,9 @@ class TestAttention:
 
     @pytest.mark.parametrize("offset", [0, 13, -5, 200])
     @pytest.mark.parametrize("window", [0, 1, 40, 1000])
-    @pytest.mark.parametrize("shape", [(1, 2, 1, 100, 300, 16, 16), (1, 4, 2, 3, 140, 32, 32)],
-                             ids=str)
+    @pytest.mark.parametrize(
+        "shape", [(1, 2, 1, 100, 300, 16, 16), (1, 4, 2, 3, 140, 32, 32)], ids=str
+    )
     def test_causal(
         self, level: str, dtype: torch.dtype, offset: int, window: int, shape: tuple[int, ...]
     ) -> None:

@@ -95,7 +95,11 @@ class TestNorm:
         assert_close(bare, F.layer_norm(x.double(), shape[1:]), dtype)
         if dtype != torch.float16:
             written = norm(
-                level, x, weight=weight, bias=bias, in_panels=True,
+                level,
+                x,
+                weight=weight,
+                bias=bias,
+                in_panels=True,
                 out=poisoned(panels(x).shape, dtype),
             )
             assert torch.equal(written[:, : shape[1]], written[:, : shape[1]]), "NaN in panels"
@@ -129,8 +133,14 @@ class TestNorm:
         else:
             expected = scaled * (weight.double() + (form == "gemma"))
         out = norm(
-            level, x, weight=weight, eps=1e-6, out=poisoned(shape, dtype), rms=True,
-            round_first=form == "transformers", one_plus_weight=form == "gemma",
+            level,
+            x,
+            weight=weight,
+            eps=1e-6,
+            out=poisoned(shape, dtype),
+            rms=True,
+            round_first=form == "transformers",
+            one_plus_weight=form == "gemma",
         )
         if form == "transformers" and dtype != torch.float32:
             # A value between two floats may fall to either side before the second rounding.
@@ -220,9 +230,7 @@ class TestSoftmax:
         keep = torch.rand(2, 1, 4, width) > 0.4
         keep[..., 0] = True
         out = softmax(level, x, keep, logarithm=logarithm, out=poisoned(x.shape, x.dtype))
-        assert_close(
-            out, function(x.double().masked_fill(~keep, -math.inf), -1), dtype
-        )
+        assert_close(out, function(x.double().masked_fill(~keep, -math.inf), -1), dtype)
 
     def test_non_finite(self, level: str, dtype: torch.dtype, width: int, logarithm: bool) -> None:
         function = torch.log_softmax if logarithm else torch.softmax
@@ -326,8 +334,9 @@ def test_rotary(
     tensors = [q, k, cos, sin, q_out, k_out]
     call_kernel(level, "infopt_rotary", tensors, numbers, 5, scratch)
     if per_pair:
-        spread = [t.repeat_interleave(2, -1) if interleaved else torch.cat([t, t], -1)
-                  for t in (cos, sin)]
+        spread = [
+            t.repeat_interleave(2, -1) if interleaved else torch.cat([t, t], -1) for t in (cos, sin)
+        ]
     else:
         spread = [cos, sin]
     c, s = (t.double()[:, None] for t in spread)
@@ -389,8 +398,9 @@ class TestCopy:
             strided = copy(level, torch.stack([x, x], 1)[:, 1], poisoned(x.shape, target))
             torch.testing.assert_close(strided, expected, rtol=0, atol=0, equal_nan=True)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8],
-                             ids=str)
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8], ids=str
+    )
     @pytest.mark.parametrize("tasks", [1, 2, 7])
     def test_layouts(self, level: str, dtype: torch.dtype, tasks: int) -> None:
         base = samples(dtype, 2 * 5 * 3 * 40).view(2, 5, 3, 40)
@@ -413,8 +423,10 @@ class TestCopy:
         ]
         for x in sources:
             out = copy(level, x, poisoned(x.shape, dtype), tasks)
-            assert torch.equal(out.view(torch.uint8) if x.dim() else out,
-                               x.contiguous().view(torch.uint8) if x.dim() else x)
+            assert torch.equal(
+                out.view(torch.uint8) if x.dim() else out,
+                x.contiguous().view(torch.uint8) if x.dim() else x,
+            )
             other = torch.float32 if dtype != torch.float32 else torch.bfloat16
             cast = copy(level, x, poisoned(x.shape, other), tasks)
             torch.testing.assert_close(cast, x.to(other), rtol=0, atol=0, equal_nan=True)

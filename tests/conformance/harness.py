@@ -1,7 +1,8 @@
 """Compare a compiled function with eager in everything a caller can observe.
 
-Values, dtype, shape, strides, mutation of the inputs, which outputs share memory with which inputs, the requires_grad
-flag and the class of the raised exception. About a third of the known wrong results are invisible to a plain allclose.
+Values, dtype, shape, strides, mutation of the inputs, which outputs share memory with which inputs,
+the requires_grad flag and the class of the raised exception. About a third of the known wrong
+results are invisible to a plain allclose.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
-from benchmarks.agreement import as_exact_as
+from infopt.models.agreement import as_exact_as
 
 BACKEND = "infopt"
 
@@ -23,7 +24,9 @@ RULES = ("close", "bitwise", "same")
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one call did. `sharing` holds pairs of tensor numbers (inputs first) that lie in one storage."""
+    """All that one call did. `sharing` holds pairs of tensor numbers (inputs first) that lie in one
+    storage.
+    """
 
     leaves: list[Any]
     structure: Any
@@ -32,7 +35,9 @@ class Outcome:
     error: Exception | None
 
 
-def compiled(fn: Callable[..., Any], backend: str | None = None, **settings: Any) -> Callable[..., Any]:
+def compiled(
+    fn: Callable[..., Any], backend: str | None = None, **settings: Any
+) -> Callable[..., Any]:
     """`fn` through the front door under test, with dynamo's caches empty."""
     torch._dynamo.reset()
     return torch.compile(fn, backend=backend or BACKEND, **settings)
@@ -45,7 +50,7 @@ def observe(fn: Callable[..., Any], inputs: tuple[Any, ...], seed: int = 0) -> O
     error, result = None, None
     try:
         result = fn(*args)
-    except Exception as raised:  # noqa: BLE001 - the class of any exception is part of the outcome
+    except Exception as raised:
         error = raised
     leaves, structure = tree_flatten(result)
     arguments = tree_flatten(args)[0]
@@ -72,7 +77,9 @@ def check(
     dynamic: bool | None = None,
     backend: str | None = None,
 ) -> None:
-    """Run eager and one compiled callable over `calls` (tuples of arguments) and compare every outcome."""
+    """Run eager and one compiled callable over `calls` (tuples of arguments) and compare every
+    outcome.
+    """
     run = compiled(fn, backend, dynamic=dynamic)
     for inputs in calls:
         expected = observe(fn, inputs)
@@ -93,14 +100,20 @@ def exact_outcome(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Outcome | 
     return None if outcome.error else outcome
 
 
-def compare(expected: Outcome, actual: Outcome, rule: str = "close", exact: Outcome | None = None) -> None:
-    """Raise AssertionError at the first observable difference. `exact` is the float64 outcome for rule "same"."""
+def compare(
+    expected: Outcome, actual: Outcome, rule: str = "close", exact: Outcome | None = None
+) -> None:
+    """Raise AssertionError at the first observable difference. `exact` is the float64 outcome for
+    rule "same".
+    """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}: known are {RULES}")
     if expected.error is not None or actual.error is not None:
         _compare_errors(expected.error, actual.error)
         return
-    assert actual.structure == expected.structure, f"structure {actual.structure}, eager {expected.structure}"
+    assert actual.structure == expected.structure, (
+        f"structure {actual.structure}, eager {expected.structure}"
+    )
     widened = exact.leaves if exact is not None else [None] * len(expected.leaves)
     for index, (e, a, w) in enumerate(zip(expected.leaves, actual.leaves, widened, strict=True)):
         compare_value(e, a, f"output {index}", rule, w)
@@ -110,7 +123,8 @@ def compare(expected: Outcome, actual: Outcome, rule: str = "close", exact: Outc
     ):
         compare_value(e, a, f"input {index} after the call", rule, w)
     assert actual.sharing == expected.sharing, (
-        f"tensors sharing memory (inputs first): {sorted(actual.sharing)}, eager {sorted(expected.sharing)}"
+        f"tensors sharing memory (inputs first): {sorted(actual.sharing)}, "
+        f"eager {sorted(expected.sharing)}"
     )
 
 

@@ -1,7 +1,7 @@
 """Public cases in which a compiled program silently differed from eager; each carries its thread.
 
-`pt#N` is pytorch/pytorch issue N. Where dynamo itself is wrong (case 19), the case says so by asking for what
-`backend="eager"` gives.
+`pt#N` is pytorch/pytorch issue N. Where dynamo itself is wrong (case 19), the case says so by
+asking for what `backend="eager"` gives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# ---- mutation and aliasing -------------------------------------------------------------------------------------------
+# ---- mutation and aliasing -----------------------------------------------------------------------
 
 
 @case(2, "pt#108963")
@@ -101,12 +101,16 @@ def augmented_assignment_with_duplicate_indices() -> None:
         return y
 
     for length in (4, 7):
-        check(fn, (torch.arange(1.0, 9.0), torch.tensor([1, 1, 3, 5, 2, 2, 0][:length])), dynamic=True)
+        check(
+            fn, (torch.arange(1.0, 9.0), torch.tensor([1, 1, 3, 5, 2, 2, 0][:length])), dynamic=True
+        )
 
 
 @case(29, "pt#104984")
 def weights_changed_in_place_between_calls() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 8)).eval()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 8)
+    ).eval()
     run, x = compiled(model), randn(4, 16)
     changes = (
         lambda p: None,
@@ -121,7 +125,7 @@ def weights_changed_in_place_between_calls() -> None:
             compare(observe(model, (x,)), observe(run, (x,)))
 
 
-# ---- bits, rounding and number ranges --------------------------------------------------------------------------------
+# ---- bits, rounding and number ranges ------------------------------------------------------------
 
 
 @case(1, "pt#105264")
@@ -229,7 +233,7 @@ def float_to_int32_out_of_range_as_eager() -> None:
     check(lambda x: x.to(torch.int32), (special.repeat(4),), (special[:5],))
 
 
-# ---- layout ----------------------------------------------------------------------------------------------------------
+# ---- layout --------------------------------------------------------------------------------------
 
 
 @case(13, "pt#174963")
@@ -253,7 +257,9 @@ def strides_of_nearest_interpolation_in_5d() -> None:
     def fn(x):
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
-    check(fn, (randn(2, 4, 5, 6, 3).permute(0, 4, 1, 2, 3),), (randn(2, 3, 4, 5, 6).transpose(2, 4),))
+    check(
+        fn, (randn(2, 4, 5, 6, 3).permute(0, 4, 1, 2, 3),), (randn(2, 3, 4, 5, 6).transpose(2, 4),)
+    )
 
 
 @case(22, "pt#168381")
@@ -275,7 +281,7 @@ def empty_scalar_and_single_sizes_through_one_function() -> None:
     check(fn, *[(randn(*shape),) for shape in shapes], dynamic=True)
 
 
-# ---- attention -------------------------------------------------------------------------------------------------------
+# ---- attention -----------------------------------------------------------------------------------
 
 
 @case(11, "pt#195320")
@@ -336,7 +342,7 @@ def attention_with_every_pair_of_sizes_equal() -> None:
             check(attention_block, (randn(sizes["B"], sizes["T"], width), *weights, sizes["H"]))
 
 
-# ---- errors, guards and tracing --------------------------------------------------------------------------------------
+# ---- errors, guards and tracing ------------------------------------------------------------------
 
 
 @case(15, "pt#177630")
@@ -372,7 +378,8 @@ def tensor_of_a_size_is_what_dynamo_makes_of_it() -> None:
     def fn(x):
         return torch.Tensor(x.size())
 
-    # eager allocates a tensor of that shape; dynamo's graph holds the sizes as data, for every backend
+    # eager allocates a tensor of that shape; dynamo's graph holds the sizes as data, for every
+    # backend
     x = randn(2, 3)
     by_dynamo = observe(compiled(fn, backend="eager"), (x,))
     assert by_dynamo.leaves[0].shape != observe(fn, (x,)).leaves[0].shape

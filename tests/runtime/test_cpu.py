@@ -2,6 +2,7 @@
 
 import os
 import platform
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def of(*features):
 
 def test_levels_are_ordered_and_each_includes_the_one_before():
     assert LEVELS == ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
-    for lower, higher in zip(LEVELS, LEVELS[1:], strict=False):
+    for lower, higher in pairwise(LEVELS):
         assert set(FEATURES[lower]) < set(FEATURES[higher])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infopt.runtime.errors import ArtifactCorrupt, InputMismatch, PlanError
 from infopt.runtime.records import freeze
-from infopt.runtime.signature import Parameter, Signature, signature_of
+from infopt.runtime.signature import Parameter, Signature
 from infopt.runtime.structure import Leaf, Record, builder, check, describe, flatten, leaves
 
 Point = collections.namedtuple("Point", "x y")
@@ -166,18 +166,3 @@ def test_binding():
 def test_arguments_that_do_not_fit(args, kwargs, message):
     with pytest.raises(InputMismatch, match=message):
         SIGNATURE.bind(args, kwargs)
-
-
-def test_signature_of_a_call():
-    signature = signature_of(
-        (Leaf(0),), {"c": [Leaf(1)], "b": None, "z": 1}, ["a", "b", "c", "d", "z"]
-    )
-    assert [(p.name, p.kind) for p in signature.parameters] == [
-        ("a", "positional"),
-        ("b", "positional"),
-        ("c", "positional"),
-        ("z", "keyword"),
-    ]
-    assert signature.bind([1, None, [2]], {"z": 1}) == signature.bind([1], {"c": [2]}) == [1, 2]
-    varied = signature_of((Leaf(0), Leaf(1)), {}, ["a"])
-    assert [p.name for p in varied.parameters] == ["a", "argument_1"]

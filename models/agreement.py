@@ -1,4 +1,6 @@
-"""When does a compiled result count as equal to eager's? The rule of the public dashboards, in one place."""
+"""When does a compiled result count as equal to eager's? The rule of the public dashboards, in one
+place.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SMALL = 1000
 
 
 def as_exact_as(expected: Tensor, actual: Tensor, exact: Tensor) -> bool:
-    """Is the error of `actual` against float64 at most 2 (small tensors, half types: 3) times that of `expected`?"""
+    """Is the error of `actual` against float64 at most 2 (small tensors, half types: 3) times that
+    of `expected`?
+    """
     finite = torch.isfinite(expected)
     if not torch.equal(finite, torch.isfinite(actual)):
         return False
@@ -29,7 +33,7 @@ def as_exact_as(expected: Tensor, actual: Tensor, exact: Tensor) -> bool:
 
 
 def close(expected: Tensor, actual: Tensor, exact: Tensor | None = None) -> bool:
-    """Integers equal; floats within assert_close's tolerances of the dtype, or as exact as eager."""
+    """Integers equal; floats within assert_close's tolerances, or as exact as eager."""
     if expected.dtype != actual.dtype or expected.shape != actual.shape:
         return False
     floating = expected.is_floating_point() or expected.is_complex()
@@ -43,7 +47,9 @@ def close(expected: Tensor, actual: Tensor, exact: Tensor | None = None) -> bool
 
 
 def max_error(expected: Tensor, actual: Tensor) -> float:
-    """Largest absolute difference; infinite where shapes or the places of non-finite numbers differ."""
+    """Largest absolute difference; infinite where shapes or the places of non-finite numbers
+    differ.
+    """
     if expected.shape != actual.shape:
         return float("inf")
     if not expected.numel():

@@ -1,0 +1,127 @@
+"""Native calls of kernels: operands brought into the layouts a kernel takes, prepared ones shared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from infopt.codegen.kernel import Call, Config, Emitter
+from infopt.codegen.plan_writer import SHIPPED, PlanWriter, Value
+from infopt.codegen.views import Layout
+from infopt.compiler.graph import Node
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+
+
+class Lowering(Protocol):
+    """What emitting a call needs of the lowering around it."""
+
+    writer: PlanWriter
+    target: Target
+    shipped: bool
+    values: dict[Node, Value]
+    several: dict[Node, tuple[Value | None, ...]]
+
+    def value(self, node: Node) -> Value: ...
+    def copied(self, value: Value, wanted: TensorType) -> Value: ...
+    def results(self, node: Node, out: TensorType | None) -> tuple[Value | None, ...]: ...
+
+
+class Calls:
+    """Emits kernels' calls into one plan. sources: library -> text, for kernels that bring their own."""
+
+    def __init__(self, low: Lowering) -> None:
+        self.low = low
+        self.sources: dict[str, str] = {}
+        self._prepared: dict[Any, Value] = {}
+        self._laid_out: dict[tuple[Value, tuple], Value] = {}
+
+    def emit(self, node: Node, emitter: Emitter) -> bool:
+        """Append the calls of a node; False where its kernels are not installed."""
+        low, attrs = self.low, dict(node.attrs)
+        operands: dict[str, Value | tuple | None] = {}
+        tensors = [p for p in node.op.parameters if p.is_tensor]
+        for parameter, arg in zip(tensors, node.args, strict=True):
+            operands[parameter.name] = self._operand(arg, emitter, parameter.name)
+        types = [_type_of(v) for v in operands.values()]
+        preferred = emitter.out(*types, **attrs) if emitter.out else None
+        out = low.results(node, preferred)
+        out_types = tuple(None if v is None else v.type for v in out)
+        single = isinstance(node.type, TensorType)
+        cfg = Config(out_types[0] if single else out_types, next(emitter.schedules()))  # type: ignore[arg-type]
+        made = emitter.emit(cfg, low.target, *types, **attrs)
+        calls = [made] if isinstance(made, Call) else list(made)
+        if not low.shipped and any(_is_shipped(c) for c in calls):
+            return False
+        names: dict[str, Value | None] = {k: v for k, v in operands.items() if not isinstance(v, tuple)}
+        names |= {"out": out[0]} if single else {f"out{i}": v for i, v in enumerate(out)}
+        if single:
+            low.values[node] = out[0]  # type: ignore[assignment]
+        else:
+            low.several[node] = out
+        for call in calls:
+            if call.tasks != 0:
+                self._append(call, names)
+        return True
+
+    def _operand(self, arg: Any, emitter: Emitter, name: str) -> Any:
+        if isinstance(arg, tuple):
+            return tuple(self._operand(a, emitter, name) for a in arg)
+        if arg is None:
+            return None
+        value = self.low.value(arg)
+        wanted = emitter.layouts.get(name)
+        strides = wanted(value.type) if wanted else None
+        if strides is None:
+            return value
+        key = (value, strides)
+        if key not in self._laid_out:
+            t = replace(value.type, strides=strides)
+            copy = self.low.copied(value, t)
+            self._laid_out[key] = Value(copy.buffer, Layout(copy.layout.offset, t.shape, strides, t.dtype))
+        return self._laid_out[key]
+
+    def _append(self, call: Call, names: Mapping[str, Value | None]) -> None:
+        pointers = self._pointers(call, names)
+        self.low.writer.native(call.symbol, self._library(call), pointers, call.numbers, call.tasks,
+                               call.scratch, call.error)
+
+    def _pointers(self, call: Call, names: Mapping[str, Value | None]) -> list[Value | None]:
+        return [
+            None if p is None else names[p] if isinstance(p, str) else self._prepare(p, names)
+            for p in call.pointers
+        ]
+
+    def _prepare(self, call: Call, names: Mapping[str, Value | None]) -> Value:
+        """The result of a call that only serves others, made once for all who ask for the same."""
+        writer = self.low.writer
+        pointers = self._pointers(call, names)
+        key = (call.symbol, tuple(pointers), call.numbers, call.tasks)
+        found = self._prepared.get(key)
+        if found is None:
+            slot = writer.buffer("arena", call.bytes)
+            found = self._prepared[key] = Value(slot, Layout(0, (), (), torch.uint8))
+            writer.native(call.symbol, self._library(call), [*pointers, found], call.numbers, call.tasks,
+                          call.scratch, call.error)
+        return found
+
+    def _library(self, call: Call) -> str:
+        if call.source is None:
+            return SHIPPED
+        name = f"own_{hashlib.sha256(call.source.encode()).hexdigest()[:12]}"
+        self.sources[name] = call.source
+        return name
+
+
+def _is_shipped(call: Call) -> bool:
+    return call.source is None or any(isinstance(p, Call) and _is_shipped(p) for p in call.pointers)
+
+
+def _type_of(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_type_of(v) for v in value)
+    return None if value is None else value.type

@@ -1,0 +1,202 @@
+"""Kernel declarations: an op's reference plus emitters that turn types into one native call.
+
+    @kernel_op(cases=cases, tolerance=Close(1e-4, 1e-3))
+    def low_rank_linear(x, a, b, bias): ...            # the semantics, in torch
+
+    @low_rank_linear.kernel("cpu", legal=lambda target: target.lacks("avx2"), block=(16, 32))
+    def cpp(cfg, target, x, a, b, bias): ...           # a pure function: types in, Call out
+
+`aten_kernel("softmax.int")` attaches an emitter to one of torch's own ops.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product as combinations
+from typing import Any, TypeAlias
+
+from infopt.compiler import ops
+from infopt.compiler.accuracy import Accuracy, Exact
+from infopt.compiler.graph import Node
+from infopt.compiler.ops import Op, op
+from infopt.compiler.target import Target
+from infopt.compiler.types import Size, TensorType
+
+Legal: TypeAlias = Callable[..., "str | None"]
+Wanted: TypeAlias = Callable[[TensorType], "tuple[Size, ...] | None"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One native call, in symbolic sizes.
+
+    symbol    the exported C function
+    pointers  in the kernel's order: a parameter's name, "out" (or "out0", "out1" for several
+              results), None for an absent tensor, or another Call whose result is read here; such
+              a call gets new memory of `bytes` bytes as its last pointer and runs once for all who
+              ask for the same one
+    numbers   sizes, strides, flags; a float travels as a double
+    tasks     how many independent tasks; 0 leaves the call out
+    scratch   bytes each thread needs
+    error     the message, with its exception's name, if the kernel can find its data invalid
+    source    C++ text that defines the symbol; None for the kernels that were installed
+    """
+
+    symbol: str
+    pointers: tuple[str | Call | None, ...]
+    numbers: tuple[Size | float, ...]
+    tasks: Size
+    scratch: Size | None = None
+    error: str | None = None
+    source: str | None = None
+    bytes: Size = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One point of an emitter's schedule space, and the types of the result in memory."""
+
+    out: TensorType | tuple[TensorType | None, ...]
+    choice: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "choice")[name]
+        except KeyError:
+            raise AttributeError(f"the schedule has no {name!r}") from None
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """emit(cfg, target, *types, **attrs) -> Call or several; legal -> None or the reason not to.
+
+    layouts: parameter -> the strides it must have given its type, None where they are fine
+    space: schedule option -> its possible values, the usual one first
+    out: (types, attrs) -> the type of the result in memory, where that is not to be contiguous
+    """
+
+    kind: str
+    emit: Callable[..., Call | Sequence[Call]]
+    legal: Legal
+    layouts: Mapping[str, Wanted]
+    space: Mapping[str, tuple]
+    out: Callable[..., TensorType] | None = None
+
+    def reason_against(self, target: Target, types: Sequence[Any], attrs: Mapping[str, Any]) -> str | None:
+        """None where this emitter can compute the op for these types on this target."""
+        if self.kind != target.kind:
+            return f"for {self.kind}, not {target.kind}"
+        if len(inspect.signature(self.legal).parameters) == 1:
+            return self.legal(target)
+        return self.legal(target, *types, **attrs)
+
+    def schedules(self) -> Iterator[dict[str, Any]]:
+        """Every point of the schedule space, the usual one first."""
+        for values in combinations(*self.space.values()):
+            yield dict(zip(self.space, values, strict=True))
+
+
+_EMITTERS: dict[str, list[Emitter]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class KernelOp(Op):
+    """An op of infopt's own: its reference is the semantics, its emitters are the kernels.
+
+    cases      makes example arguments for tests and tuning: () -> iterable of (args, attrs)
+    tolerance  how far a kernel may be from the reference
+    """
+
+    cases: Callable[[], Any] | None = None
+    tolerance: Accuracy = field(default_factory=Exact)
+
+    def kernel(
+        self,
+        kind: str,
+        *,
+        legal: Legal = lambda target: None,
+        layouts: Mapping[str, Wanted] | None = None,
+        out: Callable[..., TensorType] | None = None,
+        **space: tuple,
+    ) -> Callable:
+        """Declare an emitter for targets of this kind ("cpu")."""
+        return _register(self.name, kind, legal, layouts, out, space)
+
+    def __call__(self, *args: Any, **attrs: Any) -> Any:
+        """The reference, in torch."""
+        return self.reference(*args, **attrs)
+
+
+def kernel_op(
+    function: Callable | None = None,
+    *,
+    cases: Callable[[], Any] | None = None,
+    tolerance: Accuracy | None = None,
+) -> Any:
+    """Declare an op by its reference; positional parameters are tensors, keyword-only ones attributes."""
+    if function is None:
+        return lambda f: kernel_op(f, cases=cases, tolerance=tolerance)
+    plain = op(function)
+    parts = {f.name: getattr(plain, f.name) for f in fields(Op)}
+    made = KernelOp(**parts, cases=cases, tolerance=tolerance or Exact())
+    ops._OPS[made.name] = made  # the name now finds the op with its kernels
+    return made
+
+
+def aten_kernel(
+    *names: str,
+    kind: str = "cpu",
+    legal: Legal = lambda target: None,
+    layouts: Mapping[str, Wanted] | None = None,
+    out: Callable[..., TensorType] | None = None,
+    **space: tuple,
+) -> Callable:
+    """Declare an emitter for torch's own ops, named as in `aten_kernel("softmax.int")`."""
+
+    def add(emit: Callable) -> Callable:
+        for name in names:
+            _register(f"aten.{name}", kind, legal, layouts, out, space)(emit)
+        return emit
+
+    return add
+
+
+def _register(
+    name: str,
+    kind: str,
+    legal: Legal,
+    layouts: Mapping[str, Wanted] | None,
+    out: Callable[..., TensorType] | None,
+    space: Mapping[str, tuple],
+) -> Callable:
+    def add(emit: Callable) -> Callable:
+        _EMITTERS.setdefault(name, []).append(Emitter(kind, emit, legal, layouts or {}, space, out))
+        return emit
+
+    return add
+
+
+def emitters(name: str) -> Sequence[Emitter]:
+    """The emitters of an op, the preferred one first."""
+    return _EMITTERS.get(name, ())
+
+
+def find_emitter(node: Node, target: Target) -> tuple[Emitter | None, str]:
+    """The first emitter that is legal for the node, else None and the reasons."""
+    reasons = []
+    types = tuple(_type(a) for a in node.args)
+    attrs = dict(node.attrs)
+    for emitter in emitters(node.op.name):
+        reason = emitter.reason_against(target, types, attrs)
+        if reason is None:
+            return emitter, ""
+        reasons.append(reason)
+    return None, "; ".join(dict.fromkeys(reasons)) or "no kernel"
+
+
+def _type(arg: Any) -> Any:
+    if isinstance(arg, tuple):
+        return tuple(_type(a) for a in arg)
+    return None if arg is None else arg.type

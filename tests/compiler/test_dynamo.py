@@ -1,0 +1,169 @@
+"""torch.compile(backend="infopt"): conventions of a backend, fallbacks, reports."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import infopt
+import pytest
+import torch
+from infopt.compiler.errors import BadOption
+from torch import nn
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function, **kwargs):
+    return torch.compile(function, backend="infopt", **kwargs)
+
+
+def test_torch_lists_the_backend_without_importing_infopt():
+    program = (
+        "import sys, torch; assert 'infopt' in torch.compiler.list_backends(); "
+        "assert 'infopt' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_modes_and_options_are_checked():
+    x = torch.randn(3)
+    for mode in ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
+        torch._dynamo.reset()
+        assert torch.equal(compiled(torch.relu, mode=mode)(x), torch.relu(x))
+    for wrong in ({"mode": "fastest"}, {"options": {"colour": 1}}, {"options": {"tune": 9}}):
+        torch._dynamo.reset()
+        with pytest.raises(Exception) as raised:
+            compiled(lambda v: v + 1, **wrong)(x)
+        cause = raised.value
+        assert isinstance(cause, BadOption) or isinstance(cause.__cause__ or cause.inner_exception, BadOption)
+
+
+def test_options_do_not_leak_into_the_next_compile():
+    x = torch.randn(3)
+    compiled(lambda v: v + 1, options={"strict": True, "threads": 1})(x)
+    data_dependent = compiled(lambda v: torch.unique(v) + 1)
+    assert torch.equal(data_dependent(x), torch.unique(x) + 1)
+
+
+def test_strict_refuses_what_torch_would_have_to_run():
+    with pytest.raises(Exception, match="strict=True"):
+        compiled(lambda v: torch.linalg.inv(v) + 1, options={"strict": True})(torch.eye(3))
+
+
+def test_dynamic_sizes_do_not_recompile():
+    f = compiled(lambda v: (v * 2).sum(-1), dynamic=True)
+    for size in (3, 5, 8, 64, 1000):
+        x = torch.randn(size, 7)
+        torch.testing.assert_close(f(x), (x * 2).sum(-1))
+    assert counters["infopt"]["graphs"] == 1
+
+
+def test_training_graphs_run_as_torch_runs_them():
+    net = nn.Linear(4, 4)
+    fast = compiled(net)
+    x = torch.randn(2, 4)
+    y = fast(x)
+    assert y.requires_grad
+    y.sum().backward()
+    assert net.weight.grad is not None
+    assert "requires grad" in infopt.explain(fast)
+    with torch.no_grad():
+        assert not fast(x).requires_grad
+    assert counters["infopt"]["eager_graphs"] == 1 and counters["infopt"]["graphs"] == 2
+
+
+def test_weights_changed_in_place_or_exchanged_are_seen():
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    fast, x = compiled(net), torch.randn(5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x))
+        net[0].weight.mul_(2)
+        torch.testing.assert_close(fast(x), net(x))
+        net[0].weight.data = torch.randn(16, 16)
+        torch.testing.assert_close(fast(x), net(x))
+        net[2].weight = nn.Parameter(torch.randn(3, 16))
+        torch.testing.assert_close(fast(x), net(x))
+
+
+def test_autocast_inside_and_outside():
+    net = nn.Linear(8, 8).eval()
+    x = torch.randn(3, 8)
+
+    def inside(v):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return net(v)
+
+    with torch.no_grad():
+        assert compiled(inside)(x).dtype == torch.bfloat16
+        fast = compiled(net)
+        plain = fast(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fast(x).dtype == torch.bfloat16
+        assert plain.dtype == torch.float32
+
+
+def test_tensor_subclasses_and_complex_numbers_run_as_torch_runs_them():
+    class Tagged(torch.Tensor):
+        pass
+
+    tagged = torch.randn(3).as_subclass(Tagged)
+    assert torch.equal(compiled(lambda v: v * 2)(tagged), tagged * 2)
+    z = torch.randn(3, dtype=torch.complex64)
+    assert torch.equal(compiled(lambda v: v.conj() * v)(z), z.conj() * z)
+
+
+def test_random_numbers_come_in_the_same_order():
+    def f(v):
+        return torch.rand(3) + v, torch.randn(2), nn.functional.dropout(v, 0.5, training=True)
+
+    torch.manual_seed(1)
+    want = f(torch.ones(3))
+    torch.manual_seed(1)
+    got = compiled(f)(torch.ones(3))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_stance_and_reset():
+    f = compiled(lambda v: v + 1, dynamic=False)
+    f(torch.randn(3))
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError):
+        f(torch.randn(4))
+    assert infopt.explain(f).startswith("target")
+    torch._dynamo.reset()
+    assert infopt.explain(f).startswith("nothing was compiled yet")
+
+
+def test_faults_of_ours_are_loud_and_harmless(monkeypatch, caplog):
+    from infopt.compiler import dynamo
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(dynamo, "build", broken)
+    x = torch.randn(3)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(compiled(lambda v: v + 1)(x), x + 1)
+    assert "internal error" in caplog.text
+    assert counters["infopt"]["internal_errors"] == 1
+
+
+def test_overlapping_written_inputs_take_torchs_way():
+    def f(x, y):
+        x.mul_(2)
+        return x + y
+
+    fast = compiled(f)
+    a, b = torch.randn(6), torch.randn(6)
+    assert torch.equal(fast(a.clone(), b), f(a.clone(), b))
+    base, again = torch.arange(8.0), torch.arange(8.0)
+    assert torch.equal(fast(base[:6], base[2:]), f(again[:6], again[2:]))
+    assert torch.equal(base, again)

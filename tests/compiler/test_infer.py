@@ -1,0 +1,97 @@
+"""Inference: types are those torch's own run has, dynamic sizes included."""
+
+import pytest
+import sympy
+import torch
+
+from infopt.compiler.errors import CannotInfer, DependsOnSize
+from infopt.compiler.infer import Builder, builder_for
+from infopt.compiler.types import Dim, TensorType
+
+S = sympy.Symbol("s0", integer=True, positive=True)
+T = sympy.Symbol("s1", integer=True, positive=True)
+F32 = torch.float32
+
+
+@pytest.fixture
+def o() -> Builder:
+    return Builder((Dim(S, 2, None, 5), Dim(T, 2, 64, 7)))
+
+
+CALLS = [
+    (lambda o, x: o.permute(x, [2, 0, 1]), lambda x: x.permute(2, 0, 1)),
+    (lambda o, x: o.linear(x, o.input("w", TensorType.dense((6, 8), F32))), lambda x: x @ torch.empty(8, 6)),
+    (lambda o, x: o.call("aten.select.int", x, 1, -1), lambda x: x[:, -1]),
+    (lambda o, x: o.cat([x, x], dim=1), lambda x: torch.cat([x, x], 1)),
+    (lambda o, x: o.mean(x, [-1], True), lambda x: x.mean(-1, keepdim=True)),
+    (lambda o, x: o.call("aten.slice.Tensor", x, 2, 1, 6, 2), lambda x: x[:, :, 1:6:2]),
+    (lambda o, x: o.call("aten.gt.Scalar", x, 0), lambda x: x > 0),
+    (lambda o, x: o.to(x, torch.bfloat16), lambda x: x.bfloat16()),
+    (lambda o, x: o.expand(o.call("aten.select.int", x, 0, 0), [4, -1, -1]), lambda x: x[0].expand(4, -1, -1)),
+]
+
+
+@pytest.mark.parametrize("build, run", CALLS)
+@pytest.mark.parametrize("a, b", [(3, 4), (5, 5), (2, 64)])
+def test_symbolic_types_agree_with_real_runs(o: Builder, build, run, a: int, b: int) -> None:
+    x = o.input("x", TensorType.dense((S, T, 8), F32))
+    made = build(o, x).tensor_type
+    found = TensorType.of(run(torch.empty(a, b, 8)))
+    values = {S: a, T: b}
+
+    def concrete(sizes) -> tuple:
+        return tuple(s if isinstance(s, int) else int(s.xreplace(values)) for s in sizes)
+
+    assert concrete(made.shape) == found.shape and made.dtype == found.dtype
+    assert concrete(made.strides) == found.strides
+
+
+def test_expressions_of_sizes(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((S, T, 8), F32))
+    assert o.reshape(x, [S * T, 8]).shape == (S * T, 8)
+    assert o.reshape(x, [-1]).shape == (8 * S * T,)
+    assert o.cat([x, x], dim=1).shape == (S, 2 * T, 8)
+
+
+def test_refusals(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((S, T), F32))
+    y = o.input("y", TensorType.dense((3, 4), F32))
+    with pytest.raises(CannotInfer, match=r"aten.mm.default\(f32\[3, 4\], f32\[3, 4\]\)"):
+        o.mm(y, y)
+    with pytest.raises(CannotInfer, match="aten.mm"):
+        o.mm(y, y)  # the second time from memory
+    with pytest.raises(CannotInfer, match="aten.add"):
+        o.add(x, o.input("z", TensorType.dense((T, S), F32)))
+    with pytest.raises(DependsOnSize, match="depending on a size"):
+        o.reshape(o.expand(x, [3, S, T]), [S, 3 * T])
+    assert o.relu(x).shape == (S, T), "a refused call leaves no assumption behind"
+
+
+def test_no_form_takes_the_arguments(o: Builder) -> None:
+    with pytest.raises(CannotInfer, match="no form of 'relu'"):
+        o.relu(3)
+
+
+def test_zero_sizes_and_scalars() -> None:
+    o = Builder()
+    empty = o.input("e", TensorType.dense((0, 4), F32))
+    assert o.linear(empty, o.input("w", TensorType.dense((3, 4), F32))).shape == (0, 3)
+    number = o.input("n", TensorType.dense((), F32))
+    assert o.add(number, number).shape == ()
+    mixed = o.add(o.input("i", TensorType.dense((2,), torch.int64)), number)
+    assert mixed.dtype == F32
+
+
+def test_several_results(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((S, 8), F32))
+    parts = o.call("aten.topk.default", x, 3)
+    assert o.getitem(parts, 1).dtype == torch.int64
+    with pytest.raises(CannotInfer, match="has one result"):
+        o.getitem(x, 0)
+    with pytest.raises(CannotInfer, match="read one with getitem"):
+        o.relu(parts)
+
+
+def test_a_builder_is_shared_per_dims() -> None:
+    dims = (Dim(S, 2, None, 5),)
+    assert builder_for(dims) is builder_for(dims) and builder_for(()) is not builder_for(dims)

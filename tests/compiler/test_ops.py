@@ -1,0 +1,91 @@
+"""Ops: binding, declarations, names."""
+
+import pytest
+import torch
+
+from infopt.compiler.errors import UnknownOp
+from infopt.compiler.graph import Node
+from infopt.compiler.infer import Builder
+from infopt.compiler.ops import aten, find, from_overload, known_ops, op
+from infopt.compiler.types import TensorType
+
+T = TensorType.dense((2, 3), torch.float32)
+
+
+@op(name="test_scaled_sum")
+def scaled_sum(a, b, rest=None, *, factor=2.0, dims=(0,)):
+    """(a + b) * factor"""
+    total = a + b if rest is None else a + b + rest
+    return total * factor
+
+
+def test_binding_fills_defaults_and_normalises() -> None:
+    tensors, attrs = find("slice.Tensor").bind(("x",), {"dim": 1})
+    assert tensors == ("x",)
+    assert dict(attrs) == {"dim": 1, "start": None, "end": None, "step": 1}
+    _, attrs = find("permute").bind(("x", [1, 0]), {})
+    assert dict(attrs) == {"dims": (1, 0)}
+
+
+@pytest.mark.parametrize(
+    "args, kwargs, message",
+    [
+        ((), {}, "needs 'self'"),
+        (("x", "y", "z"), {}, "takes 1 arguments, found 3"),
+        (("x",), {"self": "y"}, "got 'self' twice"),
+        (("x",), {"eps": 1}, r"has no argument \['eps'\]"),
+    ],
+)
+def test_wrong_calls_name_the_op(args, kwargs, message) -> None:
+    with pytest.raises(TypeError, match=f"aten.relu.default {message}"):
+        find("relu").bind(args, kwargs)
+
+
+def test_own_ops_are_declared_by_their_reference() -> None:
+    assert scaled_sum in known_ops() and find("test_scaled_sum") is scaled_sum
+    o = Builder()
+    made = o.test_scaled_sum(o.input("a", T), o.input("b", T), factor=3.0)
+    assert made.type == T and made.attrs == (("factor", 3.0), ("dims", (0,)))
+    assert made.args[2] is None
+    positional, keyword = scaled_sum.call_arguments((1, 2, None), dict(made.attrs))
+    assert positional == [1, 2, None] and keyword == {"factor": 3.0, "dims": [0]}
+
+
+def test_declaring_twice() -> None:
+    with pytest.raises(ValueError, match="already declared"):
+
+        @op(name="test_scaled_sum")
+        def another(a):
+            return a
+
+    with pytest.raises(TypeError, match="name every argument"):
+
+        @op
+        def variadic(*tensors):
+            return tensors
+
+
+def test_random_and_mutating_overloads_are_impure() -> None:
+    assert aten("relu.default").pure and not aten("rand.default").pure
+    assert not aten("relu_.default").pure
+    assert not from_overload(torch.ops.aten._assert_async.default).pure
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UnknownOp, match="no_such_op"):
+        find("no_such_op")
+    with pytest.raises(UnknownOp, match="relu.nope"):
+        aten("relu.nope")
+
+
+def test_overloads_are_picked_by_the_kinds_of_arguments() -> None:
+    o = Builder()
+    x = o.input("x", T)
+    picked: list[Node] = [o.add(x, x), o.add(x, 1.0), o.sum(x), o.sum(x, [1]), o.mean(x, [0], True)]
+    assert [n.op.name for n in picked] == [
+        "aten.add.Tensor",
+        "aten.add.Scalar",
+        "aten.sum.default",
+        "aten.sum.dim_IntList",
+        "aten.mean.dim",
+    ]

@@ -1,0 +1,178 @@
+"""canonicalize: rewrites, declines, accuracy, idempotence, gain."""
+
+import pytest
+import torch
+
+from infopt.compiler.cost import graph_seconds
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.target import Target
+from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.canonicalize import Canonicalize
+from tests.compiler.traced import names
+
+X = torch.randn(2, 3, 4)
+W = torch.randn(5, 4)
+B = torch.randn(5)
+INTS = torch.arange(6).reshape(2, 3)
+
+
+def as_is(o, x):
+    return x
+
+
+REWRITES = {
+    "transpose": (lambda o, x: o.transpose(x, 0, -1), lambda o, x: o.permute(x, [2, 1, 0]), [X]),
+    "mT": (lambda o, x: o.mT(x), lambda o, x: o.permute(x, [0, 2, 1]), [X]),
+    "numpy_T": (lambda o, x: o.numpy_T(x), lambda o, x: o.permute(x, [2, 1, 0]), [X]),
+    "movedim": (
+        lambda o, x: o.call("aten.movedim.int", x, 0, -1),
+        lambda o, x: o.permute(x, [1, 2, 0]),
+        [X],
+    ),
+    "permute of permute": (
+        lambda o, x: o.permute(o.permute(x, [1, 2, 0]), [0, 2, -2]),
+        lambda o, x: o.permute(x, [1, 0, 2]),
+        [X],
+    ),
+    "twice transposed": (lambda o, x: o.mT(o.transpose(x, 1, 2)), as_is, [X]),
+    "view": (lambda o, x: o.view(x, [6, -1]), lambda o, x: o.reshape(x, [6, 4]), [X]),
+    "flatten": (lambda o, x: o.flatten(x, 1), lambda o, x: o.reshape(x, [2, 12]), [X]),
+    "unsqueeze and squeeze": (lambda o, x: o.squeeze(o.unsqueeze(x, 1), 1), as_is, [X]),
+    "unflatten": (
+        lambda o, x: o.call("aten.unflatten.int", x, -1, [2, -1]),
+        lambda o, x: o.reshape(x, [2, 3, 2, 2]),
+        [X],
+    ),
+    "views in a row": (
+        lambda o, x: o.unsqueeze(o.view(o.flatten(x), [4, 6]), 0),
+        lambda o, x: o.reshape(x, [1, 4, 6]),
+        [X],
+    ),
+    "copy before reshape": (
+        lambda o, x: o.view(o.contiguous(o.transpose(x, 0, 1)), [3, 8]),
+        lambda o, x: o.reshape(o.permute(x, [1, 0, 2]), [3, 8]),
+        [X],
+    ),
+    "expand to the same shape": (lambda o, x: o.expand(x, [-1, 3, 4]), as_is, [X]),
+    "whole slice": (lambda o, x: o.slice(x, 1, 0, 100), as_is, [X]),
+    "dropout": (lambda o, x: o.relu(o.dropout(x, 0.5, False)), lambda o, x: o.relu(x), [X]),
+    "contiguous already": (lambda o, x: o.contiguous(x), as_is, [X]),
+    "inner clone": (lambda o, x: o.relu(o.clone(x)), lambda o, x: o.relu(x), [X]),
+    "cast to the same dtype": (lambda o, x: o.relu(o.type_as(x, x)), lambda o, x: o.relu(x), [X]),
+    "cast forms": (
+        lambda o, x: o.call("aten._to_copy.default", x, dtype=torch.float64),
+        lambda o, x: o.call("aten.to.dtype", x, torch.float64),
+        [X],
+    ),
+    "lossless detour": (
+        lambda o, x: o.relu(o.to(o.to(x, torch.float32), torch.bfloat16)),
+        lambda o, x: o.relu(x),
+        [X.bfloat16()],
+    ),
+    "and": (
+        lambda o, x: o.call("aten.__and__.Tensor", x, x),
+        lambda o, x: o.call("aten.bitwise_and.Tensor", x, x),
+        [INTS],
+    ),
+    "logical and of bools": (
+        lambda o, x: o.logical_not(o.logical_and(x, x)),
+        lambda o, x: o.bitwise_not(o.call("aten.bitwise_and.Tensor", x, x)),
+        [INTS > 2],
+    ),
+    "rsub": (lambda o, x, y: o.rsub(x, y, alpha=2), lambda o, x, y: o.sub(y, x, alpha=2), [X, X + 1]),
+    "integer plus 0": (lambda o, x: o.add(x, 0), as_is, [INTS]),
+    "float minus 0": (lambda o, x: o.sub(x, 0.0), as_is, [X]),
+    "times 1": (lambda o, x: o.mul(x, 1.0), as_is, [X]),
+    "divided by 8": (
+        lambda o, x: o.div(x, 8.0),
+        lambda o, x: o.mul(x, 0.125),
+        [X],
+    ),
+    "softmax over the last dim": (
+        lambda o, x: o.call("aten.softmax.int", x, 2),
+        lambda o, x: o.call("aten.softmax.int", x, -1),
+        [X],
+    ),
+    "matmul with a transposed matrix": (
+        lambda o, x, w: o.matmul(x, o.t(w)),
+        lambda o, x, w: o.linear(x, w),
+        [X, W],
+    ),
+    "addmm": (
+        lambda o, x, w, b: o.addmm(b, x, o.t(w)),
+        lambda o, x, w, b: o.linear(x, w, b),
+        [X[0], W, B],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REWRITES)
+def test_rewrites(case: str) -> None:
+    before, after, inputs = REWRITES[case]
+    report = check_pass(Canonicalize(), before, after, inputs)
+    assert report.applied
+
+
+KEPT = {
+    "-0.0 + 0.0 is 0.0": (lambda o, x: o.add(x, 0.0), [X]),
+    "divided by 3": (lambda o, x: o.div(x, 3.0), [X]),
+    "times 1 that promotes": (lambda o, x: o.mul(x, 1.0), [INTS]),
+    "a returned copy of an input": (lambda o, x: o.clone(x), [X]),
+    "a returned view of a copy": (lambda o, x: o.permute(o.clone(x), [1, 0, 2]), [X]),
+    "lossy detour": (lambda o, x: o.to(o.to(x, torch.bfloat16), torch.float32), [X]),
+    "addmm with a scale": (lambda o, x, w, b: o.addmm(b, x, o.permute(w, [1, 0]), beta=2), [X[0], W, B]),
+    "a matrix that is not transposed": (lambda o, x, w: o.matmul(x, w), [X, W.t().contiguous()]),
+    "training dropout": (lambda o, x: o.dropout(x, 0.5, True), [X]),
+    "a copy of a transposed value": (lambda o, x: o.contiguous(o.permute(x, [1, 0, 2])), [X]),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_declines(case: str) -> None:
+    before, inputs = KEPT[case]
+    graph = graph_of(before, inputs, Canonicalize())
+    result, _ = run_pass(Canonicalize(), graph)
+    assert result is graph
+
+
+def test_a_returned_copy_stays_a_copy_in_another_form() -> None:
+    check_pass(
+        Canonicalize(),
+        lambda o, x: o.call("aten._to_copy.default", x),
+        lambda o, x: o.clone(x),
+        [X],
+    )
+
+
+def test_two_results_do_not_start_to_share_memory() -> None:
+    graph = graph_of(lambda o, x: (o.relu(x), o.clone(o.relu(x))), [X], Canonicalize())
+    result, _ = run_pass(Canonicalize(), graph)
+    assert names(result) == ["aten.relu.default", "aten.clone.default"]
+
+
+def test_accuracy_is_bitwise() -> None:
+    inputs = [torch.randn(6, 8), torch.randn(3, 8), torch.randn(3)]
+    graph = graph_of(
+        lambda o, x, w, b: o.div(o.addmm(b, o.flatten(o.view(x, [6, 2, 4]), 1), o.t(w)), 4.0), inputs
+    )
+    result, _ = run_pass(Canonicalize(), graph, [tuple(inputs)])
+    assert names(result) == ["aten.linear.default", "aten.mul.Scalar"]
+
+
+def test_idempotent() -> None:
+    for before, _, inputs in REWRITES.values():
+        once, _ = run_pass(Canonicalize(), graph_of(before, inputs, Canonicalize()))
+        again, _ = run_pass(Canonicalize(), once)
+        assert again is once
+
+
+def test_gain() -> None:
+    """A dropped copy and a dropped cast are work that is not done."""
+    o = Builder()
+    x = o.input("x", TensorType.dense((256, 256), torch.float32))
+    graph = Graph((x,), (o.relu(o.view(o.contiguous(o.clone(x)), [-1])),))
+    result, _ = run_pass(Canonicalize(), graph)
+    target = Target.parse("cpu:avx2")
+    assert graph_seconds(result, target) < graph_seconds(graph, target)
