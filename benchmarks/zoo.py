@@ -12,6 +12,7 @@ import copy
 import multiprocessing
 import time
 import warnings
+from collections import Counter
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.report import wide_console, write_json
+from infopt.compiler.dynamo import reports_of
 from infopt.models import zoo
 from infopt.models.agreement import close, max_error, tensors
 
@@ -103,6 +105,8 @@ def examine(name: str, backend: str) -> dict[str, Any]:
     row["graphs"] = counters["stats"]["unique_graphs"]
     row["graph_breaks"] = sum(counters["graph_break"].values())
     row |= {key: int(value) for key, value in counters["infopt"].items() if isinstance(value, int)}
+    row["left_to_torch"] = sorted({op for r in reports_of(run) for op in r.fallbacks})
+    row["declined"] = sorted({r.declined for r in reports_of(run) if r.declined})
     native, aten = row.get("native_nodes", 0), row.get("aten_nodes", 0)
     row["native_share"] = native / (native + aten) if native + aten else 0.0
     return row
@@ -132,6 +136,8 @@ def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
     verdicts = [verdict(row) for row in rows]
     native = sum(row.get("native_nodes", 0) for row in rows)
     aten = sum(row.get("aten_nodes", 0) for row in rows)
+    left = Counter(op for row in rows for op in row.get("left_to_torch", ()))
+    declined = Counter(reason for row in rows for reason in row.get("declined", ()))
     return {
         "architectures": len(rows),
         "native": verdicts.count("native"),
@@ -139,6 +145,8 @@ def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "differing": verdicts.count("differs"),
         "failed": verdicts.count("error"),
         "native_share": native / (native + aten) if native + aten else 0.0,
+        "left_to_torch": dict(left.most_common()),
+        "declined": dict(declined.most_common()),
     }
 
 
@@ -171,3 +179,10 @@ def show(rows: list[dict[str, Any]], totals: dict[str, Any]) -> None:
         f"{totals['differing']} differ, "
         f"{totals['failed']} failed; {totals['native_share']:.1%} of all nodes native"
     )
+    for title, counts in (
+        ("operators left to torch", totals["left_to_torch"]),
+        ("graphs left to torch", totals["declined"]),
+    ):
+        if counts:
+            listed = ", ".join(f"{what} ({times})" for what, times in counts.items())
+            console.print(f"{title}, in so many architectures: {listed}", soft_wrap=True)

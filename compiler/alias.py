@@ -18,7 +18,9 @@ def is_view(node: Node) -> bool:
         return False
     if node.dtype != source.dtype or dict(node.attrs).get("copy"):
         return False
-    may_copy = node.op.name.startswith(("aten.reshape", "aten.contiguous", "aten.flatten"))
+    if node.op.name == "aten.contiguous.default":
+        return source.type.is_contiguous
+    may_copy = node.op.name.startswith(("aten.reshape", "aten.flatten"))
     return not may_copy or source.type.is_contiguous or node.shape == source.shape
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from infopt.compiler.errors import TraceDeclined
@@ -55,3 +55,18 @@ def check_mode() -> None:
     """Raises TraceDeclined in modes that change what operators do without showing in a trace."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise TraceDeclined("autocast is on around the program")
+
+
+def retraced(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
+    """The aten program of any fx module at the sizes of these inputs; its parameters are attributes.
+
+    Raises TraceDeclined where torch cannot trace it.
+    """
+    check_mode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        fakes = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in inputs]
+        with mode, torch.no_grad():
+            return make_fx(module, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+    except Exception as error:
+        raise TraceDeclined(f"torch could not trace it: {error}") from error

@@ -192,12 +192,14 @@ def _origin() -> tuple[str, int] | None:
 
 def _trace_artifacts(graph: Graph, report: Report) -> None:
     """The final graph and the report in TORCH_TRACE, where tlparse shows them."""
-    for name, payload in (("graph", lambda: str(graph)), ("report", report.json)):
-        trace_structured(
-            "artifact",
-            metadata_fn=lambda n=name: {"name": f"infopt_{n}", "encoding": "string"},
-            payload_fn=payload,
-        )
+    _trace_artifact("infopt_graph", lambda: str(graph))
+    _trace_artifact("infopt_report", report.json)
+
+
+def _trace_artifact(name: str, payload: Callable[[], str]) -> None:
+    trace_structured(
+        "artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=payload
+    )
 
 
 def reports_of(compiled: Any) -> list[Report]:

@@ -19,6 +19,7 @@ from infopt.compiler.ops import INPUT, from_overload, known_ops
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
 
+_EXACT = Exact()
 FxFunction = Callable[[fx.GraphModule], "fx.GraphModule | None"]
 
 
@@ -33,7 +34,7 @@ class FxPass(Pass):
     function: FxFunction
 
     def __init__(
-        self, function: FxFunction, accuracy: Accuracy = Exact(), stage: Stage = Stage.NORMALIZE
+        self, function: FxFunction, accuracy: Accuracy = _EXACT, stage: Stage = Stage.NORMALIZE
     ) -> None:
         for name, value in (("function", function), ("accuracy", accuracy), ("stage", stage)):
             object.__setattr__(self, name, value)

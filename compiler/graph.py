@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,7 +55,7 @@ class Node:
 
     __slots__ = ("op", "args", "attrs", "type", "serial", "__weakref__")
     op: Op
-    args: tuple[Node | None | tuple[Node | None, ...], ...]
+    args: tuple[Any, ...]  # Node, None or a tuple of those: narrowed by who knows the op
     attrs: Attrs
     type: Type
     serial: int
@@ -260,14 +260,16 @@ class Graph:
         return text(self)
 
     @classmethod
-    def from_fx(cls, module: torch.fx.GraphModule) -> Graph:
-        """The graph of an fx.GraphModule of aten ops whose nodes carry fake values in meta["val"].
+    def from_fx(cls, module: torch.fx.GraphModule, inputs: Sequence[Any] | None = None) -> Graph:
+        """The graph of an fx.GraphModule.
 
-        Raises TraceDeclined where the program cannot be one.
+        inputs: example inputs to trace it with; not needed for a module of aten operators whose
+        nodes carry fake values in meta["val"], as torch.export makes. Sizes are fixed to the
+        example's. Raises TraceDeclined where the program is not a pure tensor program.
         """
-        from infopt.compiler.trace import from_fx
+        from infopt.compiler import capture, trace  # tracing builds graphs: it stands above them
 
-        return from_fx(module)
+        return trace.from_fx(module if inputs is None else capture.retraced(module, inputs))
 
     def to_fx(self) -> torch.fx.GraphModule:
         """A runnable fx.GraphModule that computes the same with the ops' references."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -246,7 +247,8 @@ class FakeWorld:
     def run(self, op: Op, tensors: tuple, attributes: dict[str, Any]) -> Type:
         guards = len(self.env.guards)
         attrs = {k: self.attribute(v) for k, v in attributes.items()}
-        with self.mode, torch.no_grad():
+        # the dispatcher in Python has the symbolic forms that some of torch's C++ lacks
+        with self.mode, enable_python_dispatcher(), torch.no_grad():
             positional, keyword = op.call_arguments(tuple(self.fake(t) for t in tensors), attrs)
             try:
                 with _quiet():

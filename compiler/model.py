@@ -64,7 +64,7 @@ class Compiled:
             variants=list({v.level: v for v in reversed(variants)}.values()),
             state=exported.state,
             graph_text=str(built.graph),
-            passes=[p for p in self.report.to_json()["passes"]],
+            passes=self.report.to_json()["passes"],
             about={"target": self.report.target},
             versions={"infopt": infopt.__version__},
         )

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import sympy
@@ -149,7 +149,7 @@ def op(function: Callable[..., Any] | None = None, *, pure: bool = True, name: s
     return _OPS.setdefault(op_name, made)
 
 
-@lru_cache(maxsize=None)
+@cache
 def aten(name: str) -> Op:
     """The op of one aten overload, as "gelu.default" or "add.Tensor". UnknownOp if there is none."""
     packet, _, overload = name.partition(".")
@@ -159,7 +159,7 @@ def aten(name: str) -> Op:
         raise UnknownOp(f"there is no aten operator {name!r}") from None
 
 
-@lru_cache(maxsize=None)
+@cache
 def from_overload(overload: torch._ops.OpOverload) -> Op:
     """The op of any torch operator overload, custom ones included."""
     parameters = []

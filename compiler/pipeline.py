@@ -17,7 +17,7 @@ from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.dump import diff, text
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph, Node, Stage
-from infopt.compiler.infer import Builder
+from infopt.compiler.infer import Builder, builder_for
 from infopt.compiler.interpret import interpret
 from infopt.compiler.report import PassReport, Report, Site
 from infopt.compiler.settings import Settings
@@ -131,7 +131,7 @@ class Pipeline:
         Raises IllegalGraph or ContractBroken naming the pass that broke the graph.
         """
         verify(graph, after="trace")
-        builder = Builder(graph.dims)
+        builder = builder_for(graph.dims)
         for index, p in enumerate(self.passes):
             if p.name in ctx.settings.skip:
                 ctx.report.notes.append(f"pass {p.name} skipped by INFOPT_SKIP")

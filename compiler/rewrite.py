@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 from infopt.compiler.cost import cost_of, seconds
@@ -360,7 +360,7 @@ def _call_by_name(rewrite: Any, o: Builder, m: Match) -> Node:
     return rewrite(o, *(values[n] for n in names))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parameters(rewrite: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(rewrite).parameters)[2:]
 

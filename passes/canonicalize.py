@@ -17,7 +17,7 @@ from infopt.compiler.alias import is_view, owners_of_results
 from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
-from infopt.compiler.ops import aten
+from infopt.compiler.ops import CONST, aten
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import dtype_name
 
@@ -187,7 +187,21 @@ def _reshape(w: _Work, node: Node) -> Node | None:
     copies = x.op.name in ("aten.contiguous.default", "aten.clone.default") and x not in w.kept
     if (merges or copies) and not (x in w.kept and not is_view(x)):
         return w.reshape(_source(x), node)
+    if x.op.name == "aten.linear.default" and w.readers.get(x, 0) <= 1:
+        rows = _with_rows_as_in(x, node)
+        if rows is not None:
+            return w.o.call("aten.linear.default", rows, *x.args[1:])
     return None if node.attr("shape") == node.shape else w.reshape(x, node)
+
+
+def _with_rows_as_in(linear: Node, node: Node) -> Node | None:
+    """The input of a linear before its rows were flattened, where `node` only undoes that."""
+    flat = _source(linear)
+    if flat.op.name != "aten.reshape.default":
+        return None
+    rows = _source(flat)
+    same_rows = rows.shape[:-1] == node.shape[:-1] and rows.shape[-1] == flat.shape[-1]
+    return rows if same_rows and node.shape[-1] == linear.shape[-1] else None
 
 
 @_form("expand.default", "expand_as.default", "broadcast_to.default")
@@ -336,10 +350,10 @@ def _softmax(w: _Work, node: Node) -> Node | None:
 def _addmm(w: _Work, node: Node) -> Node | None:
     bias, x, matrix = node.args
     assert isinstance(bias, Node) and isinstance(x, Node) and isinstance(matrix, Node)
-    weight = _transposed(matrix)
-    if weight is None or bias.tensor_type.rank != 1 or bias.shape[0] != weight.shape[0]:
+    if bias.tensor_type.rank != 1 or node.attr("beta") != 1 or node.attr("alpha") != 1:
         return None
-    if node.attr("beta") != 1 or node.attr("alpha") != 1:
+    weight = _transposed(w, matrix)
+    if weight is None or bias.shape[0] != weight.shape[0]:
         return None
     return w.o.call("aten.linear.default", x, weight, bias)
 
@@ -348,14 +362,19 @@ def _addmm(w: _Work, node: Node) -> Node | None:
 def _matmul(w: _Work, node: Node) -> Node | None:
     x, matrix = node.args
     assert isinstance(x, Node) and isinstance(matrix, Node)
-    weight = _transposed(matrix)
-    if weight is None or x.tensor_type.rank < 2:
+    weight = _transposed(w, matrix) if x.tensor_type.rank >= 2 else None
+    if weight is None:
         return None
     return w.o.call("aten.linear.default", x, weight)
 
 
-def _transposed(matrix: Node) -> Node | None:
-    """w where the matrix is w transposed and w is a row-major matrix, such as a parameter."""
+def _transposed(w: _Work, matrix: Node) -> Node | None:
+    """w where the matrix is w transposed and w lies row-major in memory, as parameters do.
+
+    A constant matrix is brought into that form: constant folding does it once.
+    """
+    if matrix.op is CONST and matrix.tensor_type.rank == 2:
+        return w.o.call("aten.contiguous.default", w.permute(matrix, [1, 0]))
     if matrix.op.name != "aten.permute.default" or matrix.attr("dims") != (1, 0):
         return None
     weight = _source(matrix)

@@ -32,6 +32,7 @@ class _Scores:
     """What is done to q kᵀ before the softmax."""
 
     scale: float = 1.0
+    scaled: bool = False
     masks: list[Node] = field(default_factory=list)
     q: Node | None = None
     k: Node | None = None
@@ -134,6 +135,15 @@ class _Reader:
         """Walk down from the softmax to q kᵀ, collecting masks, then scales."""
         while node.op.name not in _PRODUCTS:
             name = node.op.name
+            if name == "aten.baddbmm.default":
+                mask, *product = node.args
+                assert isinstance(mask, Node)
+                found.scale *= node.attr("alpha")
+                if node.attr("beta") != 1:
+                    raise _Declined(f"the mask is scaled by {node.attr('beta')}")
+                self.mask(mask, found)
+                found.q, found.k = product
+                return
             if name == "aten.to.dtype" and node.tensor_type.is_float:
                 node = next(node.inputs)
             elif name == "aten.add.Tensor" and node.attr("alpha") == 1:
@@ -145,9 +155,8 @@ class _Reader:
             elif name in ("aten.where.self", "aten.where.ScalarOther"):
                 node = self.where(node, found)
             elif name in ("aten.mul.Scalar", "aten.div.Scalar", "aten.mul.Tensor", "aten.div.Tensor"):
-                if found.masks:
-                    raise _Declined("the mask is scaled together with the scores")
                 node = self.scaled(node, found)
+                found.scaled = True
             else:
                 raise _Declined(f"{name} between q kᵀ and the softmax")
         found.q, found.k = node.args
@@ -165,6 +174,8 @@ class _Reader:
         raise _Declined("neither side of a sum below the softmax is a product")
 
     def mask(self, mask: Node, found: _Scores) -> None:
+        if found.scaled:
+            raise _Declined("the mask is scaled together with the scores")
         found.masks.append(mask)
 
     def where(self, node: Node, found: _Scores) -> Node:
@@ -295,4 +306,5 @@ def _reaches_product(node: Node) -> bool:
             return any(_reaches_product(a) for a in node.args if isinstance(a, Node))
         position = 1 if node.op.name.startswith("aten.where") else 0
         node = node.args[position]  # type: ignore[assignment]
-    return node.op.name in _PRODUCTS and node.tensor_type.rank in (3, 4)
+    products = (*_PRODUCTS, "aten.baddbmm.default")
+    return node.op.name in products and node.tensor_type.rank in (3, 4)

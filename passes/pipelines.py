@@ -15,6 +15,7 @@ from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
@@ -57,4 +58,6 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     # What follows a product is done while it is in cache.
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
+    if compute == "bf16":
+        yield NarrowCompute()
     yield FuseAddNorm()

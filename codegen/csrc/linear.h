@@ -78,6 +78,21 @@ inline void finish_panels(const LinearCall &c, const float *products, const floa
   }
 }
 
+// Where finish_panels will write: 16 pieces of each panel, which a store would otherwise wait for.
+inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int64_t n,
+                          int64_t rows) {
+  const Matrix &y = c.epilogue.y;
+  const int64_t size = y.format == kRowF32 || y.format == kPanelF32 ? 4 : 2;
+  const int64_t panel_bytes = y.stride * size * (y.in_panels() ? 1 : 16);
+  Ahead ahead;
+  ahead.out[0] = (const char *)y.data + panel * panel_bytes + n * size * (y.in_panels() ? 16 : 1);
+  ahead.out[1] = ahead.out[0] + (count - 1) * panel_bytes;
+  ahead.count = 16;
+  ahead.width = rows * size;
+  ahead.stride = y.in_panels() ? ahead.width : y.stride * size;
+  return ahead;
+}
+
 // Step: the micro-kernel; W: the weights' type in memory.
 template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
   using Row = typename Step::Row;
@@ -95,7 +110,6 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
     const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t rows = least(kGroup, n1 - n);
-      prefetch_rows(c.epilogue.y, p0 * 16, least(count * 16, c.m - p0 * 16), n, rows);
       // One group times one cut of K, two panels at a time; `finish` while they are in cache.
       auto multiply_group = [&](const void *weights, int64_t k, float *into, bool finish) {
         const int64_t depth = least(kDepth<Panel>, c.k - k);
@@ -105,7 +119,8 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
           const int64_t pair = least(2, count - p), at = p * kGroup * 16;
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
           session.multiply(r.data, r.stride, rows, x + p * c.x_stride + k * 16, c.x_stride, pair,
-                           depth, into + at, kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0));
+                           depth, into + at, kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
+                           finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
           if (finish)
             finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
                           n, rows);

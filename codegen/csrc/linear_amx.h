@@ -123,7 +123,8 @@ template <> struct TileSession<StepBf16> {
   // As multiply_block; fewer than 16 last rows go to the vector micro-kernel.
   void multiply(const bf16 *rows, int64_t stride, int64_t row_count, const bf16 *panels,
                 int64_t panel_stride, int64_t count, int64_t k, float *c, int64_t c_stride,
-                bool accumulate, int64_t ahead) const {
+                bool accumulate, int64_t row_end, Ahead out) const {
+    while (out.count > 0) out.fetch_out();
     int64_t r = 0;
     for (; r + 32 <= row_count; r += 32)
       multiply_rows<2>(rows + r * stride, stride, panels, panel_stride, count, k, c + r * 16,
@@ -133,7 +134,7 @@ template <> struct TileSession<StepBf16> {
                        c_stride, accumulate);
     if (r < row_count)
       multiply_block<StepBf16>(rows + r * stride, stride, row_count - r, panels, panel_stride,
-                               count, k, c + r * 16, c_stride, accumulate, ahead - r);
+                               count, k, c + r * 16, c_stride, accumulate, row_end - r, out);
   }
 };
 #endif  // INFOPT_AMX

@@ -190,7 +190,7 @@ template <class Step, class T> void matmul(const infopt_call *call, int64_t firs
         const Rows<Row> r = rows_of_a<Row>(c.a, a + m * c.a.row + k * c.a.column, some, depth,
                                            converted);
         session.multiply(r.data, r.stride, some, panels, panel_stride, count, depth,
-                         products + m * 16, group_stride, k > 0, some);
+                         products + m * 16, group_stride, k > 0, some, Ahead());
       }
     }
     const Matrix d = {(void *)c.d.data, c.d.row, c.d.data ? c.d_format : int64_t(kAbsent)};

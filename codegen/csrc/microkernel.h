@@ -72,13 +72,28 @@ struct StepWiden {
   }
 };
 
-// `k` row elements; strides in elements; c_stride is the distance between panels of c. `next`
-// (may be null) is fetched into the second-level cache, one line of each row per 64 bytes read.
+// Memory wanted soon, fetched a little at a time while the registers are busy: at most a few lines
+// per 64 bytes of a row, because a burst of misses would stall the loads of the product itself.
+struct Ahead {
+  const char *rows = nullptr;   // the next R rows, as far apart as these
+  const char *out[2] = {};      // `count` pieces of `width` bytes, `stride` apart, of each
+  int64_t count = 0, stride = 0, width = 0;
+
+  INFOPT_INLINE void fetch_out() {
+    for (int64_t b = 0; b < width; b += 64) {
+      __builtin_prefetch(out[0] + b, 1, 2);
+      __builtin_prefetch(out[1] + b, 1, 2);
+    }
+    out[0] += stride, out[1] += stride, --count;
+  }
+};
+
+// `k` row elements; strides in elements; c_stride is the distance between panels of c.
 template <class Step, int R, int P>
 __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t row_stride,
                                         const typename Step::Panel *panels, int64_t panel_stride,
                                         int64_t k, float *c, int64_t c_stride, bool accumulate,
-                                        const char *next) {
+                                        Ahead ahead) {
   using Row = typename Step::Row;
   constexpr int kLanes = 16 * int(sizeof(int32_t) / sizeof(typename Step::Panel));
   constexpr int kUnroll = 4, kBases = (R + 2) / 3;
@@ -115,10 +130,11 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
 
   int64_t left = k;
   while (left >= kLine) {  // one cache line of every row
-    if (next) {
-      for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * row_bytes, 0, 2);
-      next += 64;
+    if (ahead.rows) {
+      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead.rows + r * row_bytes, 0, 2);
+      ahead.rows += 64;
     }
+    if (ahead.count > 0) ahead.fetch_out();
     for (int r = 0; r < R; ++r)  // the panels have pushed the rows out of the first cache
       __builtin_prefetch((const char *)(base[r / 3] + (r % 3) * row_stride) + 64, 0, 3);
     for (int64_t i = 0; i < kLine; i += kUnroll * Step::kRowStep) {
@@ -143,30 +159,38 @@ template <class Step, int R>
 INFOPT_INLINE void multiply_panels(const typename Step::Row *rows, int64_t row_stride,
                                    const typename Step::Panel *panels, int64_t panel_stride,
                                    int64_t count, int64_t k, float *c, int64_t c_stride,
-                                   bool accumulate, const char *next) {
+                                   bool accumulate, Ahead ahead) {
   int64_t p = 0;
-  for (; p + kPanels <= count; p += kPanels, next = nullptr)
+  for (; p + kPanels <= count; p += kPanels, ahead = Ahead())
     multiply<Step, R, kPanels>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                               c + p * c_stride, c_stride, accumulate, next);
+                               c + p * c_stride, c_stride, accumulate, ahead);
   if (p < count)
     multiply<Step, R, 1>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                         c + p * c_stride, c_stride, accumulate, next);
+                         c + p * c_stride, c_stride, accumulate, ahead);
 }
 
-// The same for any number of rows. The next rows, up to `ahead` in all, are fetched meanwhile.
+// The same for any number of rows. Rows up to `row_end` are fetched ahead; so is `out`, a share of
+// it with each block.
 template <class Step>
 void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
                     const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
-                    int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t ahead) {
-  int64_t r = 0;
+                    int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t row_end,
+                    const Ahead &out) {
+  constexpr int kBlock = Step::kBlock;
+  const int64_t share = ceil_div(out.count, ceil_div(row_count, kBlock));
+  int64_t r = 0, fetched = 0;
   auto block = [&](auto size) __attribute__((always_inline)) {
     constexpr int R = decltype(size)::value;
-    const auto *next = r + 2 * R <= ahead ? (const char *)(rows + (r + R) * row_stride) : nullptr;
+    Ahead ahead = out;
+    ahead.rows = r + 2 * R <= row_end ? (const char *)(rows + (r + R) * row_stride) : nullptr;
+    ahead.out[0] += fetched * out.stride;
+    ahead.out[1] += fetched * out.stride;
+    ahead.count = least(share, out.count - fetched);
+    fetched += share;
     multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
-                             c + r * 16, c_stride, accumulate, next);
+                             c + r * 16, c_stride, accumulate, ahead);
     r += R;
   };
-  constexpr int kBlock = Step::kBlock;
   while (r + kBlock <= row_count) block(Constant<kBlock>());
   if constexpr (kBlock > 8) if (r + 8 <= row_count) block(Constant<8>());
   if constexpr (kBlock > 4) if (r + 4 <= row_count) block(Constant<4>());

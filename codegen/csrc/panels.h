@@ -123,18 +123,6 @@ INFOPT_INLINE void pack_pairs(const bf16 *x, int64_t stride, bf16 *out) {
   for (int j = 0; j < 16; ++j) store((float *)out + j * 16, words[j]);
 }
 
-// Row-major lines that a product is about to write: asked for while it is still being computed.
-INFOPT_INLINE void prefetch_rows(const Matrix &m, int64_t row, int64_t rows, int64_t column,
-                                 int64_t columns) {
-  if (m.in_panels() || !m.present()) return;
-  const int64_t size = m.format == kRowF32 ? 4 : 2;
-  for (int64_t i = row; i < row + rows; ++i) {
-    const char *first = (const char *)m.data + (i * m.stride + column) * size;
-    for (int64_t b = 0; b < columns * size; b += 64) __builtin_prefetch(first + b, 1, 2);
-    __builtin_prefetch(first + columns * size - 1, 1, 2);
-  }
-}
-
 // One panel of to_panels: rows of x to a panel of out, `m` rows in all, `k` columns.
 inline void pack_panel(const Matrix &x, const Matrix &out, int64_t m, int64_t k, int64_t panel) {
   const int64_t tokens = least(16, m - panel * 16);

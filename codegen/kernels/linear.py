@@ -116,14 +116,15 @@ def panel_bytes(rows: Rows, dtype: torch.dtype) -> Size:
     return panels * width * 16
 
 
-def to_panels(name: str, x: Rows, dtype: torch.dtype, tasks: Size | None = None) -> Call:
-    """The rows of parameter `name` in token panels; bf16 stays bf16, the others become f32."""
-    held = dtype if dtype is torch.bfloat16 else torch.float32
-    per_panel = round_up(x.width, 2) * 16 if dtype is torch.bfloat16 else x.width * 16
+def to_panels(
+    name: str, x: Rows, dtype: torch.dtype, held: torch.dtype, tasks: Size | None = None
+) -> Call:
+    """The rows of parameter `name`, of dtype `dtype`, in token panels of dtype `held`."""
+    per_panel = round_up(x.width, 2) * 16 if held is torch.bfloat16 else x.width * 16
     numbers = (x.count, x.width, ROW_FORMAT[dtype], x.stride, PANEL_FORMAT[held], per_panel)
     panels = ceil_div(x.count, 16)
     return Call("infopt_pack_panels", (name,), numbers, panels if tasks is None else tasks,
-                bytes=panel_bytes(x, dtype))
+                bytes=panel_bytes(x, held))
 
 
 def only_if(condition: Any, value: Size) -> Size:
@@ -136,19 +137,25 @@ def only_if(condition: Any, value: Size) -> Size:
 
 
 def products(x: TensorType, out: TensorType, weight: TensorType, names: dict[str, str | None],
-             activation: str, target: Target, residual: TensorType | None = None) -> list[Call]:
-    """The calls of a linear layer; names: parameter of x, w, up, bias, up_bias, residual."""
+             activation: str, target: Target, residual: TensorType | None = None,
+             narrow: bool = False, bias: TensorType | None = None) -> list[Call]:
+    """The calls of a linear layer; names: parameter of x, w, up, bias, up_bias, residual.
+
+    narrow: the products are of bf16 values whatever the operands' dtypes are.
+    """
     rows, y = as_rows(x), as_rows(out)
     assert rows is not None and y is not None
     m, n, k = rows.count, weight.shape[0], weight.shape[1]
-    fmt = ROW_FORMAT[x.dtype]
+    fmt, bias_fmt = ROW_FORMAT[x.dtype], ROW_FORMAT[bias.dtype if bias else x.dtype]
+    out_fmt = ROW_FORMAT[out.dtype]
     r = as_rows(residual) if residual is not None else None
     stride = weight.strides[0] if weight.shape[0] != 1 else k
-    bf16 = x.dtype is torch.bfloat16
+    held = torch.bfloat16 if narrow or x.dtype is torch.bfloat16 else torch.float32
+    residual_fmt = ROW_FORMAT[residual.dtype] if residual is not None else 0
 
     def numbers(n_chunk: Size, x_stride: Size, last: Size) -> tuple[Size, ...]:
-        return (m, n, k, stride, n_chunk, PANEL_CHUNK, ACTIVATIONS.index(activation), fmt, 0, 0,
-                fmt if r else 0, r.stride if r else 0, fmt, y.stride, x_stride, last)
+        return (m, n, k, stride, n_chunk, PANEL_CHUNK, ACTIVATIONS.index(activation), bias_fmt, 0, 0,
+                residual_fmt, r.stride if r else 0, out_fmt, y.stride, x_stride, last)
 
     def pointers(first: str | Call | None) -> tuple:
         return (first, names["w"], names.get("up"), names.get("bias"), names.get("up_bias"), None,
@@ -165,12 +172,11 @@ def products(x: TensorType, out: TensorType, weight: TensorType, names: dict[str
         many = not few if isinstance(few, bool) else sympy.Gt(m, FEW)
         chunk = 96 if target.level == "amx" else 48
         panels = ceil_div(m, 16)
-        held = "bf16" if bf16 else "f32"
-        packed = to_panels(str(names["x"]), rows, x.dtype, only_if(many, panels))
+        packed = to_panels(str(names["x"]), rows, x.dtype, held, only_if(many, panels))
         sides = 2 if names.get("up") else 1
         depth = Min(round_up(k, 32), 2048) if not isinstance(k, int) else min(-(-k // 32) * 32, 2048)
         calls.append(Call(
-            f"infopt_linear_{held}_{SHORT[weight.dtype]}", pointers(packed),
+            f"infopt_linear_{SHORT[held]}_{SHORT[weight.dtype]}", pointers(packed),
             numbers(chunk, packed.numbers[5], 0)[:15],
             only_if(many, ceil_div(n, chunk) * ceil_div(panels, PANEL_CHUNK)),
             scratch=6144 * PANEL_CHUNK * sides + 384 * (depth + 32)))

@@ -10,6 +10,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import TensorType
 from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.fold_constants import FoldConstants
 from tests.compiler.traced import names
 
 X = torch.randn(2, 3, 4)
@@ -100,6 +101,11 @@ REWRITES = {
         lambda o, x, w: o.linear(x, w),
         [X, W],
     ),
+    "linear of flattened rows": (
+        lambda o, x, w, b: o.view(o.addmm(b, o.view(x, [6, 4]), o.t(w)), [2, 3, 5]),
+        lambda o, x, w, b: o.linear(x, w, b),
+        [X, W, B],
+    ),
     "addmm": (
         lambda o, x, w, b: o.addmm(b, x, o.t(w)),
         lambda o, x, w, b: o.linear(x, w, b),
@@ -150,6 +156,17 @@ def test_two_results_do_not_start_to_share_memory() -> None:
     graph = graph_of(lambda o, x: (o.relu(x), o.clone(o.relu(x))), [X], Canonicalize())
     result, _ = run_pass(Canonicalize(), graph)
     assert names(result) == ["aten.relu.default", "aten.clone.default"]
+
+
+def test_a_constant_matrix_is_transposed_once() -> None:
+    o = Builder()
+    x = o.input("x", TensorType.dense((3, 4), torch.float32))
+    c = o.const("c", TensorType.dense((4, 5), torch.float32))
+    graph = Graph((x,), (o.mm(x, c),), {"c": torch.randn(4, 5)})
+    once, _ = run_pass(Canonicalize(), graph, [(X[0],)])
+    folded, _ = run_pass(FoldConstants(), once, [(X[0],)])
+    assert names(folded) == ["aten.linear.default"]
+    assert [tuple(c.shape) for c in folded.consts.values()] == [(5, 4)]
 
 
 def test_accuracy_is_bitwise() -> None:

@@ -1,0 +1,244 @@
+"""fuse-attention: rewrites, declines, accuracy, idempotence, gain."""
+
+import math
+
+import pytest
+import torch
+
+from infopt.codegen.kernels.attention import attention
+from infopt.compiler.cost import graph_seconds
+from infopt.compiler.graph import Stage
+from infopt.compiler.target import Target
+from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.passes.fuse_attention import FuseAttention
+from tests.compiler.traced import names
+
+Q, K, V = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 7, 16), torch.randn(2, 4, 7, 16)
+KV = torch.randn(2, 2, 7, 16)
+MASK = torch.randn(2, 1, 5, 7)
+SEEN = torch.rand(2, 1, 5, 7) > 0.3
+LOW = torch.finfo(torch.float32).min
+
+
+def swap(o, x):
+    rank = x.tensor_type.rank
+    return o.permute(x, [*range(rank - 2), rank - 1, rank - 2])
+
+
+def softmax(o, x, dtype=None):
+    return o.call("aten.softmax.int", x, -1, dtype=dtype)
+
+
+def product(o, q, k, v, change=lambda o, scores: scores, dtype=None):
+    return o.matmul(softmax(o, change(o, o.matmul(q, swap(o, k))), dtype), v)
+
+
+def repeated(o, x, groups=2):
+    b, h, s, d = x.shape
+    wide = o.expand(o.reshape(x, [b, h, 1, s, d]), [b, h, groups, s, d])
+    return o.reshape(wide, [b, h * groups, s, d])
+
+
+def fused(o, q, k, v, mask=None, scale=1.0, causal=False):
+    return o.call(attention, q, k, v, mask, scale=scale, causal=causal)
+
+
+def low_where(o, condition, shown):
+    zero = o.call("aten.scalar_tensor.default", 0.0, dtype=torch.float32)
+    low = o.call("aten.scalar_tensor.default", LOW, dtype=torch.float32)
+    return o.call("aten.where.self", condition, *((zero, low) if shown else (low, zero)))
+
+
+CASES = {
+    "plain": (product, fused, [Q, K, V]),
+    "scaled scores": (
+        lambda o, q, k, v: product(o, q, k, v, lambda o, s: o.mul(s, 0.25)),
+        lambda o, q, k, v: fused(o, q, k, v, scale=0.25),
+        [Q, K, V],
+    ),
+    "divided scores": (
+        lambda o, q, k, v: product(o, q, k, v, lambda o, s: o.div(s, 3.0)),
+        lambda o, q, k, v: fused(o, q, k, v, scale=1 / 3.0),
+        [Q, K, V],
+    ),
+    "scaled q and k": (
+        lambda o, q, k, v: product(o, o.mul(q, 0.5), o.mul(k, 0.5), v),
+        lambda o, q, k, v: fused(o, q, k, v, scale=0.25),
+        [Q, K, V],
+    ),
+    "added mask": (
+        lambda o, q, k, v, m: product(o, q, k, v, lambda o, s: o.add(m, o.mul(s, 0.25))),
+        lambda o, q, k, v, m: fused(o, q, k, v, m, scale=0.25),
+        [Q, K, V, MASK],
+    ),
+    "two added masks": (
+        lambda o, q, k, v, m, n: product(o, q, k, v, lambda o, s: o.add(o.add(s, m), n)),
+        lambda o, q, k, v, m, n: fused(o, q, k, v, o.add(n, m)),
+        [Q, K, V, MASK, MASK[:1] + 1],
+    ),
+    "masked fill": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.masked_fill.Scalar", o.mul(s, 0.5), m, LOW)
+        ),
+        lambda o, q, k, v, m: fused(o, q, k, v, low_where(o, m, shown=False), scale=0.5),
+        [Q, K, V, ~SEEN],
+    ),
+    "where": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.where.ScalarOther", m, s, LOW)
+        ),
+        lambda o, q, k, v, m: fused(o, q, k, v, low_where(o, m, shown=True)),
+        [Q, K, V, SEEN],
+    ),
+    "softmax in float32": (
+        lambda o, q, k, v: o.matmul(
+            o.to(softmax(o, o.matmul(q, swap(o, k)), torch.float32), torch.bfloat16), v
+        ),
+        fused,
+        [Q.bfloat16(), K.bfloat16(), V.bfloat16()],
+    ),
+    "grouped queries": (
+        lambda o, q, k, v: product(o, q, repeated(o, k), repeated(o, v)),
+        fused,
+        [Q, KV, KV + 1],
+    ),
+    "three dims": (
+        lambda o, q, k, v: o.bmm(softmax(o, o.bmm(q, swap(o, k))), v),
+        lambda o, q, k, v: o.reshape(
+            fused(o, *(o.reshape(t, [4, 1, *t.shape[1:]]) for t in (q, k, v))), [4, 5, 16]
+        ),
+        [Q[0], K[0], V[0]],
+    ),
+    "alibi": (
+        lambda o, m, q, k, v: o.bmm(softmax(o, o.call("aten.baddbmm.default", m, q, swap(o, k), alpha=0.25)), v),
+        lambda o, m, q, k, v: o.reshape(
+            fused(
+                o, *(o.reshape(t, [4, 1, *t.shape[1:]]) for t in (q, k, v)),
+                o.reshape(m, [4, 1, 1, 7]), scale=0.25,
+            ),
+            [4, 5, 16],
+        ),
+        [torch.randn(4, 1, 7), Q[0], K[0], V[0]],
+    ),
+    "sdpa": (
+        lambda o, q, k, v: o.call("aten.scaled_dot_product_attention.default", q, k, v),
+        lambda o, q, k, v: fused(o, q, k, v, scale=1 / math.sqrt(16)),
+        [Q, K, V],
+    ),
+    "sdpa, causal, scaled, grouped": (
+        lambda o, q, k, v: o.call(
+            "aten.scaled_dot_product_attention.default", q, k, v, is_causal=True, scale=0.3, enable_gqa=True
+        ),
+        lambda o, q, k, v: fused(o, q, k, v, scale=0.3, causal=True),
+        [Q, KV, KV],
+    ),
+    "sdpa of repeated heads": (
+        lambda o, q, k, v, m: o.call(
+            "aten.scaled_dot_product_attention.default", q, repeated(o, k), repeated(o, v), m
+        ),
+        lambda o, q, k, v, m: fused(o, q, k, v, m, scale=0.25),
+        [Q, KV, KV, SEEN],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rewrites(case: str) -> None:
+    before, after, inputs = CASES[case]
+    report = check_pass(FuseAttention(), before, after, inputs)
+    assert len(report.applied) == 1
+
+
+def sdpa(o, *args, **attrs):
+    return o.call("aten.scaled_dot_product_attention.default", *args, **attrs)
+
+
+def returned_weights(o, q, k, v):
+    weights = softmax(o, o.matmul(q, swap(o, k)))
+    return o.matmul(weights, v), weights
+
+
+def read_weights(o, q, k, v):
+    weights = softmax(o, o.matmul(q, swap(o, k)))
+    return o.matmul(weights, v), o.sum(weights)
+
+
+DECLINED = {
+    "a result of the graph": (returned_weights, [Q, K, V]),
+    "also read by": (read_weights, [Q, K, V]),
+    "dropout_p is 0.5": (lambda o, q, k, v: sdpa(o, q, k, v, dropout_p=0.5), [Q, K, V]),
+    "broadcast against each other": (lambda o, q, k, v: sdpa(o, q, k, v), [Q, K[:1], V[:1]]),
+    "scaled together": (
+        lambda o, q, k, v, m: product(o, q, k, v, lambda o, s: o.mul(o.add(s, m), 0.5)),
+        [Q, K, V, MASK],
+    ),
+    "NaN": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.masked_fill.Scalar", s, m, -math.inf)
+        ),
+        [Q, K, V, SEEN],
+    ),
+    "may still tell apart": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.masked_fill.Scalar", s, m, -1e4)
+        ),
+        [Q, K, V, SEEN],
+    ),
+    "aten.tanh.default between": (
+        lambda o, q, k, v: product(o, q, k, v, lambda o, s: o.tanh(s)),
+        [Q, K, V],
+    ),
+    "softmax over dim 1": (
+        lambda o, q, k, v: o.matmul(o.call("aten.softmax.int", o.matmul(q, swap(o, k)), 1), v),
+        [Q, K, V],
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", DECLINED)
+def test_declines(reason: str) -> None:
+    build, inputs = DECLINED[reason]
+    graph = graph_of(build, inputs, FuseAttention())
+    result, report = run_pass(FuseAttention(), graph)
+    assert result is graph
+    assert reason in report.declined[0].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["scaled q and k", "added mask", "masked fill", "where"])
+def test_accuracy(case: str, dtype: torch.dtype) -> None:
+    """Rows that see nothing, too: they attend to every key alike, as the lowest number makes them."""
+    build, _, inputs = CASES[case]
+    inputs = [t.to(dtype) if t.is_floating_point() else t.clone() for t in inputs]
+    if dtype is torch.bfloat16 and case in ("masked fill", "where"):
+        low = torch.finfo(dtype).min
+        op = "masked_fill.Scalar" if case == "masked fill" else "where.ScalarOther"
+
+        def hidden(o, q, k, v, m):
+            def change(o, s):
+                args = (s, m) if case == "masked fill" else (m, s)
+                return o.call(f"aten.{op}", *args, low)
+
+            return product(o, q, k, v, change)
+
+        build = hidden
+    if inputs[-1].dtype is torch.bool:
+        inputs[-1][0, 0, 1] = case == "masked fill"
+    graph = graph_of(build, inputs, FuseAttention())
+    result, _ = run_pass(FuseAttention(), graph, [tuple(inputs)])
+    assert "attention" in names(result)
+
+
+def test_idempotent() -> None:
+    for before, _, inputs in CASES.values():
+        once, _ = run_pass(FuseAttention(), graph_of(before, inputs, FuseAttention()))
+        again, _ = run_pass(FuseAttention(), once)
+        assert again is once and once.stage is Stage.FUSE
+
+
+def test_gain() -> None:
+    inputs = [torch.randn(1, 8, 128, 64) for _ in range(3)]
+    graph = graph_of(product, inputs, FuseAttention())
+    result, _ = run_pass(FuseAttention(), graph)
+    target = Target.parse("cpu:avx512")
+    assert graph_seconds(result, target) < graph_seconds(graph, target)

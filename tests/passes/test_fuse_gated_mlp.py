@@ -1,0 +1,79 @@
+"""fuse-gated-mlp: rewrites, declines, accuracy, idempotence, gain."""
+
+import pytest
+import torch
+
+from infopt.codegen.kernels.linear import gated_linear
+from infopt.compiler.cost import graph_seconds
+from infopt.compiler.target import Target
+from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from tests.passes.test_fuse_linear_epilogue import ACTIVATIONS
+
+X, G, U = torch.randn(2, 5, 32), torch.randn(48, 32) / 6, torch.randn(48, 32) / 6
+B, C = torch.randn(48), torch.randn(48)
+NAMES = ["silu", "gelu", "gelu_tanh", "relu", "sigmoid", "tanh"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rewrites(name: str) -> None:
+    act = ACTIVATIONS[name]
+    check_pass(
+        FuseGatedMlp(),
+        lambda o, x, g, u: o.mul(act(o, o.linear(x, g)), o.linear(x, u)),
+        lambda o, x, g, u: o.call(gated_linear, x, g, u, activation=name),
+        [X, G, U],
+    )
+    check_pass(
+        FuseGatedMlp(),
+        lambda o, x, g, u, b, c: o.mul(o.linear(x, u, c), act(o, o.linear(x, g, b))),
+        lambda o, x, g, u, b, c: o.call(gated_linear, x, g, u, b, c, activation=name),
+        [X, G, U, B, C],
+    )
+
+
+def gated(o, x, g, u):
+    return o.mul(o.silu(o.linear(x, g)), o.linear(x, u))
+
+
+def shared(o, x, g, u):
+    return gated(o, x, g, u), o.relu(o.linear(x, u))
+
+
+DECLINED = {
+    "also read by": (shared, [X, G, U]),
+    "x is two different values": (
+        lambda o, x, g, u: o.mul(o.silu(o.linear(x, g)), o.linear(o.sin(x), u)),
+        [X, G, U],
+    ),
+    "gate is": (gated, [X, G, U[:1]]),
+}
+
+
+@pytest.mark.parametrize("reason", DECLINED)
+def test_declines(reason: str) -> None:
+    build, inputs = DECLINED[reason]
+    graph = graph_of(build, inputs, FuseGatedMlp())
+    result, report = run_pass(FuseGatedMlp(), graph)
+    assert result is graph
+    assert any(reason in s.reason for s in report.declined), report.declined
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_accuracy(dtype: torch.dtype) -> None:
+    inputs = [t.to(dtype) for t in (X, G, U)]
+    _, report = run_pass(FuseGatedMlp(), graph_of(gated, inputs, FuseGatedMlp()), [tuple(inputs)])
+    assert len(report.applied) == 1
+
+
+def test_idempotent() -> None:
+    once, _ = run_pass(FuseGatedMlp(), graph_of(gated, [X, G, U], FuseGatedMlp()))
+    assert run_pass(FuseGatedMlp(), once)[0] is once
+
+
+def test_gain() -> None:
+    graph = graph_of(gated, [X, G, U], FuseGatedMlp())
+    result, report = run_pass(FuseGatedMlp(), graph)
+    target = Target.detect()
+    assert graph_seconds(result, target) < graph_seconds(graph, target)
+    assert report.gain > 0
