@@ -27,6 +27,7 @@ __all__ = [
     "build_all",
     "executor_library",
     "find_compiler",
+    "is_installed",
     "prebuilt",
 ]
 
@@ -98,6 +99,11 @@ def prebuilt(level: str) -> Path | None:
 def executor_library() -> Path | None:
     """The executor; None as for `prebuilt`. Raises BuildFailed as `prebuilt` does."""
     return _library("executor")
+
+
+def is_installed(library: Path | None) -> bool:
+    """Whether `library` is the file the installation made, not one that was built later."""
+    return library is not None and library.parent == RUNTIME / "lib"
 
 
 @cache

@@ -1,9 +1,9 @@
-"""Native calls of kernels: operands brought into the layouts a kernel takes, prepared ones shared."""
+"""Native calls of kernels: operands in the layouts a kernel takes, prepared ones shared."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -32,7 +32,10 @@ class Lowering(Protocol):
 
 
 class Calls:
-    """Emits kernels' calls into one plan. sources: library -> text, for kernels that bring their own."""
+    """Emits kernels' calls into one plan.
+
+    sources: library -> text, of the kernels that bring their own
+    """
 
     def __init__(self, low: Lowering) -> None:
         self.low = low
@@ -52,12 +55,14 @@ class Calls:
         out = low.results(node, preferred)
         out_types = tuple(None if v is None else v.type for v in out)
         single = isinstance(node.type, TensorType)
-        cfg = Config(out_types[0] if single else out_types, next(emitter.schedules()))  # type: ignore[arg-type]
+        cfg = Config(out_types, next(emitter.schedules()))
         made = emitter.emit(cfg, low.target, *types, **attrs)
         calls = [made] if isinstance(made, Call) else list(made)
         if not low.shipped and any(_is_shipped(c) for c in calls):
             return False
-        names: dict[str, Value | None] = {k: v for k, v in operands.items() if not isinstance(v, tuple)}
+        names: dict[str, Value | None] = {
+            k: v for k, v in operands.items() if not isinstance(v, tuple)
+        }
         names |= {"out": out[0]} if single else {f"out{i}": v for i, v in enumerate(out)}
         if single:
             low.values[node] = out[0]  # type: ignore[assignment]
@@ -82,13 +87,22 @@ class Calls:
         if key not in self._laid_out:
             t = replace(value.type, strides=strides)
             copy = self.low.copied(value, t)
-            self._laid_out[key] = Value(copy.buffer, Layout(copy.layout.offset, t.shape, strides, t.dtype))
+            self._laid_out[key] = Value(
+                copy.buffer, Layout(copy.layout.offset, t.shape, strides, t.dtype)
+            )
         return self._laid_out[key]
 
     def _append(self, call: Call, names: Mapping[str, Value | None]) -> None:
         pointers = self._pointers(call, names)
-        self.low.writer.native(call.symbol, self._library(call), pointers, call.numbers, call.tasks,
-                               call.scratch, call.error)
+        self.low.writer.native(
+            call.symbol,
+            self._library(call),
+            pointers,
+            call.numbers,
+            call.tasks,
+            call.scratch,
+            call.error,
+        )
 
     def _pointers(self, call: Call, names: Mapping[str, Value | None]) -> list[Value | None]:
         return [
@@ -105,8 +119,15 @@ class Calls:
         if found is None:
             slot = writer.buffer("arena", call.bytes)
             found = self._prepared[key] = Value(slot, Layout(0, (), (), torch.uint8))
-            writer.native(call.symbol, self._library(call), [*pointers, found], call.numbers, call.tasks,
-                          call.scratch, call.error)
+            writer.native(
+                call.symbol,
+                self._library(call),
+                [*pointers, found],
+                call.numbers,
+                call.tasks,
+                call.scratch,
+                call.error,
+            )
         return found
 
     def _library(self, call: Call) -> str:

@@ -15,7 +15,10 @@ PROLOGUE = '#include "region.h"\nusing namespace infopt;\n'
 
 
 class RegionText:
-    """Writes one region. Numbers: inner size, task size, outer sizes, then strides as they are met."""
+    """Writes one region.
+
+    Its numbers are the inner size, task size, outer sizes, then strides as they are met.
+    """
 
     def __init__(
         self, loops: Loops, accesses: Sequence[Access], outputs: Sequence[int], vector: bool
@@ -57,7 +60,8 @@ class RegionText:
         if not moves:
             return f"p{place}"
         kind = "" if self._is_output(access) else "const "
-        text = f"{kind}{self._memory_type(access.dtype)} *__restrict b{index} = p{place} + {' + '.join(moves)};"
+        target = f"{kind}{self._memory_type(access.dtype)} *__restrict b{index}"
+        text = f"{target} = p{place} + {' + '.join(moves)};"
         self._setup.append(text)
         return f"b{index}"
 
@@ -69,7 +73,13 @@ class RegionText:
         access, stride = self.accesses[index], self.loops.strides[index][-1]
         moves = stride != 0
         if access.value is None:
-            step = "" if stride == 0 else " + i" if stride == 1 else f" + i * {self._stride(index, stride)}"
+            step = (
+                ""
+                if stride == 0
+                else " + i"
+                if stride == 1
+                else f" + i * {self._stride(index, stride)}"
+            )
             return self.code.define(f"int64_t({self._bases[index]}{step})", torch.int64, moves)
         text = self._read_text(index, access, stride)
         return self.code.define(text, access.dtype, moves)
@@ -77,7 +87,13 @@ class RegionText:
     def _read_text(self, index: int, access: Access, stride: Size) -> str:
         base = self._bases[index]
         if not self.vector:
-            at = "" if stride == 0 else " + i" if stride == 1 else f" + i * {self._stride(index, stride)}"
+            at = (
+                ""
+                if stride == 0
+                else " + i"
+                if stride == 1
+                else f" + i * {self._stride(index, stride)}"
+            )
             return f"pw::get({base}{at})"
         is_bool = access.dtype is torch.bool
         if stride == 0:
@@ -85,7 +101,9 @@ class RegionText:
         if stride == 1:
             return f"pw::{'mask16' if is_bool else 'load16'}({base} + i, lanes)"
         step = self._stride(index, stride)
-        return f"pw::{'gather_mask16' if is_bool else 'gather16'}({base} + i * {step}, {step}, lanes)"
+        return (
+            f"pw::{'gather_mask16' if is_bool else 'gather16'}({base} + i * {step}, {step}, lanes)"
+        )
 
     def _stride(self, index: int, stride: Size) -> str:
         key = ("stride", index)
@@ -98,7 +116,13 @@ class RegionText:
         access, stride = self.accesses[index], self.loops.strides[index][-1]
         base, text = self._bases[index], operand.text
         if not self.vector:
-            at = "" if stride == 0 else " + i" if stride == 1 else f" + i * {self._stride(index, stride)}"
+            at = (
+                ""
+                if stride == 0
+                else " + i"
+                if stride == 1
+                else f" + i * {self._stride(index, stride)}"
+            )
             cast = "" if access.dtype in HALVES else f"({MEMORY_TYPES[access.dtype]})"
             self.code.body.append(f"pw::put({base}{at}, {cast}{text});")
             return
@@ -116,12 +140,16 @@ class RegionText:
         for i, access in enumerate(self.pointers):
             kind = self._memory_type(access.dtype)
             const = "" if self._is_output(access) else "const "
-            declarations.append(f"{const}{kind} *__restrict p{i} = pointer<{const}{kind}>(call, {i});")
+            declarations.append(
+                f"{const}{kind} *__restrict p{i} = pointer<{const}{kind}>(call, {i});"
+            )
         lines = ["const int64_t *n = call->numbers;", *declarations]
         lines += self._rows() if self.loops.outer else self._flat()
         body = "\n".join("  " + line for line in lines)
         name = "r_" + hashlib.sha256(body.encode()).hexdigest()[:24]
-        signature = f"INFOPT_EXPORT void {name}(const infopt_call *call, int64_t first, int64_t last)"
+        signature = (
+            f"INFOPT_EXPORT void {name}(const infopt_call *call, int64_t first, int64_t last)"
+        )
         return name, f"{signature} {{\n{body}\n}}\n"
 
     def _flat(self) -> list[str]:

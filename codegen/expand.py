@@ -25,7 +25,7 @@ def is_infopt_op(node: Node) -> bool:
 
 
 def expand(graph: Graph, keep: Callable[[Node], bool]) -> Graph:
-    """The graph with every infopt op that `keep` does not want replaced by its reference's calls."""
+    """The graph with each infopt op that `keep` refuses replaced by its reference's calls."""
     if not any(is_infopt_op(n) and not keep(n) for n in graph.nodes()):
         return graph
     expander = _Expander(graph)
@@ -35,7 +35,9 @@ def expand(graph: Graph, keep: Callable[[Node], bool]) -> Graph:
             return expander.several[args[0]][node.attr("index")]
         if is_infopt_op(node) and not keep(node):
             return expander.calls(node, args)
-        return node if args == node.args else Node(node.op, args, node.attrs, node.type, node.serial)
+        return (
+            node if args == node.args else Node(node.op, args, node.attrs, node.type, node.serial)
+        )
 
     return graph.map(visit)
 
@@ -77,8 +79,9 @@ class _Expander:
             reason = str(error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-        raise LoweringDeclined(f"{node.op.name} has no kernel here, and its reference cannot be "
-                               f"traced: {reason}")
+        raise LoweringDeclined(
+            f"{node.op.name} has no kernel here, and its reference cannot be traced: {reason}"
+        )
 
 
 def _splice(program: Graph, symbols: dict, inputs: list[Node]) -> tuple[Node, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from infopt.codegen import pointwise, views
 from infopt.codegen.sizes import same
@@ -133,7 +134,10 @@ class Grouping:
         """The axes of `node` in the region's terms; None where it is not one pass over it."""
         unit, found = self.units[number], None
         for a in operands(node):
-            if self.unit_of.get(self.base[a]) is None or self._find(self.unit_of[self.base[a]]) != number:
+            if (
+                self.unit_of.get(self.base[a]) is None
+                or self._find(self.unit_of[self.base[a]]) != number
+            ):
                 continue
             seen = self.labels_through(a, number)
             if seen is None:
@@ -142,7 +146,9 @@ class Grouping:
             here = tuple(s if n != 1 else None for s, n in zip(padded, node.shape, strict=True))
             if any(s is None and n != 1 for s, n in zip(here, node.shape, strict=True)):
                 return None  # the node is larger: its operand is broadcast
-            if sum(s is not None for s in here) != len(unit.sizes) or (found is not None and here != found):
+            if sum(s is not None for s in here) != len(unit.sizes) or (
+                found is not None and here != found
+            ):
                 return None
             found = here
         return found
@@ -162,7 +168,9 @@ class Grouping:
             return tuple(labels[d] for d in views.permutation(node, len(source.shape)))
         kept = [(n, s) for n, s in zip(source.shape, labels, strict=True) if n != 1]
         here = [n for n in node.shape if n != 1]
-        if len(kept) != len(here) or not all(same(n, k[0]) for n, k in zip(here, kept, strict=True)):
+        if len(kept) != len(here) or not all(
+            same(n, k[0]) for n, k in zip(here, kept, strict=True)
+        ):
             return None
         if node.op.name in _CUTTING and node.shape != source.shape:
             return None
@@ -198,7 +206,9 @@ class Grouping:
                     return
                 between ^= lowest
         own = a.labels[node]
-        rename = {theirs: mine for theirs, mine in zip(labels, own, strict=True) if theirs is not None}
+        rename = {
+            theirs: mine for theirs, mine in zip(labels, own, strict=True) if theirs is not None
+        }
         for member in b.nodes:
             a.labels[member] = tuple(None if s is None else rename[s] for s in b.labels[member])
             self.unit_of[member] = first
@@ -245,7 +255,7 @@ class Grouping:
             for s in sources:
                 users[s].append(i)
         impure = [i for i in alive if self.units[i].nodes[0].serial]
-        for earlier, later in zip(impure, impure[1:], strict=False):
+        for earlier, later in pairwise(impure):
             users[earlier].append(later)
             waiting[later] += 1
         ready = [(self.units[i].position, i) for i in alive if not waiting[i]]
@@ -262,12 +272,31 @@ class Grouping:
         return order
 
 
-_PERMUTING = {f"aten.{n}" for n in (
-    "permute.default", "t.default", "transpose.int", "swapaxes.default", "swapdims.default",
-    "mT.default", "numpy_T.default", "movedim.int")}
-_CUTTING = {f"aten.{n}" for n in (
-    "slice.Tensor", "narrow.default", "select.int", "diagonal.default", "unfold.default", "view.dtype",
-    "as_strided.default")}
+_PERMUTING = {
+    f"aten.{n}"
+    for n in (
+        "permute.default",
+        "t.default",
+        "transpose.int",
+        "swapaxes.default",
+        "swapdims.default",
+        "mT.default",
+        "numpy_T.default",
+        "movedim.int",
+    )
+}
+_CUTTING = {
+    f"aten.{n}"
+    for n in (
+        "slice.Tensor",
+        "narrow.default",
+        "select.int",
+        "diagonal.default",
+        "unfold.default",
+        "view.dtype",
+        "as_strided.default",
+    )
+}
 
 
 def _viewed(node: Node, kind: int) -> Node:
@@ -297,7 +326,9 @@ def basic_kind(node: Node, is_kernel: Callable[[Node], bool], generated: bool) -
         return PIECE if views.gives_pieces(node.args[0]) else CALL  # type: ignore[arg-type]
     if views.gives_pieces(node):
         return PIECES
-    if generated and (pointwise.fill_value(node) is not None or pointwise.count_from(node) is not None):
+    if generated and (
+        pointwise.fill_value(node) is not None or pointwise.count_from(node) is not None
+    ):
         return MADE
     if is_kernel(node):
         return CALL
@@ -308,9 +339,19 @@ def basic_kind(node: Node, is_kernel: Callable[[Node], bool], generated: bool) -
     return VIEW if views.is_view_op(node) else CALL
 
 
-_CHANGING = {f"aten.{n}" for n in (
-    "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default",
-    "clone.default", "contiguous.default")}
+_CHANGING = {
+    f"aten.{n}"
+    for n in (
+        "to.dtype",
+        "to.dtype_layout",
+        "to.device",
+        "to.other",
+        "type_as.default",
+        "_to_copy.default",
+        "clone.default",
+        "contiguous.default",
+    )
+}
 
 
 def _stays(node: Node) -> bool:
@@ -318,6 +359,11 @@ def _stays(node: Node) -> bool:
     if node.op.name not in _CHANGING:
         return True
     source = node.args[0].tensor_type  # type: ignore[union-attr]
-    copies = node.op.name in ("aten._to_copy.default", "aten.clone.default") or dict(node.attrs).get("copy")
-    return not copies and node.dtype == source.dtype and views.Layout.of(source).has_strides(
-        node.tensor_type.strides)
+    copies = node.op.name in ("aten._to_copy.default", "aten.clone.default") or dict(
+        node.attrs
+    ).get("copy")
+    return (
+        not copies
+        and node.dtype == source.dtype
+        and views.Layout.of(source).has_strides(node.tensor_type.strides)
+    )

@@ -56,10 +56,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Config:
-    """One point of an emitter's schedule space, and the types of the result in memory."""
+    """One point of an emitter's schedule space, and the types of the results in memory.
 
-    out: TensorType | tuple[TensorType | None, ...]
+    outs: of every result, None for one that nobody reads; out: of the only result
+    """
+
+    outs: tuple[TensorType | None, ...]
     choice: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def out(self) -> TensorType:
+        (only,) = self.outs
+        assert only is not None
+        return only
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -84,7 +93,9 @@ class Emitter:
     space: Mapping[str, tuple]
     out: Callable[..., TensorType] | None = None
 
-    def reason_against(self, target: Target, types: Sequence[Any], attrs: Mapping[str, Any]) -> str | None:
+    def reason_against(
+        self, target: Target, types: Sequence[Any], attrs: Mapping[str, Any]
+    ) -> str | None:
         """None where this emitter can compute the op for these types on this target."""
         if self.kind != target.kind:
             return f"for {self.kind}, not {target.kind}"
@@ -135,7 +146,7 @@ def kernel_op(
     cases: Callable[[], Any] | None = None,
     tolerance: Accuracy | None = None,
 ) -> Any:
-    """Declare an op by its reference; positional parameters are tensors, keyword-only ones attributes."""
+    """Declare an op by its reference: positional parameters are tensors, others attributes."""
     if function is None:
         return lambda f: kernel_op(f, cases=cases, tolerance=tolerance)
     plain = op(function)

@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import sympy
 import torch
 
 import infopt.codegen.kernels  # noqa: F401  declares the kernels
 from infopt.codegen import pointwise, views
+from infopt.codegen.assemble import can_assemble
+from infopt.codegen.assemble import parts as assembled_parts
 from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
 from infopt.codegen.emit_cpp import PROLOGUE
 from infopt.codegen.expand import expand
-from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
+from infopt.codegen.grouping import MADE, PIECE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, find_emitter
-from infopt.codegen.lower_region import Texts, copy, lower_region, make
+from infopt.codegen.lower_region import Texts, copy, fill, lower_region, make
 from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
@@ -47,7 +48,7 @@ __all__ = ["Lowered", "LoweringDeclined", "LoweringReport", "lower"]
 
 @dataclass
 class LoweringReport:
-    """What became of the nodes: native kernels, metadata only, or torch calls with their reasons."""
+    """What became of the nodes: native kernels, views, or torch calls with their reasons."""
 
     native: Counter[str] = field(default_factory=Counter)
     views: int = 0
@@ -79,9 +80,7 @@ class Lowered:
     report: LoweringReport
 
 
-def lower(
-    graph: Graph, target: Target, *, shipped: bool = True, generated: bool = True
-) -> Lowered:
+def lower(graph: Graph, target: Target, *, shipped: bool = True, generated: bool = True) -> Lowered:
     """The plan of a graph for a target.
 
     shipped: the installed kernels of the target's level may be used; generated: so may C++ text
@@ -127,8 +126,15 @@ class _Lowering:
         guards = self.doors.guards()
         w = self.writer
         plan = Plan(
-            tuple(self.sizes.expressions), tuple(self.doors.dims), specs, tuple(w.buffers),
-            tuple(w.views), tuple(w.steps), outputs, mutations, guards,
+            tuple(self.sizes.expressions),
+            tuple(self.doors.dims),
+            specs,
+            tuple(w.buffers),
+            tuple(w.views),
+            tuple(w.steps),
+            outputs,
+            mutations,
+            guards,
         )
         sources = dict(self.calls.sources)
         if self.texts.functions:
@@ -144,8 +150,26 @@ class _Lowering:
         emitter, _ = self.emitter(node)
         if emitter is not None and self.calls.emit(node, emitter):
             self.report.native[node.op.name] += 1
+        elif self.generated and can_assemble(node):
+            self.assemble(node)
+            self.report.native[node.op.name] += 1
         else:
             self.as_torch_call(node)
+
+    def assemble(self, node: Node) -> None:
+        """A node that is copies of its operands."""
+        out = self.define(node)
+        found = assembled_parts(node, out.layout, self.sizes)
+        assert found is not None
+        for part in found:
+            target = Value(out.buffer, part.target)
+            if part.source is None:
+                fill(self, self.texts, part.fill, target)
+                continue
+            source = self.value(part.source)
+            if part.expanded is not None:
+                source = Value(source.buffer, part.expanded(source.layout))
+            copy(self, self.texts, source, target)
 
     # Values
 
@@ -297,12 +321,11 @@ class _Lowering:
         for output, wanted in zip(self.graph.outputs, self.graph.results, strict=True):
             if isinstance(output, Node):
                 made.append(self.output(output, wanted, output in seen, written))
-                seen.add(output)
+                if self.grouping.kinds[output] not in (VIEW, PIECE):
+                    seen.add(output)  # equal computed values are one node, but two tensors in torch
             elif output is None:
                 made.append(OutputNone())
-            elif isinstance(output, int) and not isinstance(output, bool):
-                made.append(OutputInt(self.sizes.slot(output)))
-            elif isinstance(output, sympy.Expr):
+            elif isinstance(output, int | sympy.Expr) and not isinstance(output, bool):
                 made.append(OutputInt(self.sizes.slot(output)))
             else:
                 made.append(OutputConst(output))
@@ -325,14 +348,30 @@ class _Lowering:
 
 RESHAPING = {
     f"aten.{name}"
-    for name in ("view.default", "_unsafe_view.default", "reshape.default", "_reshape_alias.default",
-                 "view_as.default", "reshape_as.default", "unflatten.int", "flatten.using_ints",
-                 "ravel.default")
+    for name in (
+        "view.default",
+        "_unsafe_view.default",
+        "reshape.default",
+        "_reshape_alias.default",
+        "view_as.default",
+        "reshape_as.default",
+        "unflatten.int",
+        "flatten.using_ints",
+        "ravel.default",
+    )
 }
 CONVERTING = {
     f"aten.{name}"
-    for name in ("to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default",
-                 "contiguous.default", "clone.default", "_to_copy.default")
+    for name in (
+        "to.dtype",
+        "to.dtype_layout",
+        "to.device",
+        "to.other",
+        "type_as.default",
+        "contiguous.default",
+        "clone.default",
+        "_to_copy.default",
+    )
 }
 
 

@@ -10,13 +10,15 @@ import torch
 
 from infopt.codegen import pointwise, views
 from infopt.codegen.emit_cpp import RegionText
-from infopt.codegen.expression import C_TYPES, Code, Operand
+from infopt.codegen.expression import Code, Operand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Labels, Unit, operands
 from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
 from infopt.codegen.region import Access, find_loops
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
 from infopt.compiler.types import Size
+
+VECTOR_TYPES = {torch.float32, torch.bfloat16, torch.float16, torch.bool}
 
 
 class Values(Protocol):
@@ -48,7 +50,9 @@ class _Pass:
         self.accesses: list[Access] = []
         self._seen: dict[Access, int] = {}
 
-    def access(self, value: Value | None, layout: Layout, labels: Labels, shape: Sequence[Size]) -> int:
+    def access(
+        self, value: Value | None, layout: Layout, labels: Labels, shape: Sequence[Size]
+    ) -> int:
         """The number of an access, from a layout that broadcasts to `shape` with these labels."""
         strides: list[Size] = [0] * self.rank
         new = len(shape) - len(layout.shape)
@@ -93,9 +97,11 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
     for node in unit.nodes:
         if node in low.grouping.demanded:
             value = low.define(node)
-            outputs.append((region.access(value, value.layout, unit.labels[node], node.shape), node))
+            outputs.append(
+                (region.access(value, value.layout, unit.labels[node], node.shape), node)
+            )
     dtypes = {n.dtype for n in unit.nodes} | {a.dtype for a in region.accesses}
-    vector = not unit.scalar and any(d.is_floating_point for d in dtypes)
+    vector = not unit.scalar and dtypes <= VECTOR_TYPES and dtypes != {torch.bool}
 
     def build(text: RegionText) -> None:
         known: dict[Node, Operand] = {}
@@ -107,15 +113,24 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
         for index, node in outputs:
             text.write(index, known[node])
 
-    heavy = unit.vector or unit.scalar and any(pointwise.is_heavy(n) for n in unit.nodes)
-    emit_pass(low.writer, texts, unit.sizes, region.accesses, [i for i, _ in outputs], vector, heavy, build)
+    heavy = unit.vector or (unit.scalar and any(pointwise.is_heavy(n) for n in unit.nodes))
+    emit_pass(
+        low.writer,
+        texts,
+        unit.sizes,
+        region.accesses,
+        [i for i, _ in outputs],
+        vector,
+        heavy,
+        build,
+    )
 
 
 Source = Callable[[RegionText, "dict[Node, Operand]"], Operand]
 
 
 def _source(low: Values, unit: Unit, region: _Pass, node: Node, a: Node) -> Source:
-    """How the body gets operand `a` of a node: from another node, a constant, a count, or memory."""
+    """How the body gets operand `a` of a node: another node, a constant, a count, or memory."""
     grouping, base = low.grouping, low.grouping.base[a]
     if base in unit.labels:
         return lambda text, known: known[base]
@@ -128,7 +143,9 @@ def _source(low: Values, unit: Unit, region: _Pass, node: Node, a: Node) -> Sour
     return lambda text, known: text.read(index)
 
 
-def _made(low: Values, region: _Pass, labels: Labels, node: Node, a: Node, base: Node) -> Source | None:
+def _made(
+    low: Values, region: _Pass, labels: Labels, node: Node, a: Node, base: Node
+) -> Source | None:
     fill = pointwise.fill_value(base)
     if fill is not None:
         if a.dtype != base.dtype:
@@ -176,41 +193,65 @@ def _virtual(low: Values, a: Node) -> Layout | None:
 
 def make(low: Values, texts: Texts, node: Node, target: Value) -> None:
     """Write a fill or count into memory."""
+    value = pointwise.fill_value(node)
+    if value is not None:
+        fill(low, texts, value, target)
+        return
     layout = target.layout
     region = _Pass(len(layout.shape))
     labels = tuple(range(len(layout.shape)))
-    bounds = pointwise.count_from(node)
-    count = None
-    if bounds is not None:
-        count = region.access(None, Layout(0, layout.shape, (1,), torch.int64), labels, layout.shape)
+    positions = Layout(0, layout.shape, (1,), torch.int64)
+    count = region.access(None, positions, labels, layout.shape)
     output = region.access(target, layout, labels, layout.shape)
-    vector = bounds is None and (node.dtype.is_floating_point and node.dtype is not torch.float64)
 
     def build(text: RegionText) -> None:
-        if count is not None:
-            text.write(output, counted(text, count, node))
-        else:
-            text.write(output, made_constant(text.code, pointwise.fill_value(node), node.dtype))
+        text.write(output, counted(text, count, node))
 
-    emit_pass(low.writer, texts, layout.shape, region.accesses, [output], vector, False, build)
+    accesses = region.accesses
+    emit_pass(low.writer, texts, layout.shape, accesses, [output], False, False, build)
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def copy(low: Values, texts: Texts, source: Value, target: Value) -> bool:
-    """Copy the bits between two layouts of one shape; False for elements of an odd size."""
-    bits = _BITS.get(source.layout.dtype.itemsize)
-    if bits is None:
+    """Copy between two layouts of one shape, converting the dtype; False where that is no code."""
+    before, after = source.layout.dtype, target.layout.dtype
+    read_layout, write_layout = source.layout, target.layout
+    if before == after:  # the bits as they are
+        bits = _BITS.get(before.itemsize)
+        if bits is None:
+            return False
+        before = after = bits
+        read_layout = replace(read_layout, dtype=bits)
+        write_layout = replace(write_layout, dtype=bits)
+    elif before not in C_TYPES or after not in C_TYPES:
         return False
     shape = target.layout.shape
     region = _Pass(len(shape))
     labels = tuple(range(len(shape)))
-    read = region.access(source, replace(source.layout, dtype=bits), labels, shape)
-    written = region.access(target, replace(target.layout, dtype=bits), labels, shape)
+    read = region.access(source, read_layout, labels, shape)
+    written = region.access(target, write_layout, labels, shape)
+    vector = {before, after} <= VECTOR_TYPES
 
     def build(text: RegionText) -> None:
-        text.write(written, text.read(read))
+        text.write(written, text.code.cast(text.read(read), after))
 
-    emit_pass(low.writer, texts, shape, region.accesses, [written], False, False, build)
+    accesses = region.accesses
+    emit_pass(low.writer, texts, shape, accesses, [written], vector, False, build)
     return True
+
+
+def fill(low: Values, texts: Texts, value: object, target: Value) -> None:
+    """Write one number everywhere."""
+    layout = target.layout
+    region = _Pass(len(layout.shape))
+    labels = tuple(range(len(layout.shape)))
+    output = region.access(target, layout, labels, layout.shape)
+
+    def build(text: RegionText) -> None:
+        text.write(output, made_constant(text.code, value, layout.dtype))
+
+    vector = layout.dtype in VECTOR_TYPES and layout.dtype is not torch.bool
+    accesses = region.accesses
+    emit_pass(low.writer, texts, layout.shape, accesses, [output], vector, False, build)

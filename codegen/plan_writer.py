@@ -53,7 +53,9 @@ class PlanWriter:
         if found is None:
             layout, slots = value.layout, self.sizes.slots
             offset = self.sizes.slot(layout.offset * layout.dtype.itemsize)
-            made = View(value.buffer, offset, slots(layout.shape), slots(layout.strides), str(layout.dtype))
+            made = View(
+                value.buffer, offset, slots(layout.shape), slots(layout.strides), str(layout.dtype)
+            )
             found = self._view_of[value] = len(self.views)
             self.views.append(made)
         return found
@@ -88,7 +90,11 @@ class PlanWriter:
         )
 
     def aten(
-        self, op: str, args: Sequence[Any], outputs: Sequence[Value | None], kwargs: Mapping[str, Any]
+        self,
+        op: str,
+        args: Sequence[Any],
+        outputs: Sequence[Value | None],
+        kwargs: Mapping[str, Any],
     ) -> None:
         """A torch op. Arguments: Values, sizes, dtypes and plain constants, nested in sequences."""
         made = AtenStep(

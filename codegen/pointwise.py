@@ -5,6 +5,7 @@ Each entry turns typed operands into calls of csrc/region.h with torch's promoti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ SCALAR, EITHER, VECTOR = "scalar loops only", "either", "vector loops where poss
 
 @dataclass(frozen=True)
 class Pointwise:
-    """emit(code, node, *operands) -> operand; check(node) -> None or why not; which loops it needs."""
+    """emit(code, node, *operands) -> operand; check(node): why not; loops: which it needs."""
 
     emit: Emit
     check: Check
@@ -48,7 +49,17 @@ def reason_against(node: Node) -> str | None:
             return f"dtype {getattr(t, 'dtype', 'tuple')}"
         if t.device != "cpu":
             return f"a tensor on {t.device}"
+    for name, value in node.attrs:
+        if _overflows(value, node.dtype):
+            return f"{name} = {value} is outside of {node.dtype}: torch refuses it"
     return entry.check(node)
+
+
+def _overflows(value: Any, dtype: torch.dtype) -> bool:
+    """True for a finite number that the dtype cannot hold."""
+    if not isinstance(value, float) or not math.isfinite(value) or not dtype.is_floating_point:
+        return False
+    return abs(value) > torch.finfo(dtype).max
 
 
 def needs_scalar_loops(node: Node) -> bool:
@@ -72,7 +83,9 @@ def is_heavy(node: Node) -> bool:
     return general_power(node) or node.op.name.split(".")[1] in _REAL
 
 
-def pointwise(*names: str, check: Check = lambda node: None, loops: str = EITHER) -> Callable[[Emit], Emit]:
+def pointwise(
+    *names: str, check: Check = lambda node: None, loops: str = EITHER
+) -> Callable[[Emit], Emit]:
     def add(emit: Emit) -> Emit:
         for name in names:
             _TABLE[f"aten.{name}"] = Pointwise(emit, check, loops)
@@ -95,8 +108,11 @@ def promoted(node: Node, *attrs: str) -> torch.dtype:
         ranks.append((2 if a.tensor_type.rank else 1, a.dtype))
     for name in attrs:
         value = dict(node.attrs)[name]
-        kind = torch.bool if isinstance(value, bool) else (
-            torch.get_default_dtype() if isinstance(value, float) else torch.int64)
+        kind = (
+            torch.bool
+            if isinstance(value, bool)
+            else (torch.get_default_dtype() if isinstance(value, float) else torch.int64)
+        )
         ranks.append((0, kind))
     result: torch.dtype | None = None
     for level in (2, 1, 0):
@@ -197,29 +213,46 @@ def _division_check(node: Node) -> str | None:
     return None
 
 
-@pointwise("div.Tensor_mode", "div.Scalar_mode", "floor_divide.default", "floor_divide.Scalar",
-           check=_division_check, loops=SCALAR)
+@pointwise(
+    "div.Tensor_mode",
+    "div.Scalar_mode",
+    "floor_divide.default",
+    "floor_divide.Scalar",
+    check=_division_check,
+    loops=SCALAR,
+)
 def _div_mode(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
     d = node.dtype
     mode = dict(node.attrs).get("rounding_mode", "floor")
     return c.call(f"div_{mode}", d, c.cast(a, d), _second(c, node, rest, d))
 
 
-@pointwise("remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor",
-           check=_division_check, loops=SCALAR)
+@pointwise(
+    "remainder.Scalar",
+    "remainder.Tensor",
+    "fmod.Scalar",
+    "fmod.Tensor",
+    check=_division_check,
+    loops=SCALAR,
+)
 def _remainder(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
     d = node.dtype
     function = "rem_floor" if "remainder" in node.op.name else "rem_trunc"
     return c.call(function, d, c.cast(a, d), _second(c, node, rest, d))
 
 
-@pointwise("addcmul.default", "addcdiv.default", check=lambda n: _no_bool(n) or (
-    None if n.dtype is torch.float32 else "only in f32"))
+@pointwise(
+    "addcmul.default",
+    "addcdiv.default",
+    check=lambda n: _no_bool(n) or (None if n.dtype is torch.float32 else "only in f32"),
+)
 def _addc(c: Code, node: Node, a: Operand, b: Operand, b2: Operand) -> Operand:
     d = node.dtype
     function = "mul" if "addcmul" in node.op.name else "div"
     x, y, z = (c.cast(v, d) for v in (a, b, b2))
-    scaled = y if node.attr("value") == 1 else c.call("mul", d, c.constant(node.attr("value"), d), y)
+    scaled = (
+        y if node.attr("value") == 1 else c.call("mul", d, c.constant(node.attr("value"), d), y)
+    )
     if function == "mul":  # torch's compiler fuses these two
         return c.call("muladd", d, scaled, z, x)
     return c.call("add", d, x, c.call("div", d, scaled, z))
@@ -241,19 +274,34 @@ def _simple(c: Code, node: Node, a: Operand) -> Operand:
 
 
 _REAL = {
-    "exp": "exponential", "log": "logarithm", "tanh": "tangent_h", "erf": "error_function",
-    "sigmoid": "logistic", "sqrt": "root", "rsqrt": "rroot", "reciprocal": "recip",
-    "sin": "sine", "cos": "cosine", "tan": "tangent", "atan": "arc_tangent", "sinh": "sine_h",
-    "cosh": "cosine_h", "exp2": "exponential2", "log2": "logarithm2", "log10": "logarithm10",
-    "log1p": "logarithm1p", "expm1": "exponential_m1",
+    "exp": "exponential",
+    "log": "logarithm",
+    "tanh": "tangent_h",
+    "erf": "error_function",
+    "sigmoid": "logistic",
+    "sqrt": "root",
+    "rsqrt": "rroot",
+    "reciprocal": "recip",
+    "sin": "sine",
+    "cos": "cosine",
+    "tan": "tangent",
+    "atan": "arc_tangent",
+    "sinh": "sine_h",
+    "cosh": "cosine_h",
+    "exp2": "exponential2",
+    "log2": "logarithm2",
+    "log10": "logarithm10",
+    "log1p": "logarithm1p",
+    "expm1": "exponential_m1",
 }
 _VECTOR_REAL = {"exp", "log", "tanh", "erf", "sigmoid"}
 _EXACT_REAL = {"sqrt", "rsqrt", "reciprocal"}
 
 
 def _real(c: Code, node: Node, a: Operand) -> Operand:
-    d = node.dtype
-    return c.call(_REAL[node.op.name.split(".")[1]], d, c.cast(a, d))
+    d, name = node.dtype, node.op.name.split(".")[1]
+    function = "plain_root" if name == "sqrt" and d in HALVES else _REAL[name]
+    return c.call(function, d, c.cast(a, d))
 
 
 for _name in _REAL:
@@ -273,8 +321,14 @@ def _activation(c: Code, node: Node, a: Operand) -> Operand:
     return c.call(name, node.dtype, a)
 
 
-@pointwise("log_sigmoid.default", "softplus.default", "elu.default", "mish.default",
-           check=_float_check, loops=SCALAR)
+@pointwise(
+    "log_sigmoid.default",
+    "softplus.default",
+    "elu.default",
+    "mish.default",
+    check=_float_check,
+    loops=SCALAR,
+)
 def _activation_scalar(c: Code, node: Node, a: Operand) -> Operand:
     d, f = node.dtype, torch.float32 if node.dtype in HALVES else node.dtype
     name, attrs = node.op.name.split(".")[1], dict(node.attrs)
@@ -284,20 +338,34 @@ def _activation_scalar(c: Code, node: Node, a: Operand) -> Operand:
 
     if name == "log_sigmoid":
         low = c.call("minimum", f, a, number(0.0))
-        tail = c.call("logarithm1p", f, c.call("exponential", f, c.call("neg", f, c.call("absolute", f, a))))
+        tail = c.call(
+            "logarithm1p", f, c.call("exponential", f, c.call("neg", f, c.call("absolute", f, a)))
+        )
         return c.call("sub", d, low, tail)
     if name == "mish":
         soft = c.call("logarithm1p", f, c.call("exponential", f, a))
         return c.call("mul", d, a, c.call("tangent_h", f, soft))
     if name == "softplus":
         scaled = c.call("mul", f, a, number(attrs["beta"]))
-        soft = c.call("div", f, c.call("logarithm1p", f, c.call("exponential", f, scaled)), number(attrs["beta"]))
-        return c.call_exact("choose", d, c.call_exact("greater", torch.bool, scaled, number(attrs["threshold"])),
-                            a, _rounded(c, soft, d))
+        soft = c.call(
+            "div",
+            f,
+            c.call("logarithm1p", f, c.call("exponential", f, scaled)),
+            number(attrs["beta"]),
+        )
+        return c.call_exact(
+            "choose",
+            d,
+            c.call_exact("greater", torch.bool, scaled, number(attrs["threshold"])),
+            a,
+            _rounded(c, soft, d),
+        )
     inner = c.call("exponential_m1", f, c.call("mul", f, a, number(attrs["input_scale"])))
     low = c.call("mul", f, inner, number(attrs["alpha"] * attrs["scale"]))
     high = c.call("mul", f, a, number(attrs["scale"]))
-    picked = c.call_exact("choose", f, c.call_exact("less_equal", torch.bool, a, number(0.0)), low, high)
+    picked = c.call_exact(
+        "choose", f, c.call_exact("less_equal", torch.bool, a, number(0.0)), low, high
+    )
     return _rounded(c, picked, d)
 
 
@@ -306,13 +374,19 @@ def _rounded(c: Code, a: Operand, dtype: torch.dtype) -> Operand:
     return a if half is None else c.define(f"pw::round_{half}({a.text})", dtype, a.moves)
 
 
-@pointwise("relu.default", "relu6.default", "leaky_relu.default", "hardtanh.default", check=_unary_check)
+@pointwise(
+    "relu.default", "relu6.default", "leaky_relu.default", "hardtanh.default", check=_unary_check
+)
 def _relu(c: Code, node: Node, a: Operand) -> Operand:
     d, attrs, name = node.dtype, dict(node.attrs), node.op.name.split(".")[1]
     if name == "leaky_relu":
         scaled = c.call("mul", d, a, c.constant(attrs["negative_slope"], d))
-        return c.call_exact("choose", d, c.call_exact("greater", torch.bool, a, c.constant(0, d)), a, scaled)
-    low, high = {"relu": (0, None), "relu6": (0, 6)}.get(name, (attrs.get("min_val"), attrs.get("max_val")))
+        return c.call_exact(
+            "choose", d, c.call_exact("greater", torch.bool, a, c.constant(0, d)), a, scaled
+        )
+    low, high = {"relu": (0, None), "relu6": (0, 6)}.get(
+        name, (attrs.get("min_val"), attrs.get("max_val"))
+    )
     x = c.call("at_least", d, a, c.constant(low, d))
     return x if high is None else c.call("at_most", d, x, c.constant(high, d))
 
@@ -333,8 +407,14 @@ def _rounding_check(node: Node) -> str | None:
     return None if node.dtype.is_floating_point else "not a float"
 
 
-@pointwise("floor.default", "ceil.default", "trunc.default", "round.default", "fix.default",
-           check=_rounding_check)
+@pointwise(
+    "floor.default",
+    "ceil.default",
+    "trunc.default",
+    "round.default",
+    "fix.default",
+    check=_rounding_check,
+)
 def _whole(c: Code, node: Node, a: Operand) -> Operand:
     names = {"floor": "down", "ceil": "up", "trunc": "zero", "fix": "zero", "round": "near"}
     return c.call(f"round_{names[node.op.name.split('.')[1]]}", node.dtype, a)
@@ -400,7 +480,11 @@ def _power_of(c: Code, node: Node, *args: Operand) -> Operand:
 # Comparisons, booleans, bits
 
 _COMPARISONS = {
-    "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
+    "eq": "equal",
+    "ne": "not_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "gt": "greater",
     "ge": "greater_equal",
 }
 
@@ -412,7 +496,11 @@ def _comparison_check(node: Node) -> str | None:
         return "an order of bools"
     if d in HALVES and any(a.dtype != d for a in node.inputs):
         return "operands of different dtypes in a 16-bit comparison"
-    if scalar and d in HALVES and float(torch.tensor(node.attr("other"), dtype=d)) != node.attr("other"):
+    if (
+        scalar
+        and d in HALVES
+        and float(torch.tensor(node.attr("other"), dtype=d)) != node.attr("other")
+    ):
         return "a number that is not exact in 16 bits"
     return None
 
@@ -427,11 +515,17 @@ for _name in _COMPARISONS:
     pointwise(f"{_name}.Tensor", f"{_name}.Scalar", check=_comparison_check)(_compare)
 
 
-@pointwise("logical_and.default", "logical_or.default", "logical_xor.default", "logical_not.default")
+@pointwise(
+    "logical_and.default", "logical_or.default", "logical_xor.default", "logical_not.default"
+)
 def _logical(c: Code, node: Node, *args: Operand) -> Operand:
     name = node.op.name.split(".")[1]
-    function = {"logical_and": "both", "logical_or": "either", "logical_xor": "differ",
-                "logical_not": "invert"}[name]
+    function = {
+        "logical_and": "both",
+        "logical_or": "either",
+        "logical_xor": "differ",
+        "logical_not": "invert",
+    }[name]
     return c.call(function, torch.bool, *(c.cast(a, torch.bool) for a in args))
 
 
@@ -439,8 +533,14 @@ def _bits_check(node: Node) -> str | None:
     return "bits of a float" if node.dtype.is_floating_point else None
 
 
-_BITS = {"bitwise_and": "both", "bitwise_or": "either", "bitwise_xor": "differ", "__and__": "both",
-         "__or__": "either", "__xor__": "differ"}
+_BITS = {
+    "bitwise_and": "both",
+    "bitwise_or": "either",
+    "bitwise_xor": "differ",
+    "__and__": "both",
+    "__or__": "either",
+    "__xor__": "differ",
+}
 
 
 def _bits(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
@@ -479,7 +579,9 @@ def _bool_condition(node: Node) -> str | None:
     return None
 
 
-@pointwise("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", check=_bool_condition)
+@pointwise(
+    "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", check=_bool_condition
+)
 def _where(c: Code, node: Node, condition: Operand, *rest: Operand) -> Operand:
     d, attrs, tensors = node.dtype, dict(node.attrs), list(rest)
     yes = _as(c, attrs["self"], d) if "self" in attrs else c.cast(tensors.pop(0), d)
@@ -515,14 +617,26 @@ def _extreme_check(node: Node) -> str | None:
     return None
 
 
-@pointwise("minimum.default", "maximum.default", "min.other", "max.other", check=_extreme_check)
+def _extreme_of_two_check(node: Node) -> str | None:
+    """Of two zeros of different sign torch takes the one its loop puts first: blocks of a vector
+    and the rest of a row differ."""
+    if node.dtype.is_floating_point:
+        return "which of two signed zeros wins depends on torch's own vector loop"
+    return _extreme_check(node)
+
+
+@pointwise(
+    "minimum.default", "maximum.default", "min.other", "max.other", check=_extreme_of_two_check
+)
 def _extreme(c: Code, node: Node, a: Operand, b: Operand) -> Operand:
     d = node.dtype
     function = "minimum" if ".min" in node.op.name else "maximum"
     return c.call_exact(function, d, c.cast(a, d), c.cast(b, d))
 
 
-@pointwise("clamp.default", "clamp_min.default", "clamp_max.default", "clip.default", check=_extreme_check)
+@pointwise(
+    "clamp.default", "clamp_min.default", "clamp_max.default", "clip.default", check=_extreme_check
+)
 def _clamp(c: Code, node: Node, a: Operand) -> Operand:
     d, attrs = node.dtype, dict(node.attrs)
     x = c.cast(a, d)
@@ -533,8 +647,16 @@ def _clamp(c: Code, node: Node, a: Operand) -> Operand:
     return x
 
 
-@pointwise("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", check=lambda n: "clamp by tensors" if
-           any(a is None for a in n.args) and len(n.args) == 3 else _extreme_check(n))
+@pointwise(
+    "clamp.Tensor",
+    "clamp_min.Tensor",
+    "clamp_max.Tensor",
+    check=lambda n: (
+        "clamp by tensors"
+        if any(a is None for a in n.args) and len(n.args) == 3
+        else _extreme_check(n)
+    ),
+)
 def _clamp_tensor(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
     d, x = node.dtype, c.cast(a, node.dtype)
     if "clamp_min" in node.op.name or len(rest) == 2:
@@ -547,8 +669,17 @@ def _clamp_tensor(c: Code, node: Node, a: Operand, *rest: Operand) -> Operand:
 # Conversions and copies
 
 
-@pointwise("to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default",
-           "clone.default", "contiguous.default", "copy.default")
+@pointwise(
+    "to.dtype",
+    "to.dtype_layout",
+    "to.device",
+    "to.other",
+    "type_as.default",
+    "_to_copy.default",
+    "clone.default",
+    "contiguous.default",
+    "copy.default",
+)
 def _convert(c: Code, node: Node, *args: Operand) -> Operand:
     source = args[1] if node.op.name == "aten.copy.default" else args[0]
     return c.cast(source, node.dtype)
@@ -557,8 +688,16 @@ def _convert(c: Code, node: Node, *args: Operand) -> Operand:
 # Values without inputs, made where they are read
 
 _FILLS = {
-    "full": "fill_value", "full_like": "fill_value", "new_full": "fill_value", "scalar_tensor": "s",
-    "zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1,
+    "full": "fill_value",
+    "full_like": "fill_value",
+    "new_full": "fill_value",
+    "scalar_tensor": "s",
+    "zeros": 0,
+    "zeros_like": 0,
+    "new_zeros": 0,
+    "ones": 1,
+    "ones_like": 1,
+    "new_ones": 1,
 }
 
 
@@ -581,7 +720,11 @@ def count_from(node: Node) -> tuple[object, object] | None:
         return None
     attrs = dict(node.attrs)
     start, step = attrs.get("start", 0), attrs.get("step", 1)
-    if node.tensor_type.device != "cpu" or node.dtype not in (torch.int64, torch.int32, torch.float32):
+    if node.tensor_type.device != "cpu" or node.dtype not in (
+        torch.int64,
+        torch.int32,
+        torch.float32,
+    ):
         return None
     if any(isinstance(v, float | bool) for v in (start, step, attrs["end"])):
         return None

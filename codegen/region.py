@@ -76,8 +76,13 @@ def ceil_div(a: Size, b: Size) -> Size:
     return FloorDiv(a + b - 1, b)
 
 
-def find_loops(sizes: Sequence[Size], accesses: Sequence[Access], first_output: int, heavy: bool,
-               evaluate: Sizes) -> Loops:
+def find_loops(
+    sizes: Sequence[Size],
+    accesses: Sequence[Access],
+    first_output: int,
+    heavy: bool,
+    evaluate: Sizes,
+) -> Loops:
     """The fewest loops over the axes `sizes`, the densest innermost."""
     written = accesses[first_output].strides
     axes = sorted(range(len(sizes)), key=lambda d: -evaluate.hint(written[d]))

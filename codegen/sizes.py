@@ -1,4 +1,4 @@
-"""Sizes as plan expressions: sympy over the graph's dims becomes postfix code, each distinct one once."""
+"""Sizes as plan expressions: sympy over the dims becomes postfix code, each expression once."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Layout:
 
 ViewOf = Callable[[Node, Layout, Sizes], "Layout | None"]
 _VIEWS: dict[str, ViewOf] = {}
-_PIECES: dict[str, Callable[[Node, int, Layout, Sizes], "Layout | None"]] = {}
+_PIECES: dict[str, Callable[[Node, int, Layout, Sizes], Layout | None]] = {}
 
 
 def view(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
@@ -81,20 +81,40 @@ def _register(*names: str) -> Callable[[ViewOf], ViewOf]:
     return add
 
 
-@_register("alias.default", "detach.default", "lift_fresh.default", "positive.default",
-           "resolve_conj.default", "resolve_neg.default", "dropout.default",
-           "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+@_register(
+    "alias.default",
+    "detach.default",
+    "lift_fresh.default",
+    "positive.default",
+    "resolve_conj.default",
+    "resolve_neg.default",
+    "dropout.default",
+    "feature_dropout.default",
+    "alpha_dropout.default",
+    "feature_alpha_dropout.default",
+)
 def _identity(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     if "dropout" in node.op.name and node.attr("train"):
         return None
     return source
 
 
-@_register("to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default",
-           "contiguous.default", "_to_copy.default", "clone.default")
+@_register(
+    "to.dtype",
+    "to.dtype_layout",
+    "to.device",
+    "to.other",
+    "type_as.default",
+    "contiguous.default",
+    "_to_copy.default",
+    "clone.default",
+)
 def _same_values(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     wanted = node.tensor_type
-    if wanted.dtype != source.dtype or node.op.name in ("aten._to_copy.default", "aten.clone.default"):
+    if wanted.dtype != source.dtype or node.op.name in (
+        "aten._to_copy.default",
+        "aten.clone.default",
+    ):
         return None
     attrs = dict(node.attrs)
     if attrs.get("copy") or not source.has_strides(wanted.strides):
@@ -102,8 +122,17 @@ def _same_values(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     return source
 
 
-@_register("permute.default", "t.default", "transpose.int", "swapaxes.default",
-           "swapdims.default", "mT.default", "numpy_T.default", "movedim.int", "adjoint.default")
+@_register(
+    "permute.default",
+    "t.default",
+    "transpose.int",
+    "swapaxes.default",
+    "swapdims.default",
+    "mT.default",
+    "numpy_T.default",
+    "movedim.int",
+    "adjoint.default",
+)
 def _permuted(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     order = permutation(node, len(source.shape))
     shape = tuple([source.shape[d] for d in order])
@@ -158,7 +187,8 @@ def _squeezed(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     return replace(source, shape=shape, strides=tuple([source.strides[d] for d in kept]))
 
 
-def _cut(source: Layout, d: int, start: Size, length: Size, step: Size) -> Layout:
+def cut(source: Layout, d: int, start: Size, length: Size, step: Size) -> Layout:
+    """`length` indices of dimension d from `start` on, each `step` further."""
     shape = (*source.shape[:d], length, *source.shape[d + 1 :])
     stride = source.strides[d]
     strides = (*source.strides[:d], stride * step, *source.strides[d + 1 :])
@@ -166,13 +196,13 @@ def _cut(source: Layout, d: int, start: Size, length: Size, step: Size) -> Layou
     return replace(source, offset=offset, shape=shape, strides=strides)
 
 
-def _first(start: Size | None, size: Size) -> Size | None:
+def first(start: Size | None, size: Size) -> Size | None:
     """Where a slice begins: negative counts from the end, clamped; None where that is unclear."""
     if start is None or start == 0:
         return 0
     if isinstance(start, int) and isinstance(size, int):
         return min(max(start + size if start < 0 else start, 0), size)
-    if isinstance(start, int) or isinstance(start, sympy.Expr) and start.is_nonnegative:
+    if isinstance(start, int) or (isinstance(start, sympy.Expr) and start.is_nonnegative):
         if isinstance(start, int) and start < 0:
             return sympy.Max(size + start, 0)
         return start if same(start, size) else sympy.Min(start, size)
@@ -182,35 +212,36 @@ def _first(start: Size | None, size: Size) -> Size | None:
 @_register("slice.Tensor")
 def _sliced(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     d = node.attr("dim") % len(source.shape)
-    start = _first(node.attr("start"), source.shape[d])
+    start = first(node.attr("start"), source.shape[d])
     if start is None:
         return None
-    return _cut(source, d, start, node.shape[d], node.attr("step"))
+    return cut(source, d, start, node.shape[d], node.attr("step"))
 
 
 @_register("narrow.default")
 def _narrowed(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     d = node.attr("dim") % len(source.shape)
-    start = _first(node.attr("start"), source.shape[d])
-    return None if start is None else _cut(source, d, start, node.shape[d], 1)
+    start = first(node.attr("start"), source.shape[d])
+    return None if start is None else cut(source, d, start, node.shape[d], 1)
 
 
 @_register("select.int")
 def _selected(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     d, index = node.attr("dim") % len(source.shape), node.attr("index")
-    return _select(source, d, index)
+    return pick(source, d, index)
 
 
-def _select(source: Layout, d: int, index: Size) -> Layout | None:
+def pick(source: Layout, d: int, index: Size) -> Layout | None:
+    """One index of dimension d; None for a symbolic one of unknown sign."""
     if isinstance(index, int):
         index = index + source.shape[d] if index < 0 else index
     elif index.is_negative:
         index = source.shape[d] + index
     elif not index.is_nonnegative:
         return None
-    cut = _cut(source, d, index, 1, 1)
-    shape = (*cut.shape[:d], *cut.shape[d + 1 :])
-    return replace(cut, shape=shape, strides=(*cut.strides[:d], *cut.strides[d + 1 :]))
+    row = cut(source, d, index, 1, 1)
+    shape = (*row.shape[:d], *row.shape[d + 1 :])
+    return replace(row, shape=shape, strides=(*row.strides[:d], *row.strides[d + 1 :]))
 
 
 @_register("diagonal.default")
@@ -243,8 +274,17 @@ def _retyped(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     return replace(source, dtype=wanted)
 
 
-@_register("view.default", "_unsafe_view.default", "reshape.default", "_reshape_alias.default",
-           "view_as.default", "reshape_as.default", "flatten.using_ints", "unflatten.int", "ravel.default")
+@_register(
+    "view.default",
+    "_unsafe_view.default",
+    "reshape.default",
+    "_reshape_alias.default",
+    "view_as.default",
+    "reshape_as.default",
+    "flatten.using_ints",
+    "unflatten.int",
+    "ravel.default",
+)
 def _reshaped(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     if node.shape == source.shape:
         return source
@@ -265,7 +305,9 @@ def viewed_strides(source: Layout, shape: Sequence[Size], sizes: Sizes) -> tuple
         n, base = old.pop()
         have, want, end = n, 1, j
         while True:
-            while j >= 0 and (want == 1 or not _reached(want, have, sizes)) and not same(want, have):
+            while (
+                j >= 0 and (want == 1 or not _reached(want, have, sizes)) and not same(want, have)
+            ):
                 want = product((want, shape[j]))
                 j -= 1
             if same(want, have):
@@ -300,14 +342,21 @@ def _register_pieces(*names: str) -> Callable:
     return add
 
 
-@_register_pieces("split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default",
-                  "tensor_split.sections", "unsafe_chunk.default", "unsafe_split.Tensor")
+@_register_pieces(
+    "split.Tensor",
+    "split.sizes",
+    "split_with_sizes.default",
+    "chunk.default",
+    "tensor_split.sections",
+    "unsafe_chunk.default",
+    "unsafe_split.Tensor",
+)
 def _split(parent: Node, index: int, source: Layout, sizes: Sizes) -> Layout | None:
     d = parent.attr("dim") % len(source.shape)
     lengths = [t.shape[d] for t in parent.type]  # type: ignore[union-attr]
-    return _cut(source, d, sum(lengths[:index], 0), lengths[index], 1)
+    return cut(source, d, sum(lengths[:index], 0), lengths[index], 1)
 
 
 @_register_pieces("unbind.int")
 def _unbind(parent: Node, index: int, source: Layout, sizes: Sizes) -> Layout | None:
-    return _select(source, parent.attr("dim") % len(source.shape), index)
+    return pick(source, parent.attr("dim") % len(source.shape), index)

@@ -194,7 +194,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _as_near(expected: torch.Tensor, actual: torch.Tensor, reference64: torch.Tensor) -> bool:
-    """rmse(fp64, actual) <= k rmse(fp64, expected), and not more than rounding when that is zero."""
+    """rmse(fp64, actual) <= k rmse(fp64, expected), or within rounding where that is zero."""
     if reference64.shape != expected.shape:
         return False
     e, a, r = _wide(expected), _wide(actual), _wide(reference64)

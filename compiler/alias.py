@@ -1,4 +1,4 @@
-"""Which values share memory in torch's own run of a graph, and so must not start or stop sharing it."""
+"""Which values share memory in torch's own run of a graph."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def flops_of(*names: str) -> Callable[[Flops], Flops]:
 
 
 def cost_of(node: Node) -> Cost:
-    """The cost of one node alone: reads its inputs, writes its results. Views and leaves are free."""
+    """The cost of one node alone: what it reads, writes and does. Views and leaves are free."""
     if node.op.name in ("input", "const", "getitem") or is_view(node):
         return Cost()
     traffic: Size = sum((_nbytes(t) for t in _types(node)), 0)
@@ -111,7 +111,15 @@ def _nbytes(t: TensorType) -> Size:
 
 # Relative weights: an exp or erf is a polynomial of about this many operations.
 _WEIGHT = {"exp": 12, "gelu": 20, "tanh": 15, "sigmoid": 14, "silu": 15, "erf": 15, "log": 12}
-_WEIGHT |= {"softmax": 16, "layer_norm": 8, "rms_norm": 6, "sin": 15, "cos": 15, "pow": 20, "div": 4}
+_WEIGHT |= {
+    "softmax": 16,
+    "layer_norm": 8,
+    "rms_norm": 6,
+    "sin": 15,
+    "cos": 15,
+    "pow": 20,
+    "div": 4,
+}
 _WEIGHT |= {"sqrt": 4, "rsqrt": 4}
 
 
@@ -164,7 +172,9 @@ def _dot(node: Node) -> Size:
     return 2 * _arg(node, 0).numel
 
 
-@flops_of("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.convolution.default")
+@flops_of(
+    "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.convolution.default"
+)
 def _convolution(node: Node) -> Size:
     weight = _arg(node, 1)
     if node.op.name == "aten.convolution.default" and node.attr("transposed"):

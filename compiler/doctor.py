@@ -114,7 +114,7 @@ def _examine_libraries(health: Health, target: Target) -> None:
 def _where(library: Path | None) -> str:
     if library is None:
         return "missing"
-    return "installed" if library.parent == build.RUNTIME / "lib" else f"rebuilt, {library}"
+    return "installed" if build.is_installed(library) else f"rebuilt, {library}"
 
 
 def _examine_cache(health: Health) -> None:

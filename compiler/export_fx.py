@@ -69,7 +69,9 @@ class _Exporter:
             return self.fx.get_attr(name)
         if node.op is GETITEM:
             (source,) = node.inputs
-            return self.fx.call_function(operator.getitem, (self.values[source], node.attr("index")))
+            return self.fx.call_function(
+                operator.getitem, (self.values[source], node.attr("index"))
+            )
         attrs = {k: self.attribute(v) for k, v in node.attrs}
         args, kwargs = node.op.call_arguments(tuple(self.argument(a) for a in node.args), attrs)
         return self.fx.call_function(node.op.reference, tuple(args), kwargs)

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Storage:
-    """One piece of memory: the fx value that made it, its value now, and how often it was written."""
+    """One piece of memory: the fx value that made it, its value now, how often it was written."""
 
     base: fx.Node
     value: Node
@@ -116,7 +116,8 @@ class Values:
         while target is not storage.base:
             view = self.views.get(target)
             if view is None:
-                raise TraceDeclined(f"{by} writes to {target.name}, memory shared in an unknown way")
+                reason = f"{by} writes to {target.name}, memory shared in an unknown way"
+                raise TraceDeclined(reason)
             if view.write is None:
                 raise TraceDeclined(f"{by} writes through {view.name}, which may overlap itself")
             value = view.write(self.read(view.parent), value)

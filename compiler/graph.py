@@ -232,7 +232,10 @@ class Graph:
         """The graph with these constants added; those no node reads any more are dropped."""
         merged = {**self.consts, **consts}
         used = {n.attr("name") for n in self._order if n.op.name == "const"}
-        return replace(self, consts={k: v for k, v in merged.items() if k in used})
+        kept = {k: v for k, v in merged.items() if k in used}
+        if kept.keys() == self.consts.keys() and all(kept[k] is self.consts[k] for k in kept):
+            return self
+        return replace(self, consts=kept)
 
     @cached_property
     def key(self) -> str:

@@ -136,7 +136,7 @@ class Target:
         return f"{self.kind}:{self.arch}:{self.cores}:{caches}:{features}"
 
     def lacks(self, *features: str) -> str | None:
-        """None where the target has all of these features or levels, else the reason it does not fit."""
+        """None where the target has all of these features or levels, else the reason against it."""
         missing = [f for f in features if f not in self.features]
         return f"{self.name} has no {', '.join(missing)}" if missing else None
 
@@ -183,7 +183,8 @@ def _machine() -> tuple[tuple[str, ...], str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return (), ""
-    features, model = (), ""
+    features: tuple[str, ...] = ()
+    model = ""
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features") and not features:

@@ -59,7 +59,7 @@ def verify(graph: Graph, after: str = "", deep: bool = True) -> None:
 
 
 def verify_same_interface(before: Graph, after: Graph, name: str = "") -> None:
-    """Raises IllegalGraph where a pass changed what callers see: inputs, sizes, results, updates."""
+    """Raises IllegalGraph where what callers see changed: inputs, sizes, results, updates."""
     prefix = f"after {name}: " if name else ""
 
     def same(what: str, a: Any, b: Any) -> None:

@@ -46,7 +46,7 @@ def _form(*names: str) -> Callable[[Simplify], Simplify]:
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """x.t().t() -> x, x.view(s).view(t) -> x.reshape(t), addmm(b, x, w.t()) -> linear(x, w, b), ..."""
+    """x.t().t() -> x, x.view(s).view(t) -> x.reshape(t), addmm(b, x, w.t()) -> linear(x, w, b)"""
 
     name: ClassVar[str] = "canonicalize"
     stage: ClassVar[Stage] = Stage.NORMALIZE
@@ -250,7 +250,9 @@ def _contiguous(w: _Work, node: Node) -> Node | None:
 # Casts: one op; none where the dtype is the same; no detour through a wider dtype.
 
 
-@_form("to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy.default", "type_as.default")
+@_form(
+    "to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy.default", "type_as.default"
+)
 def _cast(w: _Work, node: Node) -> Node | None:
     x = _source(node)
     attrs = dict(node.attrs)
@@ -260,7 +262,11 @@ def _cast(w: _Work, node: Node) -> Node | None:
         return None
     if node.dtype == x.dtype:
         return w.o.call("aten.clone.default", x) if w.keeping else x
-    if not w.keeping and x.op.name == "aten.to.dtype" and _detour(_source(x).dtype, x.dtype, node.dtype):
+    if (
+        not w.keeping
+        and x.op.name == "aten.to.dtype"
+        and _detour(_source(x).dtype, x.dtype, node.dtype)
+    ):
         first = _source(x)
         return first if first.dtype == node.dtype else w.cast(first, node.dtype)
     made = w.cast(x, node.dtype)

@@ -62,7 +62,9 @@ class FoldConstants(Pass):
     def _declines(self, node: Node, values: dict[Node, Any]) -> str | None:
         if not isinstance(node.type, TensorType) or is_view(node):
             return None
-        given = sum(values[s].nbytes for s in set(node.inputs) if isinstance(values[s], torch.Tensor))
+        given = sum(
+            values[s].nbytes for s in set(node.inputs) if isinstance(values[s], torch.Tensor)
+        )
         size = node.type.nbytes
         if size > max(given, self.limit):
             return f"its {size} bytes are more than its inputs' {given} and the limit {self.limit}"

@@ -32,7 +32,10 @@ class FuseActivation(Rule):
         factor = o.add(o.mul(o.mul(x, any_of("coefficient")), x), any_of("one"))
         factored = o.add(o.tanh(o.mul(o.mul(x, any_of("inner")), factor)), any_of("one"))
         root_two = any_of("inner")
-        erfs = [o.add(o.erf(o.div(x, root_two)), any_of("one")), o.add(o.erf(o.mul(x, root_two)), any_of("one"))]
+        erfs = [
+            o.add(o.erf(o.div(x, root_two)), any_of("one")),
+            o.add(o.erf(o.mul(x, root_two)), any_of("one")),
+        ]
         forms = [o.mul(half, by_tanh), o.mul(half, factored), o.mul(x, o.sigmoid(x))]
         forms += [o.mul(half, by_erf) for by_erf in erfs]
         forms += [o.mul(o.mul(x, by), any_of("half")) for by in (by_tanh, *erfs)]

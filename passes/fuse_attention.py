@@ -16,6 +16,7 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.rewrite import exchange
 from infopt.compiler.types import Size
+from infopt.passes.simplify_masks import causal_part
 
 _PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
 _SDPA = "aten.scaled_dot_product_attention.default"
@@ -42,8 +43,8 @@ class _Scores:
 class FuseAttention(Pass):
     """softmax(scale q kᵀ + mask) v -> attention(q, k, v, mask)
 
-    Finds SDPA calls (GQA and is_causal included) and the written-out form: scale by mul or div on q,
-    k or the scores; masks added, filled with a very low number, or chosen by where; softmax in
+    Finds SDPA calls (GQA and is_causal included) and the written-out form: scale by mul or div on
+    q, k or the scores; masks added, filled with a very low number, or chosen by where; softmax in
     another dtype and cast back; key and value heads repeated for grouped queries.
     """
 
@@ -114,7 +115,9 @@ class _Reader:
         q, k = self.unscaled(scores.q, scores), self.unscaled(scores.k, scores)
         k = self.transposed(k)
         if len({q.dtype, k.dtype, v.dtype, node.dtype}) != 1:
-            raise _Declined(f"q, k, v and the result are {q.dtype}, {k.dtype}, {v.dtype}, {node.dtype}")
+            raise _Declined(
+                f"q, k, v and the result are {q.dtype}, {k.dtype}, {v.dtype}, {node.dtype}"
+            )
         mask = self.one_mask(scores.masks, q.dtype)
         return self.call(q, k, v, mask, scores.scale, causal=False)
 
@@ -154,7 +157,12 @@ class _Reader:
                 self.mask(self.fill(*hidden, shown=False, dtype=node.dtype), found)
             elif name in ("aten.where.self", "aten.where.ScalarOther"):
                 node = self.where(node, found)
-            elif name in ("aten.mul.Scalar", "aten.div.Scalar", "aten.mul.Tensor", "aten.div.Tensor"):
+            elif name in (
+                "aten.mul.Scalar",
+                "aten.div.Scalar",
+                "aten.mul.Tensor",
+                "aten.div.Tensor",
+            ):
                 node = self.scaled(node, found)
                 found.scaled = True
             else:
@@ -270,7 +278,22 @@ class _Reader:
             raise _Declined(f"{k.shape[1]} key heads and {v.shape[1]} value heads")
         if mask is not None and mask.tensor_type.rank > 4:
             raise _Declined(f"the mask is {mask.type}")
+        mask, causal = self.causal(mask, causal)
         return self.o.call(attention, q, k, v, mask, scale=scale, causal=causal)
+
+    def causal(self, mask: Node | None, causal: bool) -> tuple[Node | None, bool]:
+        """A bool mask without its causal part: what is never seen is then never computed."""
+        if mask is None or mask.dtype != torch.bool:
+            return mask, causal
+        if causal_part(mask, self.graph):
+            return None, True
+        if mask.op.name == "aten.bitwise_and.Tensor":
+            a, b = mask.args
+            assert isinstance(a, Node) and isinstance(b, Node)
+            for part, rest in ((a, b), (b, a)):
+                if causal_part(part, self.graph):
+                    return rest, True
+        return mask, causal
 
     def grouped(self, node: Node) -> Node:
         """[B, KV, S, D] behind a [B, KV * G, S, D] whose heads are repeated G times in a row."""

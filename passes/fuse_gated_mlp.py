@@ -1,4 +1,4 @@
-"""act(x gateᵀ) * (x upᵀ) -> gated_linear(x, gate, up): one pass over x, no intermediate in memory."""
+"""act(x gateᵀ) * (x upᵀ) -> gated_linear(x, gate, up): one pass over x, one result in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,14 @@ class FuseGatedMlp(Rule):
         return None
 
     def rewrite(
-        self, o: Any, m: Match, x: Node, gate: Node, up: Node, gate_bias: Node | None, up_bias: Node | None
+        self,
+        o: Any,
+        m: Match,
+        x: Node,
+        gate: Node,
+        up: Node,
+        gate_bias: Node | None,
+        up_bias: Node | None,
     ) -> Node:
         acts = [n for n in m.nodes if n.op.name in _NAMES or n.op.name == "aten.gelu.default"]
         act = acts[0]

@@ -1,4 +1,4 @@
-"""act(linear(x, w, b)) + residual -> linear_act(x, w, b, residual): finished while still in cache."""
+"""act(linear(x, w, b)) + residual -> linear_act(x, w, b, residual): finished while in cache."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def _quick_gelu(graph: Graph, node: Node) -> Node | None:
         if scaled.op.name != "aten.mul.Scalar" or scaled.attr("other") != 1.702:
             continue
         gate = _reader(graph, scaled)
-        if gate is None or gate.op.name != "aten.sigmoid.default" or _reader(graph, gate) is not product:
+        if (
+            gate is None
+            or gate.op.name != "aten.sigmoid.default"
+            or _reader(graph, gate) is not product
+        ):
             continue
         if product.op.name == "aten.mul.Tensor" and set(product.args) == {node, gate}:
             return product

@@ -1,4 +1,4 @@
-"""x / sqrt(mean(x²) + eps) * w -> rms_norm(x, w), and (x - mean) / sqrt(var + eps) * w + b -> layer_norm."""
+"""Written-out norms -> their ops: x / sqrt(mean(x²) + eps) * w is rms_norm(x, w)."""
 
 from __future__ import annotations
 
@@ -102,12 +102,16 @@ class _Reader:
         if len(users) != 1 or self.graph.is_output(node):
             raise _Declined(f"{node!r} is read {len(users)} times or is a result")
         if users[0].op.name not in ops:
-            raise _Declined(f"{users[0].op.name} follows {node.op.name}, expected {' or '.join(ops)}")
+            raise _Declined(
+                f"{users[0].op.name} follows {node.op.name}, expected {' or '.join(ops)}"
+            )
         return users[0]
 
     def divided(self, x: Node, shifted: Node) -> Node:
         """x * rsqrt(m) or x / sqrt(m); x may still be in the narrow dtype it was squared from."""
-        root = self.after(shifted, "aten.rsqrt.default", "aten.sqrt.default", "aten.pow.Tensor_Scalar")
+        root = self.after(
+            shifted, "aten.rsqrt.default", "aten.sqrt.default", "aten.pow.Tensor_Scalar"
+        )
         if root.op.name == "aten.pow.Tensor_Scalar" and root.attr("exponent") != -0.5:
             raise _Declined(f"the mean of squares to the power {root.attr('exponent')}")
         divides = root.op.name == "aten.sqrt.default"

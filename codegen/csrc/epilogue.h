@@ -36,41 +36,56 @@ struct Epilogue {
   Matrix multiplier, residual, y;
 };
 
-INFOPT_INLINE void add_bias(const Matrix &bias, const Place &at, bool by_token, Vec *t) {
+template <bool by_token>
+INFOPT_INLINE void add_bias(const Matrix &bias, const Place &at, Vec *t) {
   const Vec b = load_row(bias, 0, at.feature, at.features);
-  if (by_token) {
-    for (int i = 0; i < 16; ++i) t[i] = t[i] + b;
-  } else {
-    float lanes[16];
-    store(lanes, b);
-    for (int i = 0; i < 16; ++i) t[i] = t[i] + broadcast(lanes[i]);
-  }
+  float lanes[16];
+  if (!by_token) store(lanes, b);
+  INFOPT_UNROLL_TILE
+  for (int i = 0; i < 16; ++i) t[i] = t[i] + (by_token ? b : broadcast(lanes[i]));
 }
 
-// c (and up, or null): [16 features][16 tokens] f32. The tile is brought into y's own order first.
-inline void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
-  const bool by_token = !e.y.in_panels();
-  const int64_t count = by_token ? at.tokens : at.features;
+// c (and up, or null): [16 features][16 tokens] f32. The tile is brought into y's own order first
+// (by token for row-major), and stays in registers unless there is an activation.
+template <bool by_token, bool whole>
+void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
   Vec t[16], other[16];
+  INFOPT_UNROLL_TILE
   for (int i = 0; i < 16; ++i) t[i] = load(c + i * 16);
   if (by_token) transpose16(t);
-  if (e.bias.present()) add_bias(e.bias, at, by_token, t);
-  if (e.activation != kIdentity) activate(e.activation, t, count);
+  if (e.bias.present()) add_bias<by_token>(e.bias, at, t);
+  if (e.activation != kIdentity) activate(e.activation, t, by_token ? at.tokens : at.features);
   if (up) {
+  INFOPT_UNROLL_TILE
     for (int i = 0; i < 16; ++i) other[i] = load(up + i * 16);
     if (by_token) transpose16(other);
-    if (e.up_bias.present()) add_bias(e.up_bias, at, by_token, other);
+    if (e.up_bias.present()) add_bias<by_token>(e.up_bias, at, other);
+  INFOPT_UNROLL_TILE
     for (int i = 0; i < 16; ++i) t[i] = t[i] * other[i];
   }
   if (e.multiplier.present()) {
-    load_tile(e.multiplier, at, by_token, other);
+    load_tile<whole>(e.multiplier, at, by_token, other);
+  INFOPT_UNROLL_TILE
     for (int i = 0; i < 16; ++i) t[i] = t[i] * other[i];
   }
   if (e.residual.present()) {
-    load_tile(e.residual, at, by_token, other);
+    load_tile<whole>(e.residual, at, by_token, other);
+  INFOPT_UNROLL_TILE
     for (int i = 0; i < 16; ++i) t[i] = t[i] + other[i];
   }
-  store_tile(e.y, at, t);
+  store_tile<whole>(e.y, at, t);
+}
+inline void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
+#ifdef INFOPT_SCALAR
+  constexpr bool whole = false;  // not worth the compile time
+#else
+  const bool whole = at.tokens == 16 && at.features == 16;
+#endif
+  if (e.y.in_panels()) {
+    whole ? finish_tile<false, true>(e, c, up, at) : finish_tile<false, false>(e, c, up, at);
+  } else {
+    whole ? finish_tile<true, true>(e, c, up, at) : finish_tile<true, false>(e, c, up, at);
+  }
 }
 
 // 16 features of one token; every operand row-major. For products that run along k.

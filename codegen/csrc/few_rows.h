@@ -61,7 +61,7 @@ __attribute__((noinline)) void dot_rows(const W *w, int64_t w_stride, const type
     for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
 }
 
-// `features` <= 16 rows of w times M rows of x. K is cut so that the tokens stay in the first cache.
+// `features` <= 16 rows of w times M rows of x, with K cut so that x stays in the first cache.
 template <class Along, class W, int M>
 void dot_features(const W *w, int64_t w_stride, int64_t features, const typename Along::X *x,
                   int64_t x_stride, int64_t k, Vec *sums) {

@@ -130,7 +130,8 @@ void multiply_unpacked(const MatmulCall &c, const T *a, const T *b, int64_t colu
       }
     };
     if (n + 64 <= columns) {
-      for (int64_t k = 0; k < c.k; ++k) step(k, [](const T *row, int64_t j) { return load(row + j); });
+      for (int64_t k = 0; k < c.k; ++k)
+        step(k, [](const T *row, int64_t j) { return load(row + j); });
     } else {
       const int64_t left = columns - n;
       for (int64_t k = 0; k < c.k; ++k) {

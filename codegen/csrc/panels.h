@@ -21,6 +21,12 @@ struct Matrix {
   bool in_panels() const { return format >= kPanelF32; }
 };
 
+#ifdef INFOPT_SCALAR
+#define INFOPT_UNROLL_TILE
+#else
+#define INFOPT_UNROLL_TILE _Pragma("GCC unroll 16")
+#endif
+
 // Calls f with a typed null pointer naming the element type of a row format.
 template <class F> INFOPT_INLINE void with_row_type(int64_t format, F f) {
   if (format == kRowF32) f((float *)nullptr);
@@ -52,29 +58,38 @@ struct Place {
   int64_t tokens, features;  // 1..16
 };
 
+// `whole` (known to the compiler) promises 16 tokens and 16 features: no tails, no branches.
+template <bool whole = false>
 INFOPT_INLINE void load_panel_tile(const Matrix &m, const Place &at, Vec *t) {
-  for (int i = 0; i < 16; ++i) t[i] = zero();
+  const int64_t first = at.panel * m.stride + at.feature * 16;
   if (m.format == kPanelF32) {
-    const float *p = (const float *)m.data + at.panel * m.stride + at.feature * 16;
-    for (int64_t i = 0; i < at.features; ++i) t[i] = load(p + i * 16);
+    const float *p = (const float *)m.data + first;
+  INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; ++i) t[i] = whole || i < at.features ? load(p + i * 16) : zero();
   } else {
-    const bf16 *p = (const bf16 *)m.data + at.panel * m.stride + at.feature * 16;
-    for (int64_t i = 0; i < at.features; i += 2) {
-      const BVec pairs = load_pairs(p + i * 16);
+    const bf16 *p = (const bf16 *)m.data + first;
+  INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; i += 2) {
+      const bool exists = whole || i < at.features;
+      const BVec pairs = exists ? load_pairs(p + i * 16) : to_pairs(zero(), zero());
       t[i] = even_lanes(pairs);
       t[i + 1] = odd_lanes(pairs);
     }
   }
 }
 
-inline void load_tile(const Matrix &m, const Place &at, bool by_token, Vec *t) {
+template <bool whole = false>
+INFOPT_INLINE void load_tile(const Matrix &m, const Place &at, bool by_token, Vec *t) {
   if (m.in_panels()) {
-    load_panel_tile(m, at, t);
+    load_panel_tile<whole>(m, at, t);
   } else {
     with_row_type(m.format, [&](auto *type) {
       const auto *p = (decltype(type))m.data + at.panel * 16 * m.stride + at.feature;
-      for (int64_t i = 0; i < at.tokens; ++i) t[i] = load_some(p + i * m.stride, at.features);
-      for (int64_t i = at.tokens; i < 16; ++i) t[i] = zero();
+  INFOPT_UNROLL_TILE
+      for (int i = 0; i < 16; ++i) {
+        if (whole) t[i] = load(p + i * m.stride);
+        else t[i] = i < at.tokens ? load_some(p + i * m.stride, at.features) : zero();
+      }
     });
   }
   if (m.in_panels() == by_token) transpose16(t);
@@ -82,25 +97,37 @@ inline void load_tile(const Matrix &m, const Place &at, bool by_token, Vec *t) {
 
 // Writes t, which is by token for a row-major matrix and by feature for panels. Lanes of missing
 // tokens and the missing half of a last pair become 0 in panels.
-inline void store_tile(const Matrix &m, const Place &at, Vec *t) {
+template <bool whole = false>
+INFOPT_INLINE void store_tile(const Matrix &m, const Place &at, Vec *t) {
   if (!m.in_panels()) {
     with_row_type(m.format, [&](auto *type) {
       auto *p = (decltype(type))m.data + at.panel * 16 * m.stride + at.feature;
-      for (int64_t i = 0; i < at.tokens; ++i) store_some(p + i * m.stride, t[i], at.features);
+  INFOPT_UNROLL_TILE
+      for (int i = 0; i < 16; ++i) {
+        if (whole) store(p + i * m.stride, t[i]);
+        else if (i < at.tokens) store_some(p + i * m.stride, t[i], at.features);
+      }
     });
     return;
   }
-  if (at.tokens < 16) {
+  if (!whole && at.tokens < 16) {
     const Mask exists = first_lanes(at.tokens);
     for (int64_t i = 0; i < at.features; ++i) t[i] = select(exists, t[i], zero());
   }
+  const int64_t first = at.panel * m.stride + at.feature * 16;
   if (m.format == kPanelF32) {
-    float *p = (float *)m.data + at.panel * m.stride + at.feature * 16;
-    for (int64_t i = 0; i < at.features; ++i) store(p + i * 16, t[i]);
+    float *p = (float *)m.data + first;
+  INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; ++i)
+      if (whole || i < at.features) store(p + i * 16, t[i]);
   } else {
-    bf16 *p = (bf16 *)m.data + at.panel * m.stride + at.feature * 16;
-    for (int64_t i = 0; i < at.features; i += 2)
-      store_pairs(p + i * 16, to_pairs(t[i], i + 1 < at.features ? t[i + 1] : zero()));
+    bf16 *p = (bf16 *)m.data + first;
+  INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; i += 2) {
+      if (!whole && i >= at.features) break;
+      const Vec odd = whole || i + 1 < at.features ? t[i + 1] : zero();
+      store_pairs(p + i * 16, to_pairs(t[i], odd));
+    }
   }
 }
 

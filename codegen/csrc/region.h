@@ -117,10 +117,14 @@ INFOPT_INLINE float absolute(float a) { return ::fabsf(a); }
 template <class T> INFOPT_INLINE IfInt<T> absolute(T a) { return a < T(0) ? neg(a) : a; }
 INFOPT_INLINE Vec recip(Vec a) { return broadcast(1) / a; }
 template <class T> INFOPT_INLINE IfFloat<T> recip(T a) { return T(1) / a; }
-INFOPT_INLINE Vec root(Vec a) { return sqrt(a); }
-template <class T> INFOPT_INLINE IfFloat<T> root(T a) { return ::sqrt(a); }
-INFOPT_INLINE float root(float a) { return ::sqrtf(a); }
-template <class T> INFOPT_INLINE T rroot(T a) { return recip(root(a)); }
+INFOPT_INLINE Vec plain_root(Vec a) { return sqrt(a); }
+template <class T> INFOPT_INLINE IfFloat<T> plain_root(T a) { return ::sqrt(a); }
+INFOPT_INLINE float plain_root(float a) { return ::sqrtf(a); }
+// The root of a negative number is a NaN without sign, as in the vector library torch calls for
+// f32 and f64; the processor's own has one.
+INFOPT_INLINE Vec root(Vec a) { return select(lt(a, zero()), broadcast(NAN), sqrt(a)); }
+template <class T> INFOPT_INLINE IfFloat<T> root(T a) { return a < T(0) ? T(NAN) : plain_root(a); }
+template <class T> INFOPT_INLINE T rroot(T a) { return recip(plain_root(a)); }
 
 // Comparisons
 #define INFOPT_COMPARE(name, op, vector)                                     \

@@ -1,8 +1,8 @@
 // exp, log, erf, tanh and the activations on Vec, written once for every level.
 //
-// Polynomials: least-squares minimax fits over the stated range. Largest error seen over all
-// normal results: exp 1 ulp, log 1 ulp, tanh 2 ulp, erf 2 ulp; sigmoid and silu 3 ulp. Infinities,
-// NaN, signed zeros and denormal results follow C's libm.
+// Polynomials: least-squares minimax fits over the stated range. Largest errors seen, over every
+// 997th float: exp 1.1 ulp, log 0.8, tanh 1.4, erf 1.5, sigmoid 2.2, silu 2.0, gelu_tanh 1.5; gelu
+// 1.4 ulp or 6e-8 absolute. Infinities, NaN, signed zeros and denormal results follow C's libm.
 #pragma once
 
 namespace infopt {

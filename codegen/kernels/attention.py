@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-
 from sympy import Le
 from torch.utils._sympy.functions import Where
 
@@ -35,7 +34,8 @@ def _cases() -> Any:
 def attention(q, k, v, mask=None, *, scale, causal=False):
     """softmax(scale q kᵀ + mask) v for q [B, H, T, D], k and v [B, H / groups, S, D].
 
-    mask: broadcasts to [B, H, T, S]; bool (True attends) or added. causal: query i sees keys 0 to i.
+    mask: broadcasts to [B, H, T, S]; bool (True attends) or added.
+    causal: query i sees keys 0 to i.
     """
     if causal and mask is not None:
         seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -44,7 +44,9 @@ def attention(q, k, v, mask=None, *, scale, causal=False):
         else:
             mask, causal = mask.masked_fill(~seen, -math.inf), False
     groups = q.shape[-3] != k.shape[-3]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=groups)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=groups
+    )
 
 
 def _reason(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None) -> str | None:
@@ -55,8 +57,15 @@ def _reason(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None
     if not (same(q.shape[0], k.shape[0]) and same(k.shape[0], v.shape[0])):
         return "batches that are broadcast"
     heads, kv_heads = q.shape[1], k.shape[1]
-    if kv_heads != v.shape[1] or not (heads == kv_heads or (
-            isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads == 0)):
+    if kv_heads != v.shape[1] or not (
+        heads == kv_heads
+        or (
+            isinstance(heads, int)
+            and isinstance(kv_heads, int)
+            and kv_heads
+            and heads % kv_heads == 0
+        )
+    ):
         return f"{heads} heads of {kv_heads}"
     if not (is_positive(q.shape[3]) and is_positive(v.shape[3]) and is_positive(heads)):
         return "an empty head"
@@ -67,8 +76,16 @@ def _reason(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None
     return None
 
 
-def _legal(target: Target, q: TensorType, k: TensorType, v: TensorType, mask: Any, *, scale: Any,
-           causal: bool) -> str | None:
+def _legal(
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: Any,
+    *,
+    scale: Any,
+    causal: bool,
+) -> str | None:
     return _reason(q, k, v, mask)
 
 
@@ -78,8 +95,16 @@ def _by_token(q: TensorType, k: TensorType, v: TensorType, *_: Any, **__: Any) -
     return TensorType((b, h, t, d), q.dtype, (t * h * d, d, h * d, 1))
 
 
-def attention_call(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None, out: TensorType,
-                   names: tuple, scale: float, causal: bool) -> Call:
+def attention_call(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: TensorType | None,
+    out: TensorType,
+    names: tuple,
+    scale: float,
+    causal: bool,
+) -> Call:
     """names: the parameters q, k, v, mask."""
     b, h, t, d = q.shape
     kv, s, dv = k.shape[1], k.shape[2], v.shape[3]
@@ -89,8 +114,27 @@ def attention_call(q: TensorType, k: TensorType, v: TensorType, mask: TensorType
             if mask.shape[i] != 1:
                 mask_strides[4 - mask.rank + i] = mask.strides[i]
     kind = _MASK_KIND[mask.dtype] if mask is not None else 0
-    numbers = (b, h, kv, t, s, d, dv, *q.strides, *k.strides, *v.strides, *mask_strides, kind,
-               *out.strides, 0, int(causal), 0, 0, float(scale), 0.0)
+    numbers = (
+        b,
+        h,
+        kv,
+        t,
+        s,
+        d,
+        dv,
+        *q.strides,
+        *k.strides,
+        *v.strides,
+        *mask_strides,
+        kind,
+        *out.strides,
+        0,
+        int(causal),
+        0,
+        0,
+        float(scale),
+        0.0,
+    )
     if h == kv:
         tasks = b * h * ceil_div(t, 64)
     elif isinstance(t, int):
@@ -98,22 +142,49 @@ def attention_call(q: TensorType, k: TensorType, v: TensorType, mask: TensorType
     else:
         tasks = Where(Le(t, 16), b * kv * ceil_div(h // kv * t, 64), b * h * ceil_div(t, 64))
     scratch = 4 * (64 * (d + dv) + 128 * 64 + 128 * (d + 1 + dv))
-    return Call(f"infopt_attention_{SHORT[q.dtype]}", (*names, "out"), numbers, tasks, scratch=scratch)
+    return Call(
+        f"infopt_attention_{SHORT[q.dtype]}", (*names, "out"), numbers, tasks, scratch=scratch
+    )
 
 
-_LAYOUTS = {"q": dense_last, "k": dense_last, "v": dense_last, "query": dense_last, "key": dense_last,
-            "value": dense_last}
+_LAYOUTS = {
+    "q": dense_last,
+    "k": dense_last,
+    "v": dense_last,
+    "query": dense_last,
+    "key": dense_last,
+    "value": dense_last,
+}
 
 
 @attention.kernel("cpu", legal=_legal, layouts=_LAYOUTS, out=_by_token)
-def _attention(cfg: Config, target: Target, q: TensorType, k: TensorType, v: TensorType, mask: Any, *,
-               scale: float, causal: bool) -> Call:
+def _attention(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: Any,
+    *,
+    scale: float,
+    causal: bool,
+) -> Call:
     names = ("q", "k", "v", mask and "mask")
     return attention_call(q, k, v, mask, cfg.out, names, scale, causal)
 
 
-def _aten_legal(target: Target, q: TensorType, k: TensorType, v: TensorType, mask: Any, *,
-                dropout_p: float, is_causal: bool, scale: Any, enable_gqa: bool) -> str | None:
+def _aten_legal(
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: Any,
+    *,
+    dropout_p: float,
+    is_causal: bool,
+    scale: Any,
+    enable_gqa: bool,
+) -> str | None:
     if dropout_p:
         return "dropout"
     if not enable_gqa and q.rank == 4 and q.shape[1] != k.shape[1]:
@@ -121,9 +192,22 @@ def _aten_legal(target: Target, q: TensorType, k: TensorType, v: TensorType, mas
     return _reason(q, k, v, mask)
 
 
-@aten_kernel("scaled_dot_product_attention.default", legal=_aten_legal, layouts=_LAYOUTS, out=_by_token)
-def _aten_attention(cfg: Config, target: Target, q: TensorType, k: TensorType, v: TensorType, mask: Any, *,
-                    dropout_p: float, is_causal: bool, scale: Any, enable_gqa: bool) -> Call:
+@aten_kernel(
+    "scaled_dot_product_attention.default", legal=_aten_legal, layouts=_LAYOUTS, out=_by_token
+)
+def _aten_attention(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    mask: Any,
+    *,
+    dropout_p: float,
+    is_causal: bool,
+    scale: Any,
+    enable_gqa: bool,
+) -> Call:
     if scale is None:
         scale = 1 / math.sqrt(q.shape[3])
     names = ("query", "key", "value", mask and "attn_mask")

@@ -20,11 +20,29 @@ def _legal(target: Target, weight: TensorType, indices: TensorType, **attrs: Any
     return None if indices.dtype in (torch.int64, torch.int32) else f"indices {indices}"
 
 
-@aten_kernel("embedding.default", legal=_legal, layouts={"weight": dense_last, "indices": contiguous})
-def _embedding(cfg: Config, target: Target, weight: TensorType, indices: TensorType, **attrs: Any) -> Call:
+@aten_kernel(
+    "embedding.default", legal=_legal, layouts={"weight": dense_last, "indices": contiguous}
+)
+def _embedding(
+    cfg: Config, target: Target, weight: TensorType, indices: TensorType, **attrs: Any
+) -> Call:
     out = as_rows(cfg.out)
     assert out is not None
-    numbers = (indices.numel, weight.shape[1], _ROWS, weight.shape[0], weight.strides[0], out.stride,
-               ELEMENT[indices.dtype], ELEMENT[weight.dtype], ELEMENT[cfg.out.dtype])
-    return Call("infopt_embedding", ("indices", "weight", "out"), numbers,
-                ceil_div(indices.numel, _ROWS), error="IndexError: index out of range in self")
+    numbers = (
+        indices.numel,
+        weight.shape[1],
+        _ROWS,
+        weight.shape[0],
+        weight.strides[0],
+        out.stride,
+        ELEMENT[indices.dtype],
+        ELEMENT[weight.dtype],
+        ELEMENT[cfg.out.dtype],
+    )
+    return Call(
+        "infopt_embedding",
+        ("indices", "weight", "out"),
+        numbers,
+        ceil_div(indices.numel, _ROWS),
+        error="IndexError: index out of range in self",
+    )

@@ -56,10 +56,18 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def _cases() -> Any:
-    for m, dtype in ((1, torch.float32), (5, torch.bfloat16), (37, torch.float32), (130, torch.bfloat16)):
+    for m, dtype in (
+        (1, torch.float32),
+        (5, torch.bfloat16),
+        (37, torch.float32),
+        (130, torch.bfloat16),
+    ):
         x, w = torch.randn(m, 64, dtype=dtype), torch.randn(96, 64, dtype=dtype) / 8
         yield (x, w), {}
-        yield (x, w, torch.randn(96, dtype=dtype), torch.randn(m, 96, dtype=dtype)), {"activation": "gelu"}
+        yield (
+            (x, w, torch.randn(96, dtype=dtype), torch.randn(m, 96, dtype=dtype)),
+            {"activation": "gelu"},
+        )
 
 
 @kernel_op(cases=_cases, tolerance=Exact())
@@ -80,11 +88,19 @@ def gated_linear(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu"
     return activate(F.linear(x, gate, gate_bias), activation) * F.linear(x, up, up_bias)
 
 
-def _legal(target: Target, x: TensorType, weight: TensorType, bias: Any = None, residual: Any = None,
-           **attrs: Any) -> str | None:
+def _legal(
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    bias: Any = None,
+    residual: Any = None,
+    **attrs: Any,
+) -> str | None:
     if weight.rank != 2 or x.rank < 1:
         return f"weight {weight}"
-    if x.dtype not in FLOATS or any(t is not None and t.dtype != x.dtype for t in (weight, bias, residual)):
+    if x.dtype not in FLOATS or any(
+        t is not None and t.dtype != x.dtype for t in (weight, bias, residual)
+    ):
         return f"dtypes {x.dtype} and {weight.dtype}"
     if attrs.get("activation", "none") not in ACTIVATIONS:
         return f"activation {attrs['activation']}"
@@ -97,16 +113,31 @@ def _legal(target: Target, x: TensorType, weight: TensorType, bias: Any = None, 
     return None
 
 
-def _gated_legal(target: Target, x: TensorType, gate: TensorType, up: TensorType, gate_bias: Any = None,
-                 up_bias: Any = None, **attrs: Any) -> str | None:
+def _gated_legal(
+    target: Target,
+    x: TensorType,
+    gate: TensorType,
+    up: TensorType,
+    gate_bias: Any = None,
+    up_bias: Any = None,
+    **attrs: Any,
+) -> str | None:
     if (gate.shape, gate.dtype) != (up.shape, up.dtype) or (gate_bias is None) != (up_bias is None):
         return "gate and up differ"
     return _legal(target, x, gate, gate_bias, **attrs)
 
 
-_LAYOUTS = {"x": row_strides, "input": row_strides, "weight": dense_last, "residual": row_strides,
-            "bias": dense_last, "gate": dense_last, "up": dense_last, "gate_bias": dense_last,
-            "up_bias": dense_last}
+_LAYOUTS = {
+    "x": row_strides,
+    "input": row_strides,
+    "weight": dense_last,
+    "residual": row_strides,
+    "bias": dense_last,
+    "gate": dense_last,
+    "up": dense_last,
+    "gate_bias": dense_last,
+    "up_bias": dense_last,
+}
 
 
 def panel_bytes(rows: Rows, dtype: torch.dtype) -> Size:
@@ -123,8 +154,13 @@ def to_panels(
     per_panel = round_up(x.width, 2) * 16 if held is torch.bfloat16 else x.width * 16
     numbers = (x.count, x.width, ROW_FORMAT[dtype], x.stride, PANEL_FORMAT[held], per_panel)
     panels = ceil_div(x.count, 16)
-    return Call("infopt_pack_panels", (name,), numbers, panels if tasks is None else tasks,
-                bytes=panel_bytes(x, held))
+    return Call(
+        "infopt_pack_panels",
+        (name,),
+        numbers,
+        panels if tasks is None else tasks,
+        bytes=panel_bytes(x, held),
+    )
 
 
 def only_if(condition: Any, value: Size) -> Size:
@@ -136,9 +172,17 @@ def only_if(condition: Any, value: Size) -> Size:
     return Where(condition, sympy.sympify(value), sympy.Integer(0))
 
 
-def products(x: TensorType, out: TensorType, weight: TensorType, names: dict[str, str | None],
-             activation: str, target: Target, residual: TensorType | None = None,
-             narrow: bool = False, bias: TensorType | None = None) -> list[Call]:
+def products(
+    x: TensorType,
+    out: TensorType,
+    weight: TensorType,
+    names: dict[str, str | None],
+    activation: str,
+    target: Target,
+    residual: TensorType | None = None,
+    narrow: bool = False,
+    bias: TensorType | None = None,
+) -> list[Call]:
     """The calls of a linear layer; names: parameter of x, w, up, bias, up_bias, residual.
 
     narrow: the products are of bf16 values whatever the operands' dtypes are.
@@ -154,51 +198,111 @@ def products(x: TensorType, out: TensorType, weight: TensorType, names: dict[str
     residual_fmt = ROW_FORMAT[residual.dtype] if residual is not None else 0
 
     def numbers(n_chunk: Size, x_stride: Size, last: Size) -> tuple[Size, ...]:
-        return (m, n, k, stride, n_chunk, PANEL_CHUNK, ACTIVATIONS.index(activation), bias_fmt, 0, 0,
-                residual_fmt, r.stride if r else 0, out_fmt, y.stride, x_stride, last)
+        return (
+            m,
+            n,
+            k,
+            stride,
+            n_chunk,
+            PANEL_CHUNK,
+            ACTIVATIONS.index(activation),
+            bias_fmt,
+            0,
+            0,
+            residual_fmt,
+            r.stride if r else 0,
+            out_fmt,
+            y.stride,
+            x_stride,
+            last,
+        )
 
     def pointers(first: str | Call | None) -> tuple:
-        return (first, names["w"], names.get("up"), names.get("bias"), names.get("up_bias"), None,
-                names.get("residual"), "out")
+        return (
+            first,
+            names["w"],
+            names.get("up"),
+            names.get("bias"),
+            names.get("up_bias"),
+            None,
+            names.get("residual"),
+            "out",
+        )
 
     calls = []
     few = m <= FEW if isinstance(m, int) else sympy.Le(m, FEW)
     if few not in (False, sympy.false):
         chunk = 16 if isinstance(n, int) and n < 1024 else 64
-        calls.append(Call(f"infopt_few_rows_{SHORT[weight.dtype]}", pointers(names["x"]),
-                          numbers(chunk, rows.stride, fmt), only_if(few, ceil_div(n, chunk)),
-                          scratch=4 * (Min(m, FEW) if not isinstance(m, int) else m) * (round_up(k, 32) + 32)))
+        calls.append(
+            Call(
+                f"infopt_few_rows_{SHORT[weight.dtype]}",
+                pointers(names["x"]),
+                numbers(chunk, rows.stride, fmt),
+                only_if(few, ceil_div(n, chunk)),
+                scratch=4 * FEW * (round_up(k, 32) + 32),
+            )
+        )
     if few not in (True, sympy.true):
         many = not few if isinstance(few, bool) else sympy.Gt(m, FEW)
         chunk = 96 if target.level == "amx" else 48
         panels = ceil_div(m, 16)
         packed = to_panels(str(names["x"]), rows, x.dtype, held, only_if(many, panels))
         sides = 2 if names.get("up") else 1
-        depth = Min(round_up(k, 32), 2048) if not isinstance(k, int) else min(-(-k // 32) * 32, 2048)
-        calls.append(Call(
-            f"infopt_linear_{SHORT[held]}_{SHORT[weight.dtype]}", pointers(packed),
-            numbers(chunk, packed.numbers[5], 0)[:15],
-            only_if(many, ceil_div(n, chunk) * ceil_div(panels, PANEL_CHUNK)),
-            scratch=6144 * PANEL_CHUNK * sides + 384 * (depth + 32)))
+        depth = (
+            Min(round_up(k, 32), 2048) if not isinstance(k, int) else min(-(-k // 32) * 32, 2048)
+        )
+        calls.append(
+            Call(
+                f"infopt_linear_{SHORT[held]}_{SHORT[weight.dtype]}",
+                pointers(packed),
+                numbers(chunk, packed.numbers[5], 0)[:15],
+                only_if(many, ceil_div(n, chunk) * ceil_div(panels, PANEL_CHUNK)),
+                scratch=6144 * PANEL_CHUNK * sides + 384 * (depth + 32),
+            )
+        )
     return calls
 
 
 @linear_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
-def _linear_act(cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any, residual: Any,
-                *, activation: str) -> list[Call]:
+def _linear_act(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    bias: Any,
+    residual: Any,
+    *,
+    activation: str,
+) -> list[Call]:
     names = {"x": "x", "w": "weight", "bias": bias and "bias", "residual": residual and "residual"}
     return products(x, cfg.out, weight, names, activation, target, residual)
 
 
 @gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
-def _gated(cfg: Config, target: Target, x: TensorType, gate: TensorType, up: TensorType, gate_bias: Any,
-           up_bias: Any, *, activation: str) -> list[Call]:
-    names = {"x": "x", "w": "gate", "up": "up", "bias": gate_bias and "gate_bias",
-             "up_bias": up_bias and "up_bias"}
+def _gated(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    gate: TensorType,
+    up: TensorType,
+    gate_bias: Any,
+    up_bias: Any,
+    *,
+    activation: str,
+) -> list[Call]:
+    names = {
+        "x": "x",
+        "w": "gate",
+        "up": "up",
+        "bias": gate_bias and "gate_bias",
+        "up_bias": up_bias and "up_bias",
+    }
     return products(x, cfg.out, gate, names, activation, target)
 
 
 @aten_kernel("linear.default", legal=_legal, layouts=_LAYOUTS)
-def _linear(cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any) -> list[Call]:
+def _linear(
+    cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any
+) -> list[Call]:
     names = {"x": "input", "w": "weight", "bias": bias and "bias"}
     return products(x, cfg.out, weight, names, "none", target)

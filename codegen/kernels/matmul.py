@@ -8,7 +8,15 @@ import torch
 
 from infopt.codegen.kernel import Call, Config, aten_kernel
 from infopt.codegen.kernels.linear import products
-from infopt.codegen.kernels.rows import FLOATS, SHORT, as_rows, ceil_div, dense_last, is_positive, round_up
+from infopt.codegen.kernels.rows import (
+    FLOATS,
+    SHORT,
+    as_rows,
+    ceil_div,
+    dense_last,
+    is_positive,
+    round_up,
+)
 from infopt.codegen.sizes import product, same
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
@@ -33,7 +41,7 @@ def _reason(a: TensorType, b: TensorType) -> str | None:
 def _batches(a: TensorType, b: TensorType, out: TensorType) -> list[tuple[Size, Size, Size, Size]]:
     """(size, strides of a, b, out) of three batch dimensions."""
     rank = out.rank - 2
-    found = []
+    found: list[tuple[Size, Size, Size, Size]] = []
     for d in range(rank):
         if out.shape[d] == 1:
             continue
@@ -41,17 +49,26 @@ def _batches(a: TensorType, b: TensorType, out: TensorType) -> list[tuple[Size, 
         for t in (a, b, out):
             at = d - (out.rank - t.rank)
             strides.append(t.strides[at] if at >= 0 and t.shape[at] != 1 else 0)
-        found.append((out.shape[d], *strides))
+        found.append((out.shape[d], strides[0], strides[1], strides[2]))
     return [(1, 0, 0, 0)] * (3 - len(found)) + found
 
 
-def product_calls(a: TensorType, b: TensorType, out: TensorType, names: tuple[str, str, str | None],
-                  target: Target, added: TensorType | None = None, alpha: float = 1.0,
-                  beta: float = 0.0) -> list[Call]:
+def product_calls(
+    a: TensorType,
+    b: TensorType,
+    out: TensorType,
+    names: tuple[str, str, str | None],
+    target: Target,
+    added: TensorType | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> list[Call]:
     """Calls for out = alpha a b + beta added; names: the parameters a, b, added."""
     n, k = b.shape[-1], b.shape[-2]
     transposed = b.rank == 2 and same(b.strides[0], 1) and not same(b.strides[1], 1)
-    plain = alpha == 1 and (added is None or (beta == 1 and added.rank == 1 and same(added.shape[0], n)))
+    plain = alpha == 1 and (
+        added is None or (beta == 1 and added.rank == 1 and same(added.shape[0], n))
+    )
     if transposed and plain and as_rows(a) is not None and as_rows(out) is not None:
         weight = TensorType((n, k), b.dtype, (b.strides[1], 1))
         used = {"x": names[0], "w": names[1], "bias": names[2] if added is not None else None}
@@ -66,8 +83,22 @@ def product_calls(a: TensorType, b: TensorType, out: TensorType, names: tuple[st
         return [t.strides[-2], t.strides[-1], *[batch[which] for batch in batches]]
 
     depth: Size = round_up(k, 32) if not isinstance(k, int) else min(-(-k // 32) * 32, 2048)
-    numbers = (m, n, k, *[batch[0] for batch in batches], _CHUNK, _CHUNK, *strides(a, 1), *strides(b, 2),
-               *strides(out, 3), *d_strides, fmt, fmt, float(alpha), float(beta))
+    numbers = (
+        m,
+        n,
+        k,
+        *[batch[0] for batch in batches],
+        _CHUNK,
+        _CHUNK,
+        *strides(a, 1),
+        *strides(b, 2),
+        *strides(out, 3),
+        *d_strides,
+        fmt,
+        fmt,
+        float(alpha),
+        float(beta),
+    )
     tasks = product([batch[0] for batch in batches]) * ceil_div(m, _CHUNK) * ceil_div(n, _CHUNK)
     scratch = 4 * _CHUNK * _CHUNK + 64 * (_CHUNK // 16) * depth + 384 * (depth + 32)
     pointers = (names[0], names[1], names[2] if added is not None else None, "out")
@@ -101,9 +132,14 @@ _declare("bmm.default", "self", "mat2")
 _declare("matmul.default", "self", "other")
 
 
-def _added_legal(target: Target, added: TensorType, a: TensorType, b: TensorType, *, beta: Any,
-                 alpha: Any) -> str | None:
-    if added.dtype != a.dtype or not isinstance(alpha, int | float) or not isinstance(beta, int | float):
+def _added_legal(
+    target: Target, added: TensorType, a: TensorType, b: TensorType, *, beta: Any, alpha: Any
+) -> str | None:
+    if (
+        added.dtype != a.dtype
+        or not isinstance(alpha, int | float)
+        or not isinstance(beta, int | float)
+    ):
         return "an addend of another dtype"
     if beta == 0:
         return "an addend that must not be read"
@@ -113,12 +149,28 @@ def _added_legal(target: Target, added: TensorType, a: TensorType, b: TensorType
 
 
 @aten_kernel("addmm.default", legal=_added_legal, layouts={"self": dense_last})
-def _addmm(cfg: Config, target: Target, added: TensorType, a: TensorType, b: TensorType, *, beta: Any,
-           alpha: Any) -> list[Call]:
+def _addmm(
+    cfg: Config,
+    target: Target,
+    added: TensorType,
+    a: TensorType,
+    b: TensorType,
+    *,
+    beta: Any,
+    alpha: Any,
+) -> list[Call]:
     return product_calls(a, b, cfg.out, ("mat1", "mat2", "self"), target, added, alpha, beta)
 
 
 @aten_kernel("baddbmm.default", legal=_added_legal, layouts={"self": dense_last})
-def _baddbmm(cfg: Config, target: Target, added: TensorType, a: TensorType, b: TensorType, *, beta: Any,
-             alpha: Any) -> list[Call]:
+def _baddbmm(
+    cfg: Config,
+    target: Target,
+    added: TensorType,
+    a: TensorType,
+    b: TensorType,
+    *,
+    beta: Any,
+    alpha: Any,
+) -> list[Call]:
     return product_calls(a, b, cfg.out, ("batch1", "batch2", "self"), target, added, alpha, beta)

@@ -41,7 +41,9 @@ def narrow_linear(x, weight, bias=None, residual=None, *, activation="none", out
 
 
 @kernel_op(cases=lambda: (), tolerance=Bounded("rms_rel", 8e-3))
-def narrow_gated_linear(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu", out=torch.float32):
+def narrow_gated_linear(
+    x, gate, up, gate_bias=None, up_bias=None, *, activation="silu", out=torch.float32
+):
     """act(bf16(x) bf16(gate)ᵀ + gate_bias) * (bf16(x) bf16(up)ᵀ + up_bias), summed in f32."""
     rounded = _rounded(x)
     left = F.linear(rounded, _rounded(gate), None if gate_bias is None else gate_bias.float())
@@ -49,8 +51,16 @@ def narrow_gated_linear(x, gate, up, gate_bias=None, up_bias=None, *, activation
     return (activate(left, activation) * right).to(out)
 
 
-def _legal(target: Target, x: TensorType, weight: TensorType, bias: Any, residual: Any, *,
-           activation: str, out: torch.dtype) -> str | None:
+def _legal(
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    bias: Any,
+    residual: Any,
+    *,
+    activation: str,
+    out: torch.dtype,
+) -> str | None:
     if weight.rank != 2 or x.rank < 1 or (bias is not None and bias.rank != 1):
         return f"weight {weight}, bias {bias}"
     given = [t.dtype for t in (x, weight, bias, residual) if t is not None]
@@ -63,8 +73,15 @@ def _legal(target: Target, x: TensorType, weight: TensorType, bias: Any, residua
     return None
 
 
-def _gated_legal(target: Target, x: TensorType, gate: TensorType, up: TensorType, gate_bias: Any,
-                 up_bias: Any, **attrs: Any) -> str | None:
+def _gated_legal(
+    target: Target,
+    x: TensorType,
+    gate: TensorType,
+    up: TensorType,
+    gate_bias: Any,
+    up_bias: Any,
+    **attrs: Any,
+) -> str | None:
     if (gate.shape, gate.dtype) != (up.shape, up.dtype) or (gate_bias is None) != (up_bias is None):
         return "gate and up differ"
     return _legal(target, x, gate, gate_bias, None, **attrs)
@@ -75,16 +92,40 @@ _LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
 @narrow_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
-def _narrow_linear(cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any,
-                   residual: Any, *, activation: str, out: torch.dtype) -> list[Call]:
+def _narrow_linear(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    bias: Any,
+    residual: Any,
+    *,
+    activation: str,
+    out: torch.dtype,
+) -> list[Call]:
     assert as_rows(x) is not None
     names = {"x": "x", "w": "weight", "bias": bias and "bias", "residual": residual and "residual"}
     return products(x, cfg.out, weight, names, activation, target, residual, narrow=True, bias=bias)
 
 
 @narrow_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
-def _narrow_gated(cfg: Config, target: Target, x: TensorType, gate: TensorType, up: TensorType,
-                  gate_bias: Any, up_bias: Any, *, activation: str, out: torch.dtype) -> list[Call]:
-    names = {"x": "x", "w": "gate", "up": "up", "bias": gate_bias and "gate_bias",
-             "up_bias": up_bias and "up_bias"}
+def _narrow_gated(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    gate: TensorType,
+    up: TensorType,
+    gate_bias: Any,
+    up_bias: Any,
+    *,
+    activation: str,
+    out: torch.dtype,
+) -> list[Call]:
+    names = {
+        "x": "x",
+        "w": "gate",
+        "up": "up",
+        "bias": gate_bias and "gate_bias",
+        "up_bias": up_bias and "up_bias",
+    }
     return products(x, cfg.out, gate, names, activation, target, narrow=True, bias=gate_bias)

@@ -25,7 +25,9 @@ def _cases() -> Any:
     yield half, {"eps": 1e-5, "offset": 1.0, "cast_first": False}
 
 
-def _norm(x: torch.Tensor, weight: Any, eps: float, offset: float, cast_first: bool) -> torch.Tensor:
+def _norm(
+    x: torch.Tensor, weight: Any, eps: float, offset: float, cast_first: bool
+) -> torch.Tensor:
     h = x if x.dtype is torch.float64 else x.to(torch.float32)
     h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     if cast_first:
@@ -57,7 +59,9 @@ def add_rms_norm(x, residual, weight=None, *, eps, offset=0.0, cast_first=False)
     return _norm(z, weight, eps, offset, cast_first), z
 
 
-def _legal(target: Target, x: TensorType, weight: Any, *, eps: float, offset: float, cast_first: bool) -> str | None:
+def _legal(
+    target: Target, x: TensorType, weight: Any, *, eps: float, offset: float, cast_first: bool
+) -> str | None:
     if offset not in (0.0, 1.0):
         return f"offset {offset}, expected 0 or 1"
     if offset and cast_first and x.dtype is not torch.float32:
@@ -65,7 +69,9 @@ def _legal(target: Target, x: TensorType, weight: Any, *, eps: float, offset: fl
     return norm_reason(x, weight)
 
 
-def _add_legal(target: Target, x: TensorType, residual: TensorType, weight: Any, **attrs: Any) -> str | None:
+def _add_legal(
+    target: Target, x: TensorType, residual: TensorType, weight: Any, **attrs: Any
+) -> str | None:
     if (residual.shape, residual.dtype) != (x.shape, x.dtype):
         return "a residual of another type"
     return _legal(target, x, weight, **attrs)
@@ -75,30 +81,50 @@ _LAYOUTS = {"x": row_strides, "residual": row_strides, "input": row_strides}
 
 
 @rms_norm.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
-def _rms_norm(cfg: Config, target: Target, x: TensorType, weight: Any, *, eps: float, offset: float,
-              cast_first: bool) -> Call:
+def _rms_norm(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    weight: Any,
+    *,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+) -> Call:
     last = (int(cast_first), int(offset == 1.0))
     pointers = ("x", None, weight and "weight", None, "out", None)
     return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, last)
 
 
 @add_rms_norm.kernel("cpu", legal=_add_legal, layouts=_LAYOUTS)
-def _add_rms_norm(cfg: Config, target: Target, x: TensorType, residual: TensorType, weight: Any, *,
-                  eps: float, offset: float, cast_first: bool) -> Call:
-    out, total = cfg.out
+def _add_rms_norm(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    residual: TensorType,
+    weight: Any,
+    *,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+) -> Call:
+    out, total = cfg.outs
     last = (int(cast_first), int(offset == 1.0))
     pointers = ("x", "residual", weight and "weight", None, "out0", total and "out1")
     return norm_call("infopt_rms_norm", pointers, x, residual, weight, out, total, eps, last)
 
 
-def _aten_legal(target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: Any) -> str | None:
+def _aten_legal(
+    target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: Any
+) -> str | None:
     if len(normalized_shape) != 1 or eps is None:
         return "several dimensions, or eps of the dtype"
     return norm_reason(x, weight)
 
 
 @aten_kernel("rms_norm.default", legal=_aten_legal, layouts=_LAYOUTS)
-def _aten_rms_norm(cfg: Config, target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple,
-                   eps: float) -> Call:
+def _aten_rms_norm(
+    cfg: Config, target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: float
+) -> Call:
     pointers = ("input", None, weight and "weight", None, "out", None)
     return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, (0, 0))

@@ -11,7 +11,7 @@ from infopt.codegen.kernels.rows import ELEMENT, FLOATS, ceil_div, contiguous, d
 from infopt.codegen.sizes import same
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
-from infopt.compiler.types import TensorType
+from infopt.compiler.types import Size, TensorType
 
 _TOKENS = 4  # of one task
 
@@ -24,7 +24,9 @@ def _cases() -> Any:
         yield (q, k, cos, sin), {"interleaved": True}
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
     rotated = cos.shape[-1]
     turned, rest = x[..., :rotated], x[..., rotated:]
     if interleaved:
@@ -45,9 +47,21 @@ def rotary(q, k, cos, sin, *, interleaved=False):
     return _turned(q, cos, sin, interleaved), _turned(k, cos, sin, interleaved)
 
 
-def _legal(target: Target, q: TensorType, k: TensorType, cos: TensorType, sin: TensorType, *,
-           interleaved: bool) -> str | None:
-    if q.dtype not in FLOATS or q.dtype != k.dtype or cos.dtype != sin.dtype or cos.dtype not in FLOATS:
+def _legal(
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    cos: TensorType,
+    sin: TensorType,
+    *,
+    interleaved: bool,
+) -> str | None:
+    if (
+        q.dtype not in FLOATS
+        or q.dtype != k.dtype
+        or cos.dtype != sin.dtype
+        or cos.dtype not in FLOATS
+    ):
         return f"dtypes {q.dtype}, {k.dtype}, {cos.dtype}, {sin.dtype}"
     if not q.rank == k.rank == 4 or not cos.rank == sin.rank == 3 or cos.shape != sin.shape:
         return f"q {q}, cos {cos}, sin {sin}"
@@ -55,24 +69,45 @@ def _legal(target: Target, q: TensorType, k: TensorType, cos: TensorType, sin: T
         return "keys at other tokens than the queries"
     if not isinstance(cos.shape[2], int) or not isinstance(q.shape[3], int) or cos.shape[2] % 2:
         return "a depth that is open or odd"
-    if cos.shape[0] != 1 and not same(cos.shape[0], q.shape[0]) or not same(cos.shape[1], q.shape[2]):
+    if (cos.shape[0] != 1 and not same(cos.shape[0], q.shape[0])) or not same(
+        cos.shape[1], q.shape[2]
+    ):
         return f"tables {cos}"
     return None
 
 
-@rotary.kernel("cpu", legal=_legal,
-               layouts={"q": dense_last, "k": dense_last, "cos": contiguous, "sin": contiguous})
-def _rotary(cfg: Config, target: Target, q: TensorType, k: TensorType, cos: TensorType, sin: TensorType, *,
-            interleaved: bool) -> Call:
-    out_q, out_k = cfg.out
-    b, h, t, d = q.shape
+@rotary.kernel(
+    "cpu",
+    legal=_legal,
+    layouts={"q": dense_last, "k": dense_last, "cos": contiguous, "sin": contiguous},
+)
+def _rotary(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    cos: TensorType,
+    sin: TensorType,
+    *,
+    interleaved: bool,
+) -> Call:
+    heads = [(n, t, o, f"out{i}") for i, (n, t, o) in enumerate(zip("qk", (q, k), cfg.outs)) if o]
+    b, _, t, d = q.shape
     rotated = cos.shape[2]
     batch = 0 if cos.shape[0] == 1 else t * rotated
-    numbers = (b, t, d, rotated, int(interleaved), 0, batch, rotated, ELEMENT[q.dtype], ELEMENT[cos.dtype],
-               _TOKENS, h, *_moves(q), *_moves(out_q), k.shape[1], *_moves(k), *_moves(out_k))
-    return Call("infopt_rotary", ("q", "k", "cos", "sin", "out0", "out1"), numbers,
-                ceil_div(b * t, _TOKENS), scratch=8 * round_up(rotated, 16))
-
-
-def _moves(x: TensorType) -> tuple:
-    return x.strides[:3]
+    numbers: list[Size | float] = [b, t, d, rotated, int(interleaved), 0, batch, rotated]
+    numbers += [ELEMENT[q.dtype], ELEMENT[cos.dtype], _TOKENS]
+    for _, x, out, _ in heads:
+        numbers += [x.shape[1], *x.strides[:3], *out.strides[:3]]
+    numbers += [0] * (25 - len(numbers))
+    inputs: list[str | None] = [name for name, *_ in heads]
+    outputs: list[str | None] = [name for *_, name in heads]
+    missing: list[str | None] = [None] * (2 - len(heads))  # nobody reads that result
+    pointers = (*inputs, *missing, "cos", "sin", *outputs, *missing)
+    return Call(
+        "infopt_rotary",
+        pointers,
+        tuple(numbers),
+        ceil_div(b * t, _TOKENS),
+        scratch=8 * round_up(rotated, 16),
+    )

@@ -1,4 +1,4 @@
-"""Tensors as rows: what row kernels need to know of a layout, and the codes of dtypes they share."""
+"""Tensors as rows: what row kernels need to know of a layout, and their codes of dtypes."""
 
 from __future__ import annotations
 

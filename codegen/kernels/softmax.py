@@ -27,7 +27,9 @@ def _layout(t: TensorType) -> tuple[Size, ...] | None:
     return None if fine else contiguous_strides(t.shape)
 
 
-def _legal(target: Target, x: TensorType, *, dim: int, dtype: Any = None, half_to_float: bool = False) -> str | None:
+def _legal(
+    target: Target, x: TensorType, *, dim: int, dtype: Any = None, half_to_float: bool = False
+) -> str | None:
     if x.dtype not in FLOATS or (dtype is not None and dtype != x.dtype) or half_to_float:
         return f"from {x.dtype} to {dtype}"
     if x.rank == 0 or dim % x.rank != x.rank - 1:
@@ -40,10 +42,29 @@ def softmax_call(name: str, x: TensorType, out: TensorType, logarithm: bool) -> 
     assert found is not None and to is not None
     sizes, strides = found
     width = x.shape[-1]
-    numbers = (*sizes, width, _ROWS, *strides, 0, 0, 0, 0, *to[1], ELEMENT[x.dtype], 0,
-               ELEMENT[out.dtype], int(logarithm), 1.0)
-    return Call("infopt_softmax", (name, None, "out"), numbers, ceil_div(product(sizes), _ROWS),
-                scratch=4 * round_up(width, 16))
+    numbers = (
+        *sizes,
+        width,
+        _ROWS,
+        *strides,
+        0,
+        0,
+        0,
+        0,
+        *to[1],
+        ELEMENT[x.dtype],
+        0,
+        ELEMENT[out.dtype],
+        int(logarithm),
+        1.0,
+    )
+    return Call(
+        "infopt_softmax",
+        (name, None, "out"),
+        numbers,
+        ceil_div(product(sizes), _ROWS),
+        scratch=4 * round_up(width, 16),
+    )
 
 
 def _declare(name: str, parameter: str, logarithm: bool) -> None:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infopt.codegen import build
 from infopt.compiler.commands.demo_arm import Arm, run_artifact
 from infopt.compiler.commands.output import (
     bytes_text,
@@ -21,6 +22,7 @@ from infopt.compiler.commands.output import (
     progress,
 )
 from infopt.compiler.commands.timing import Timing
+from infopt.compiler.target import Target
 from infopt.models.minilm import tokenize
 from infopt.models.sentences import QUERIES, SENTENCES
 
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         "arms": measured,
         "artifact": {**took, "bytes": size, "largest_difference": difference},
         "native_share": report["native_share"],
+        "rebuilt": not build.is_installed(build.executor_library())
+        or not build.is_installed(build.prebuilt(Target.detect().level)),
     }
     failures = _failures(result, args.compute)
     if args.json:
@@ -161,17 +165,12 @@ def _show(result: dict[str, Any], failures: list[str], output: str | None) -> No
         for near in entry["nearest"]:
             print_text(f"   {near['cosine']:.2f}  {near['sentence']}")
     print_text("")
-    rows = [_row(name, arm) for name, arm in result["arms"].items()]
-    columns = (
-        "",
-        "first calls",
-        "1 sentence",
-        f"{BATCH} sentences",
-        "peak memory",
-        "vs fp32 eager",
-    )
-    title = f"{result['compute']}, {result['threads']} threads, arms in turn, median (fastest)"
-    print_table(columns, rows, title)
+    title = f"{result['compute']}, {result['threads']} threads, arms in turn: median (fastest)"
+    columns = ("", "first calls s", "1 sentence ms", f"{BATCH} ms", "peak MiB", "error")
+    print_table(columns, [_row(name, arm) for name, arm in result["arms"].items()], title)
+    print_text("first calls: of both sizes, with empty caches; error: largest, to fp32 eager")
+    if result["rebuilt"]:
+        print_text("infopt's include building its libraries: they are older than their sources")
     artifact = result["artifact"]
     print_text(
         f"\nartifact: {bytes_text(artifact['bytes'])}, loaded in a fresh process in "
@@ -188,8 +187,8 @@ def _row(name: str, arm: dict[str, Any]) -> list[str]:
     times = [arm[f"time_{size}"] for size in SIZES]
     return [
         name,
-        " + ".join(milliseconds(arm[f"first_call_{size}"]) for size in SIZES),
-        *(f"{milliseconds(t['median'])} ({milliseconds(t['fastest'])})" for t in times),
-        bytes_text(arm["peak_memory"]),
+        " + ".join(f"{arm[f'first_call_{size}']:.2f}" for size in SIZES),
+        *(f"{t['median'] * 1e3:.2f} ({t['fastest'] * 1e3:.2f})" for t in times),
+        f"{arm['peak_memory'] / 2**20:.0f}",
         f"{arm['accuracy']['largest_difference']:.1e}",
     ]

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ def main() -> None:
             answer = {"value": getattr(worker, request.pop("do"))(**request)}
         except Exception as failure:
             lines = str(failure).splitlines() or ["no message"]
-            answer = {"error": f"{type(failure).__name__}: {lines[0]}"}
+            answer = {"error": f"{type(failure).__name__}: {lines[0]}\n{traceback.format_exc()}"}
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -1,6 +1,7 @@
 """What commands print: results on standard output, progress on standard error."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-# Not wrapped when piped: a reader such as grep wants one row per line.
-console = Console(soft_wrap=True)
+# Wide when piped: a reader such as grep wants one row per line.
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def progress() -> Progress:
@@ -40,11 +41,13 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Columns of text; all but the first are aligned to the right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", numbers: bool = True
+) -> None:
+    """Columns of text; if they are numbers, all but the first are aligned to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index and numbers else "left")
     for row in rows:
         table.add_row(*row)
     console.print(table)

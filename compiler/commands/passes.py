@@ -21,5 +21,5 @@ def run(args: argparse.Namespace) -> int:
         print_json({"passes": rows})
     else:
         columns = list(rows[0]) if rows else []
-        print_table(columns, [list(row.values()) for row in rows])
+        print_table(columns, [list(row.values()) for row in rows], numbers=False)
     return 0

@@ -1,9 +1,8 @@
-"""Every declared kernel against its reference: infopt's own ops by their cases, torch's by these."""
+"""Every declared kernel against its reference: own ops by their cases, torch's by these."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.codegen.traced import check, flat, lowered, program_of, target
 
 import infopt.codegen.kernels  # noqa: F401
 from infopt.codegen import kernel
@@ -15,6 +14,7 @@ from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import known_ops
 from infopt.compiler.types import TensorType
+from tests.codegen.traced import check, flat, lowered, program_of, target
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -26,8 +26,11 @@ def graph_of_op(op, args, attrs):
     o = Builder()
     nodes = [None if a is None else o.input(f"x{i}", TensorType.of(a)) for i, a in enumerate(args)]
     made = o.call(op, *nodes, **attrs)
-    results = (made,) if isinstance(made.type, TensorType) else tuple(
-        o.getitem(made, i) for i in range(len(made.type)))
+    results = (
+        (made,)
+        if isinstance(made.type, TensorType)
+        else tuple(o.getitem(made, i) for i in range(len(made.type)))
+    )
     return Graph(tuple(n for n in nodes if n is not None), results)
 
 
@@ -36,8 +39,12 @@ def run_case(op, args, attrs):
     found = program(made, 2)([a for a in args if a is not None])
     with torch.no_grad():
         expected = flat(op.reference(*args, **attrs))
-        double = flat(op.reference(*[a.double() if a is not None and a.is_floating_point() else a
-                                     for a in args], **attrs))
+        double = flat(
+            op.reference(
+                *[a.double() if a is not None and a.is_floating_point() else a for a in args],
+                **attrs,
+            )
+        )
     return made, found, expected, double
 
 
@@ -91,7 +98,9 @@ def test_linear_of_strided_rows():
 
 def test_linear_at_several_sizes():
     w, b = torch.randn(48, 32), torch.randn(48)
-    made = program_of(lambda x, w, b: F.linear(x, w, b), (torch.randn(5, 7, 32), w, b), dynamic=True)
+    made = program_of(
+        lambda x, w, b: F.linear(x, w, b), (torch.randn(5, 7, 32), w, b), dynamic=True
+    )
     for shape in ((5, 7), (2, 3), (2, 4), (3, 3), (40, 9), (2, 2)):
         x = torch.randn(*shape, 32)
         torch.testing.assert_close(made([x, w, b])[0], F.linear(x, w, b), rtol=1e-4, atol=1e-5)
@@ -116,7 +125,9 @@ def test_products(dtype):
     close(lambda a, b: a @ b, t(5, 20, 30), t(30, 40))
     close(lambda a, b: torch.bmm(a.transpose(1, 2), b), t(4, 30, 20), t(4, 30, 40))
     close(lambda a, b, c: torch.addmm(c, a, b), t(20, 30), t(30, 40), t(40))
-    close(lambda a, b, c: torch.addmm(c, a, b, alpha=0.5, beta=2.0), t(20, 30), t(30, 40), t(20, 40))
+    close(
+        lambda a, b, c: torch.addmm(c, a, b, alpha=0.5, beta=2.0), t(20, 30), t(30, 40), t(20, 40)
+    )
     close(lambda a, b, c: torch.baddbmm(c, a, b), t(4, 20, 30), t(4, 30, 40), t(1, 20, 40))
 
 
@@ -149,7 +160,10 @@ def test_attention(dtype):
     close(lambda q: sdpa(q, q, q, is_causal=True), q)
     close(lambda q, k, v: sdpa(q, k, v, enable_gqa=True, scale=0.3), q, k[:, :2], v[:, :2])
     split = torch.randn(2, 20, 3, 4, 16).to(dtype)
-    close(lambda s: sdpa(*(s[:, :, i].transpose(1, 2) for i in range(3))).transpose(1, 2).flatten(2), split)
+    close(
+        lambda s: sdpa(*(s[:, :, i].transpose(1, 2) for i in range(3))).transpose(1, 2).flatten(2),
+        split,
+    )
 
 
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
@@ -175,8 +189,11 @@ def test_a_kernel_with_its_own_text():
     def scaled_rows(x, *, factor):
         return x * factor
 
-    @scaled_rows.kernel("cpu", legal=lambda t, x, factor: None if x.rank == 2 else "not a matrix",
-                        layouts={"x": lambda t: None if t.is_contiguous else (t.shape[1], 1)})
+    @scaled_rows.kernel(
+        "cpu",
+        legal=lambda t, x, factor: None if x.rank == 2 else "not a matrix",
+        layouts={"x": lambda t: None if t.is_contiguous else (t.shape[1], 1)},
+    )
     def emit(cfg, target, x, *, factor):
         return Call("scaled_rows", ("x", "out"), (x.shape[1], factor), x.shape[0], source=text)
 

@@ -27,8 +27,14 @@ ROW = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 PANEL = {torch.float32: 4, torch.bfloat16: 5}
 NAME = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 ACTIVATIONS = [
-    lambda x: x, F.relu, F.gelu, lambda x: F.gelu(x, approximate="tanh"), F.silu,
-    lambda x: x * torch.sigmoid(1.702 * x), torch.sigmoid, torch.tanh,
+    lambda x: x,
+    F.relu,
+    F.gelu,
+    lambda x: F.gelu(x, approximate="tanh"),
+    F.silu,
+    lambda x: x * torch.sigmoid(1.702 * x),
+    torch.sigmoid,
+    torch.tanh,
 ]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 GUARD = 64  # elements around every output that must stay untouched
@@ -58,9 +64,21 @@ class Kernels:
 
     def __init__(self, level, folder):
         path = folder / f"linear_{level}.so"
-        command = ["g++", "-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden",
-                   "-fno-math-errno", "-ffp-contract=off", "-w", *LEVELS[level][0],
-                   str(CSRC / "kernels_linear.cpp"), "-o", str(path)]
+        command = [
+            "g++",
+            "-O3",
+            "-std=c++17",
+            "-fPIC",
+            "-shared",
+            "-fvisibility=hidden",
+            "-fno-math-errno",
+            "-ffp-contract=off",
+            "-w",
+            *LEVELS[level][0],
+            str(CSRC / "kernels_linear.cpp"),
+            "-o",
+            str(path),
+        ]
         subprocess.run(command, check=True)
         self.level, self.library = level, ctypes.CDLL(str(path))
         assert self.library.infopt_request_features() == 0, "the system refused the AMX tiles"
@@ -168,8 +186,23 @@ def test_pack_and_unpack(kernels, source, target):
         check()
 
 
-def run_linear(kernels, m, n, k, panel, weight, *, out=F32, out_panels=False, activation=0,
-               bias=None, gated=False, multiplier=None, residual=None, chunks=(48, 8)):
+def run_linear(
+    kernels,
+    m,
+    n,
+    k,
+    panel,
+    weight,
+    *,
+    out=F32,
+    out_panels=False,
+    activation=0,
+    bias=None,
+    gated=False,
+    multiplier=None,
+    residual=None,
+    chunks=(48, 8),
+):
     """One linear with the given options (dtypes of the optional operands); checked."""
     x = random(m, k, dtype=panel)
     w = random(n, k + 1, dtype=weight, offset=1)[:, :k]
@@ -200,13 +233,30 @@ def run_linear(kernels, m, n, k, panel, weight, *, out=F32, out_panels=False, ac
     else:
         wide, check = guarded(m, n + 5, dtype=out, offset=1)
         result, out_numbers = wide[:, :n], [ROW[out], n + 5]
-    numbers = [m, n, k, w.stride(0), *chunks, activation, ROW.get(bias, 0),
-               ROW.get(multiplier, 0), n + 2, ROW.get(residual, 0), n + 1, *out_numbers,
-               panel_stride(k, panel)]
+    numbers = [
+        m,
+        n,
+        k,
+        w.stride(0),
+        *chunks,
+        activation,
+        ROW.get(bias, 0),
+        ROW.get(multiplier, 0),
+        n + 2,
+        ROW.get(residual, 0),
+        n + 1,
+        *out_numbers,
+        panel_stride(k, panel),
+    ]
     tasks = ceil_div(n, chunks[0]) * ceil_div(ceil_div(m, 16), chunks[1])
     tensors = [to_panels(x, panel), w, up, b, b_up, mul, res, result]
-    kernels.run(f"linear_{NAME[panel]}_{NAME[weight]}", tensors, numbers, tasks,
-                linear_scratch(k, chunks[1], gated))
+    kernels.run(
+        f"linear_{NAME[panel]}_{NAME[weight]}",
+        tensors,
+        numbers,
+        tasks,
+        linear_scratch(k, chunks[1], gated),
+    )
     check()
     size = k * (1 + 5 * k**0.5) if gated or multiplier else k  # a product of two sums
     if out_panels:
@@ -266,8 +316,20 @@ def test_linear_to_panels(kernels, panel, weight, out):
     torch.manual_seed(4)
     for m, n in [(1, 1), (17, 33), (32, 48), (40, 95)]:
         run_linear(kernels, m, n, 31, panel, weight, out=out, out_panels=True, bias=F32)
-    run_linear(kernels, 40, 95, 31, panel, weight, out=out, out_panels=True, activation=2,
-               gated=True, residual=F32, multiplier=BF16)
+    run_linear(
+        kernels,
+        40,
+        95,
+        31,
+        panel,
+        weight,
+        out=out,
+        out_panels=True,
+        activation=2,
+        gated=True,
+        residual=F32,
+        multiplier=BF16,
+    )
 
 
 def test_residual_in_place_and_in_panels(kernels):
@@ -287,9 +349,60 @@ def test_residual_in_place_and_in_panels(kernels):
         assert_close(result, expected, F32, k)
 
 
+def test_activation_accuracy(kernels):
+    """y = act(x * 1) over all magnitudes: 4 units in the last place, and IEEE's special values."""
+    exponents = torch.linspace(-30, 6.2, 1000, dtype=torch.float64)
+    x = torch.cat(
+        [
+            2**exponents,
+            -(2**exponents),
+            torch.linspace(-9, 9, 1000).double(),
+            torch.tensor([0.0, float("nan"), float("inf"), 1e30, -1e30]),
+        ]
+    ).float()
+    x = x.reshape(-1, 1)
+    m, w = len(x), torch.ones(1, 1)
+    for activation, function in enumerate(ACTIVATIONS):
+        y, expected = torch.empty(m, 1), function(x.double())
+        numbers = [m, 1, 1, 1, 48, 200, activation, 0, 0, 0, 0, 0, ROW[F32], 1, 16]
+        kernels.run(
+            "linear_f32_f32",
+            [to_panels(x, F32), w, None, None, None, None, None, y],
+            numbers,
+            ceil_div(ceil_div(m, 16), 200),
+            linear_scratch(1, 200, False),
+        )
+        # The GELUs multiply x by a number that is exact to one rounding of 1, as torch's are.
+        atol = 6e-8 if activation in (2, 3, 5) else 2e-38
+        torch.testing.assert_close(
+            y.double(),
+            expected,
+            rtol=4 * 2.0**-23,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda m, a=activation: f"{a}: {m}",
+        )
+
+
 def few_numbers(m, n, k, x, w, chunk, bias, activation, residual, y):
-    return [m, n, k, w.stride(0), chunk, 0, activation, ROW.get(bias, 0), 0, 0,
-            ROW.get(residual, 0), n, ROW[y.dtype], n, x.stride(0), ROW[x.dtype]]
+    return [
+        m,
+        n,
+        k,
+        w.stride(0),
+        chunk,
+        0,
+        activation,
+        ROW.get(bias, 0),
+        0,
+        0,
+        ROW.get(residual, 0),
+        n,
+        ROW[y.dtype],
+        n,
+        x.stride(0),
+        ROW[x.dtype],
+    ]
 
 
 @pytest.mark.parametrize("weight", [F32, BF16, F16], ids=NAME.get)
@@ -305,8 +418,13 @@ def test_few_rows(kernels, weight, token):
             expected = F.gelu(x.double() @ w.double().T + b.double()) + res.double()
             numbers = few_numbers(m, n, k, x, w, 32, F32, 2, weight, y)
             scratch = 4 * m * (ceil_div(k, 32) * 32 + 32)
-            kernels.run(f"few_rows_{NAME[weight]}", [x, w, None, b, None, None, res, y], numbers,
-                        ceil_div(n, 32), scratch)
+            kernels.run(
+                f"few_rows_{NAME[weight]}",
+                [x, w, None, b, None, None, res, y],
+                numbers,
+                ceil_div(n, 32),
+                scratch,
+            )
             check()
             assert_close(y, expected, token, k, f"m={m} n={n} k={k}")
 
@@ -317,8 +435,13 @@ def test_few_rows_gated(kernels):
     x, w, up, y = random(m, k), random(n, k), random(n, k), torch.empty(m, n)
     expected = F.silu(x.double() @ w.double().T) * (x.double() @ up.double().T)
     numbers = few_numbers(m, n, k, x, w, 16, None, 4, None, y)
-    kernels.run("few_rows_f32", [x, w, up, None, None, None, None, y], numbers, ceil_div(n, 16),
-                4 * m * (128 + 32))
+    kernels.run(
+        "few_rows_f32",
+        [x, w, up, None, None, None, None, y],
+        numbers,
+        ceil_div(n, 16),
+        4 * m * (128 + 32),
+    )
     assert_close(y, expected, F32, k * (1 + 5 * k**0.5))
 
 
@@ -332,11 +455,21 @@ def test_not_finite_propagates(kernels, bad):
         x[17, 36], w[29, 0] = bad, bad
         expected = function(x.double() @ w.double().T)
         numbers = [m, n, k, k, 48, 2, activation, 0, 0, 0, 0, 0, ROW[F32], n, k * 16]
-        kernels.run("linear_f32_f32", [to_panels(x, F32), w, None, None, None, None, None, y],
-                    numbers, 1, linear_scratch(k, 2, False))
+        kernels.run(
+            "linear_f32_f32",
+            [to_panels(x, F32), w, None, None, None, None, None, y],
+            numbers,
+            1,
+            linear_scratch(k, 2, False),
+        )
         torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
-        kernels.run("few_rows_f32", [x, w, None, None, None, None, None, y],
-                    few_numbers(m, n, k, x, w, 32, None, activation, None, y), 1, 4 * m * 96)
+        kernels.run(
+            "few_rows_f32",
+            [x, w, None, None, None, None, None, y],
+            few_numbers(m, n, k, x, w, 32, None, activation, None, y),
+            1,
+            4 * m * 96,
+        )
         torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
@@ -358,8 +491,20 @@ def run_matmul(kernels, a, b, d=None, alpha=1.0, beta=1.0, chunks=(64, 32)):
         d = d.expand(*padded, m, n)
         expected = expected + beta * d.double().view(expected.shape)
     bits = [struct.unpack("q", struct.pack("d", value))[0] for value in (alpha, beta)]
-    numbers = [m, n, k, *padded, *chunks, *strides(a), *strides(b), *strides(y), *strides(d),
-               ROW[d.dtype] if d is not None else 0, ROW[y.dtype], *bits]
+    numbers = [
+        m,
+        n,
+        k,
+        *padded,
+        *chunks,
+        *strides(a),
+        *strides(b),
+        *strides(y),
+        *strides(d),
+        ROW[d.dtype] if d is not None else 0,
+        ROW[y.dtype],
+        *bits,
+    ]
     tasks = torch.Size(batch).numel() * ceil_div(m, chunks[0]) * ceil_div(n, chunks[1])
     depth = min(ceil_div(k, 32) * 32, 2048)
     columns = ceil_div(chunks[1], 16)

@@ -96,13 +96,18 @@ def compare(
             assert a == b, f"result {i}: {a} instead of {b}"
             continue
         assert (a.dtype, a.shape) == (b.dtype, b.shape), f"result {i}: {a.dtype} {a.shape}"
-        assert a.stride() == b.stride(), f"result {i}: strides {a.stride()} instead of {b.stride()}"
+        assert _moves(a) == _moves(b), f"result {i}: strides {a.stride()} instead of {b.stride()}"
         if close is not None and b.is_floating_point():
             torch.testing.assert_close(a, b, rtol=close[0], atol=close[1], equal_nan=True)
         elif most_ulps and b.is_floating_point():
             assert ulps(a, b) <= most_ulps, f"result {i}: {ulps(a, b)} ulps apart"
         else:
             assert bits_equal(a, b), f"result {i}: {a} instead of {b}"
+
+
+def _moves(a: torch.Tensor) -> list[int]:
+    """The strides that matter; about the others torch's fake tensors and kernels do not agree."""
+    return [s for n, s in zip(a.shape, a.stride(), strict=True) if n != 1 and a.numel()]
 
 
 def _copy(a: torch.Tensor) -> torch.Tensor:

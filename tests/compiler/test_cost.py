@@ -63,7 +63,9 @@ def test_symbolic_sizes() -> None:
     assert cost_of(made).flops == 2 * s * 16 * 32
     target = Target.parse("cpu:avx2,cores=2")
     small, large = Dim(s, 2, None, 128), Dim(s, 2, None, 12800)
-    assert seconds(cost_of(made), target, "f32", [large]) > seconds(cost_of(made), target, "f32", [small])
+    assert seconds(cost_of(made), target, "f32", [large]) > seconds(
+        cost_of(made), target, "f32", [small]
+    )
 
 
 def test_seconds_is_the_larger_limit_plus_starts() -> None:

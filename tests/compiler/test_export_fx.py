@@ -30,7 +30,9 @@ def dynamic_graph() -> Graph:
     x = o.input("x", TensorType.dense((s, t, 4), F32))
     flat = o.reshape(x, [s * t, 4])
     wide = o.expand(o.reshape(flat, [s, t, 1, 4]), [s, t, 3, 4])
-    return Graph((x,), (o.relu(wide), s * t + 1), dims=o.dims, updates=((0, o.neg(x)),), scalars=(t,))
+    return Graph(
+        (x,), (o.relu(wide), s * t + 1), dims=o.dims, updates=((0, o.neg(x)),), scalars=(t,)
+    )
 
 
 def test_static_module_runs_and_reads_back() -> None:

@@ -20,14 +20,20 @@ def o() -> Builder:
 
 CALLS = [
     (lambda o, x: o.permute(x, [2, 0, 1]), lambda x: x.permute(2, 0, 1)),
-    (lambda o, x: o.linear(x, o.input("w", TensorType.dense((6, 8), F32))), lambda x: x @ torch.empty(8, 6)),
+    (
+        lambda o, x: o.linear(x, o.input("w", TensorType.dense((6, 8), F32))),
+        lambda x: x @ torch.empty(8, 6),
+    ),
     (lambda o, x: o.call("aten.select.int", x, 1, -1), lambda x: x[:, -1]),
     (lambda o, x: o.cat([x, x], dim=1), lambda x: torch.cat([x, x], 1)),
     (lambda o, x: o.mean(x, [-1], True), lambda x: x.mean(-1, keepdim=True)),
     (lambda o, x: o.call("aten.slice.Tensor", x, 2, 1, 6, 2), lambda x: x[:, :, 1:6:2]),
     (lambda o, x: o.call("aten.gt.Scalar", x, 0), lambda x: x > 0),
     (lambda o, x: o.to(x, torch.bfloat16), lambda x: x.bfloat16()),
-    (lambda o, x: o.expand(o.call("aten.select.int", x, 0, 0), [4, -1, -1]), lambda x: x[0].expand(4, -1, -1)),
+    (
+        lambda o, x: o.expand(o.call("aten.select.int", x, 0, 0), [4, -1, -1]),
+        lambda x: x[0].expand(4, -1, -1),
+    ),
 ]
 
 
@@ -58,9 +64,9 @@ def test_refusals(o: Builder) -> None:
     y = o.input("y", TensorType.dense((3, 4), F32))
     with pytest.raises(CannotInfer, match=r"aten.mm.default\(f32\[3, 4\], f32\[3, 4\]\)"):
         o.mm(y, y)
-    with pytest.raises(CannotInfer, match="aten.mm"):
+    with pytest.raises(CannotInfer, match=r"aten\.mm"):
         o.mm(y, y)  # the second time from memory
-    with pytest.raises(CannotInfer, match="aten.add"):
+    with pytest.raises(CannotInfer, match=r"aten\.add"):
         o.add(x, o.input("z", TensorType.dense((T, S), F32)))
     with pytest.raises(DependsOnSize, match="depending on a size"):
         o.reshape(o.expand(x, [3, S, T]), [S, 3 * T])

@@ -47,7 +47,9 @@ def test_cores_scale_the_peak() -> None:
     assert Target.parse("cpu:cores=3").level == Target.detect().level
 
 
-@pytest.mark.parametrize("text", ["tpu", "cpu:avx1024", "cpu:cores=0", "cpu:cores=x", "native:x", ""])
+@pytest.mark.parametrize(
+    "text", ["tpu", "cpu:avx1024", "cpu:cores=0", "cpu:cores=x", "native:x", ""]
+)
 def test_unknown_targets_list_what_is_possible(text: str) -> None:
     with pytest.raises(BadOption, match="avx512_bf16") as error:
         Target.parse(text)

@@ -210,7 +210,9 @@ def test_static_view_functions_canonicalize_to_two_forms() -> None:
 
 @pytest.mark.parametrize("change", [same, normalized])
 def test_zero_size_and_0d(change) -> None:
-    check(lambda a, b: (a.reshape(2, -1) @ b.reshape(-1, 3), a.sum()), x(2, 0), x(0, 3), change=change)
+    check(
+        lambda a, b: (a.reshape(2, -1) @ b.reshape(-1, 3), a.sum()), x(2, 0), x(0, 3), change=change
+    )
     check(lambda a: (a * 2, a.reshape(1), a.expand(3)), torch.tensor(2.0), change=change)
 
 
@@ -245,7 +247,10 @@ def test_random_ops_keep_the_order_of_the_program() -> None:
     [
         (multiply_by_own_transpose, "overlapping memory"),
         (lambda a: torch.add(a, 1, out=torch.empty_like(a)), "no pure form"),
-        (lambda a: a.clone().as_strided((2, 2), (1, 1)).add_(1), "memory layout of an intermediate"),
+        (
+            lambda a: a.clone().as_strided((2, 2), (1, 1)).add_(1),
+            "memory layout of an intermediate",
+        ),
         (lambda a: F.dropout(a, 0.5, training=True).bernoulli_(0.5), "no pure form|random"),
         (lambda a: torch.view_as_complex(a.reshape(2, 2)).abs(), "complex"),
     ],

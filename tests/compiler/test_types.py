@@ -27,7 +27,9 @@ def test_dense_is_what_torch_makes(shape) -> None:
     assert TensorType.of(tensor).is_contiguous and tensor.is_contiguous()
 
 
-@pytest.mark.parametrize("make", [lambda t: t.t(), lambda t: t[:, :1], lambda t: t[:1], lambda t: t[::2]])
+@pytest.mark.parametrize(
+    "make", [lambda t: t.t(), lambda t: t[:, :1], lambda t: t[:1], lambda t: t[::2]]
+)
 def test_contiguity_agrees_with_torch(make) -> None:
     tensor = make(torch.empty(4, 6))
     assert TensorType.of(tensor).is_contiguous == tensor.is_contiguous()

@@ -82,7 +82,11 @@ REWRITES = {
         lambda o, x: o.bitwise_not(o.call("aten.bitwise_and.Tensor", x, x)),
         [INTS > 2],
     ),
-    "rsub": (lambda o, x, y: o.rsub(x, y, alpha=2), lambda o, x, y: o.sub(y, x, alpha=2), [X, X + 1]),
+    "rsub": (
+        lambda o, x, y: o.rsub(x, y, alpha=2),
+        lambda o, x, y: o.sub(y, x, alpha=2),
+        [X, X + 1],
+    ),
     "integer plus 0": (lambda o, x: o.add(x, 0), as_is, [INTS]),
     "float minus 0": (lambda o, x: o.sub(x, 0.0), as_is, [X]),
     "times 1": (lambda o, x: o.mul(x, 1.0), as_is, [X]),
@@ -128,7 +132,10 @@ KEPT = {
     "a returned copy of an input": (lambda o, x: o.clone(x), [X]),
     "a returned view of a copy": (lambda o, x: o.permute(o.clone(x), [1, 0, 2]), [X]),
     "lossy detour": (lambda o, x: o.to(o.to(x, torch.bfloat16), torch.float32), [X]),
-    "addmm with a scale": (lambda o, x, w, b: o.addmm(b, x, o.permute(w, [1, 0]), beta=2), [X[0], W, B]),
+    "addmm with a scale": (
+        lambda o, x, w, b: o.addmm(b, x, o.permute(w, [1, 0]), beta=2),
+        [X[0], W, B],
+    ),
     "a matrix that is not transposed": (lambda o, x, w: o.matmul(x, w), [X, W.t().contiguous()]),
     "training dropout": (lambda o, x: o.dropout(x, 0.5, True), [X]),
     "a copy of a transposed value": (lambda o, x: o.contiguous(o.permute(x, [1, 0, 2])), [X]),
@@ -172,7 +179,8 @@ def test_a_constant_matrix_is_transposed_once() -> None:
 def test_accuracy_is_bitwise() -> None:
     inputs = [torch.randn(6, 8), torch.randn(3, 8), torch.randn(3)]
     graph = graph_of(
-        lambda o, x, w, b: o.div(o.addmm(b, o.flatten(o.view(x, [6, 2, 4]), 1), o.t(w)), 4.0), inputs
+        lambda o, x, w, b: o.div(o.addmm(b, o.flatten(o.view(x, [6, 2, 4]), 1), o.t(w)), 4.0),
+        inputs,
     )
     result, _ = run_pass(Canonicalize(), graph, [tuple(inputs)])
     assert names(result) == ["aten.linear.default", "aten.mul.Scalar"]

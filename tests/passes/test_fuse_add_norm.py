@@ -59,7 +59,9 @@ def test_rewrites(case: str, dtype: torch.dtype) -> None:
 
 DECLINED = {
     "normalises input": lambda o, x, r, w, b: o.layer_norm(x, [32], w, b),
-    "normalises aten.add.Tensor": lambda o, x, r, w, b: o.layer_norm(o.add(x, r, alpha=2), [32], w, b),
+    "normalises aten.add.Tensor": lambda o, x, r, w, b: o.layer_norm(
+        o.add(x, r, alpha=2), [32], w, b
+    ),
     "is broadcast": lambda o, x, r, w, b: layer(o, x, o.slice(r, 0, 0, 1), w, b),
     "more than the last dim": lambda o, x, r, w, b: o.layer_norm(o.add(x, r), [5, 32]),
     "another norm": lambda o, x, r, w, b: (layer(o, x, r, w, b), layer(o, x, r, b, w)),

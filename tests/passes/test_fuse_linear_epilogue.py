@@ -83,7 +83,9 @@ def test_declines(reason: str) -> None:
 
 def test_declines_a_broadcast_residual() -> None:
     graph = graph_of(
-        lambda o, x, w, b, r: o.add(o.linear(x, w, b), o.slice(r, 0, 0, 1)), INPUTS, FuseLinearEpilogue()
+        lambda o, x, w, b, r: o.add(o.linear(x, w, b), o.slice(r, 0, 0, 1)),
+        INPUTS,
+        FuseLinearEpilogue(),
     )
     assert run_pass(FuseLinearEpilogue(), graph)[0] is graph
 

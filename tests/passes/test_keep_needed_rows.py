@@ -84,7 +84,9 @@ def test_declines_causal_attention() -> None:
 
 
 def test_declines_what_does_not_pay() -> None:
-    graph = graph_of(lambda o, x: o.slice(o.relu(x), 0, 0, 1), [torch.randn(2, 2).t()], KeepNeededRows())
+    graph = graph_of(
+        lambda o, x: o.slice(o.relu(x), 0, 0, 1), [torch.randn(2, 2).t()], KeepNeededRows()
+    )
     result, _ = run_pass(KeepNeededRows(), graph)
     target = Target.detect()
     assert graph_seconds(result, target) <= graph_seconds(graph, target)

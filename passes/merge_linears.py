@@ -1,0 +1,91 @@
+"""linear(x, a), linear(x, b) -> the two halves of linear(x, [a; b]): x is read and packed once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.ops import CONST
+from infopt.compiler.pipeline import Pass, PassContext
+from infopt.compiler.rewrite import exchange
+from infopt.compiler.types import TensorType
+
+
+@dataclass(frozen=True)
+class MergeLinears(Pass):
+    """linear(x, a), linear(x, b) -> the two halves of linear(x, [a; b])
+
+    For constant weights that nobody else reads: the concatenation takes their place, so memory
+    does not grow. Weights that are inputs stay apart, for joining them would copy them at every
+    call.
+    """
+
+    name: ClassVar[str] = "merge-linears"
+    stage: ClassVar[Stage] = Stage.FUSE
+    after: ClassVar[tuple[str, ...]] = ("canonicalize", "fuse-linear-epilogue")
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        groups: dict[Any, list[Node]] = defaultdict(list)
+        for node in graph.nodes():
+            if node.op.name == "aten.linear.default":
+                x, weight, bias = node.args
+                assert isinstance(x, Node) and isinstance(weight, Node)
+                groups[x, weight.dtype, bias is None].append(node)
+        changes: dict[Node, Node] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for linears in groups.values():
+            if len(linears) < 2:
+                continue
+            reason = _declines(graph, linears)
+            for node in linears:
+                ctx.site(node, reason is None, reason or "")
+            if reason is None:
+                changes.update(_merged(graph, linears, tensors, ctx))
+        if not changes:
+            return graph
+        return exchange(graph, changes, ctx.builder).with_consts(tensors)
+
+
+def _declines(graph: Graph, linears: list[Node]) -> str | None:
+    for node in linears:
+        for value in node.args[1:]:
+            if not isinstance(value, Node):
+                continue
+            if value.op is not CONST:
+                return f"weights are {value.op.name}s, not constants"
+            if graph.use_count(value) > 1:
+                return f"the constant {value.attr('name')} is read elsewhere too"
+    if any(node.args[1].tensor_type.rank != 2 for node in linears):  # type: ignore[union-attr]
+        return "a weight that is not a matrix"
+    return None
+
+
+def _merged(
+    graph: Graph, linears: list[Node], tensors: dict[str, torch.Tensor], ctx: PassContext
+) -> dict[Node, Node]:
+    """Each linear as a slice of one linear of all their rows."""
+    o = ctx.builder
+
+    def joined(position: int) -> Node | None:
+        parts = [node.args[position] for node in linears]
+        if not isinstance(parts[0], Node):
+            return None
+        value = torch.cat([graph.consts[p.attr("name")].detach() for p in parts])  # type: ignore[union-attr]
+        name = f"merged_{len(tensors)}"
+        while name in graph.consts:
+            name += "_"
+        tensors[name] = value
+        return o.const(name, TensorType.of(value))
+
+    whole = o.call("aten.linear.default", linears[0].args[0], joined(1), joined(2))
+    changes, start = {}, 0
+    for node in linears:
+        end = start + node.shape[-1]
+        last = node.tensor_type.rank - 1
+        changes[node] = o.call("aten.slice.Tensor", whole, last, start, end, 1)
+        start = end
+    return changes

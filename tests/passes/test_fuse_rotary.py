@@ -1,0 +1,120 @@
+"""fuse-rotary: rewrites, declines, accuracy, idempotence, gain."""
+
+import pytest
+import torch
+
+from infopt.codegen.kernels.rotary import rotary
+from infopt.compiler.cost import graph_seconds
+from infopt.compiler.target import Target
+from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.passes.fuse_rotary import FuseRotary
+
+Q, K = torch.randn(2, 4, 5, 16), torch.randn(2, 2, 5, 16)
+COS, SIN = torch.randn(1, 5, 16), torch.randn(1, 5, 16)
+INPUTS = [Q, K, COS, SIN]
+END = 2**63 - 1
+
+
+def half(o, x):
+    middle = x.shape[-1] // 2
+    return o.cat([o.neg(o.slice(x, 3, middle, END)), o.slice(x, 3, 0, middle)], -1)
+
+
+def turn(o, x, cos, sin):
+    wide = [o.reshape(t, [t.shape[0], 1, *t.shape[1:]]) for t in (cos, sin)]
+    return o.add(o.mul(x, wide[0]), o.mul(half(o, x), wide[1]))
+
+
+def both(o, q, k, cos, sin):
+    return turn(o, q, cos, sin), turn(o, k, cos, sin)
+
+
+def partial(o, q, k, cos, sin):
+    def one(x):
+        part, rest = o.slice(x, 3, 0, 16), o.slice(x, 3, 16, END)
+        return o.cat([turn(o, part, cos, sin), rest], -1)
+
+    return one(q), one(k)
+
+
+def fused(o, q, k, cos, sin):
+    made = o.call(rotary, q, k, cos, sin)
+    return o.getitem(made, 0), o.getitem(made, 1)
+
+
+def with_more_features(t):
+    return torch.cat([t, t + 1], -1)
+
+
+PARTIAL = [with_more_features(Q), with_more_features(K), COS, SIN]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build, inputs", [(both, INPUTS), (partial, PARTIAL)])
+def test_rewrites(build, inputs, dtype: torch.dtype) -> None:
+    report = check_pass(FuseRotary(), build, fused, [t.to(dtype) for t in inputs])
+    assert len(report.applied) == 1
+
+
+def test_rewrites_per_sequence_angles() -> None:
+    check_pass(
+        FuseRotary(),
+        both,
+        fused,
+        [Q, K, COS.expand(2, 5, 16).clone(), SIN.expand(2, 5, 16).clone()],
+    )
+
+
+def swapped(o, q, k, cos, sin):
+    def other(x):
+        low = o.cat([o.slice(x, 3, 8, END), o.neg(o.slice(x, 3, 0, 8))], -1)
+        return o.add(
+            o.mul(x, o.reshape(cos, [1, 1, 5, 16])), o.mul(low, o.reshape(sin, [1, 1, 5, 16]))
+        )
+
+    return other(q), other(k)
+
+
+def chained(o, q, k, cos, sin):
+    once = turn(o, q, cos, sin)
+    return once, turn(o, once, cos, sin)
+
+
+DECLINED = {
+    "no second value": lambda o, q, k, cos, sin: turn(o, q, cos, sin),
+    "computed from the other": chained,
+    "have other tokens": lambda o, q, k, cos, sin: (
+        turn(o, q, cos, sin), turn(o, o.slice(q, 0, 0, 1), cos, sin)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", DECLINED)
+def test_declines(reason: str) -> None:
+    graph = graph_of(DECLINED[reason], INPUTS, FuseRotary())
+    result, report = run_pass(FuseRotary(), graph)
+    assert result is graph and reason in report.declined[0].reason
+
+
+def test_another_rotation_is_left_alone() -> None:
+    graph = graph_of(swapped, INPUTS, FuseRotary())
+    assert run_pass(FuseRotary(), graph)[0] is graph
+
+
+def test_accuracy() -> None:
+    for build, inputs in ((both, INPUTS), (partial, PARTIAL)):
+        graph = graph_of(build, inputs, FuseRotary())
+        _, report = run_pass(FuseRotary(), graph, [tuple(inputs)])
+        assert report.applied
+
+
+def test_idempotent() -> None:
+    once, _ = run_pass(FuseRotary(), graph_of(both, INPUTS, FuseRotary()))
+    assert run_pass(FuseRotary(), once)[0] is once
+
+
+def test_gain() -> None:
+    graph = graph_of(both, INPUTS, FuseRotary())
+    result, _ = run_pass(FuseRotary(), graph)
+    target = Target.parse("cpu:avx2")
+    assert graph_seconds(result, target) < graph_seconds(graph, target)

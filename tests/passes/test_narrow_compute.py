@@ -1,0 +1,108 @@
+"""f32 linears and attention with bf16 products, where compute="bf16" permits it."""
+
+from __future__ import annotations
+
+import infopt
+import pytest
+import torch
+from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.linear import gated_linear, linear_act
+from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.narrow_compute import NarrowCompute
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(2, 20, 32)
+
+
+@pytest.fixture
+def w():
+    torch.manual_seed(1)
+    return torch.randn(32, 32) / 6
+
+
+def test_rewrites(x, w):
+    """A value that only products read stays in bf16; one that is a result or is summed is f32."""
+
+    def before(o, x, w):
+        hidden = o.call(linear_act, x, w, None, None, activation="gelu")
+        return o.call(linear_act, hidden, w, None, x, activation="none")
+
+    def expected(o, x, w):
+        hidden = o.call(narrow_linear, x, w, None, None, activation="gelu", out=BF16)
+        return o.call(narrow_linear, hidden, w, None, x, activation="none", out=torch.float32)
+
+    check_pass(NarrowCompute(), before, expected, [x, w])
+
+
+def test_attention_and_gates(x, w):
+    def heads(o, y):
+        return o.permute(o.reshape(y, [2, 20, 4, 8]), [0, 2, 1, 3])
+
+    def before(o, x, w):
+        q, k = heads(o, o.linear(x, w)), heads(o, o.linear(x, o.neg(w)))
+        mixed = o.call(attention, q, k, q, None, scale=0.3)
+        flat = o.reshape(o.permute(mixed, [0, 2, 1, 3]), [2, 20, 32])
+        return o.call(gated_linear, flat, w, w)
+
+    found, report = run_pass(NarrowCompute(), graph_of(before, [x, w]), [(x, w)])
+    names = [n.op for n in found.nodes()]
+    assert names.count(narrow_linear) == 2 and names.count(narrow_gated_linear) == 1
+    [mixed] = [n for n in found.nodes() if n.op is attention]
+    assert mixed.dtype == BF16 and found.outputs[0].dtype == torch.float32
+    assert not any(n.op.name == "aten.to.dtype" for n in found.nodes())
+    assert len(report.applied) == 4
+
+
+def test_masks_keep_masked_rows_finite(x):
+    lowest = torch.finfo(torch.float32).min
+    q = torch.randn(1, 2, 4, 8)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = lowest
+    mask[..., 1, :] = lowest
+    start = graph_of(lambda o, q, m: o.call(attention, q, q, q, m, scale=0.3), [q, mask])
+    found, _ = run_pass(NarrowCompute(), start)
+    got, want = interpret(found, [q, mask])[0], interpret(start, [q, mask])[0]
+    assert torch.isfinite(got).all()
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+def test_constant_weights_are_rounded_once(x, w):
+    o = Builder()
+    node, const = o.input("x", TensorType.of(x)), o.const("w", TensorType.of(w))
+    graph = Graph((node,), (o.linear(node, o.permute(const, [1, 0])),), {"w": w}, stage=Stage.FUSE)
+    found, _ = run_pass(NarrowCompute(), graph, [(x,)])
+    assert set(found.consts) == {"w_bf16"} and found.consts["w_bf16"].dtype == BF16
+
+
+def test_declines(x, w):
+    start = graph_of(lambda o, x, w: o.linear(x, w), [x.double(), w.double()], NarrowCompute())
+    found, report = run_pass(NarrowCompute(), start)
+    assert found is start
+    assert report.declined[0].reason == "it computes in torch.float64"
+
+
+def test_accuracy(x, w):
+    _, report = run_pass(NarrowCompute(), graph_of(lambda o, x, w: o.linear(x, w), [x, w]), [(x, w)])
+    assert "rms" in report.error
+
+
+def test_idempotent(x, w):
+    found, _ = run_pass(NarrowCompute(), graph_of(lambda o, x, w: o.linear(x, w), [x, w]))
+    again, report = run_pass(NarrowCompute(), found)
+    assert again is found and not report.sites
+
+
+def test_gain():
+    """Only permission puts it in the list, so its price is paid by whoever asked."""
+    assert "narrow-compute" not in {p.name for p in infopt.default_passes()}
+    assert "narrow-compute" in {p.name for p in infopt.default_passes(compute="bf16")}

@@ -1,0 +1,105 @@
+"""The default list: its order, additions and removals, and what it makes of whole models."""
+
+import pytest
+import torch
+import transformers
+
+import infopt
+from infopt.compiler.errors import BadOption
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.pipeline import Pass, PassContext, Pipeline
+from infopt.compiler.target import Target
+from infopt.passes.pipelines import default_passes
+from tests.compiler.traced import check, names
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+IDS = torch.randint(0, 100, (2, 9))
+MASK = torch.ones_like(IDS).index_fill(1, torch.tensor([7, 8]), 0)
+
+
+class Marker(Pass):
+    name, stage = "marker", Stage.NORMALIZE
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        return graph
+
+
+def test_stages_never_go_back() -> None:
+    for compute in (None, "bf16"):
+        stages = [p.stage for p in default_passes(compute=compute)]
+        assert stages == sorted(stages)
+        Pipeline(default_passes(compute=compute))
+
+
+def test_each_pass_has_its_own_tests() -> None:
+    import pathlib
+
+    folder = pathlib.Path(__file__).parent
+    for p in default_passes(compute="bf16"):
+        assert (folder / f"test_{p.name.replace('-', '_')}.py").exists(), p.name
+
+
+def test_a_pass_is_added_at_the_end_of_its_stage() -> None:
+    found = default_passes(add=[Marker()])
+    position = [p.name for p in found].index("marker")
+    assert (
+        found[position - 1].stage is Stage.NORMALIZE and found[position + 1].stage > Stage.NORMALIZE
+    )
+    assert infopt.default_passes(add=[Marker()]) == found
+
+
+def test_removal() -> None:
+    assert "fuse-rotary" not in {p.name for p in default_passes(remove=["fuse-rotary"])}
+    with pytest.raises(BadOption, match=r"\['no-such-pass'\].*fuse-rotary"):
+        default_passes(remove=["no-such-pass"])
+
+
+def optimized(graph: Graph) -> Graph:
+    return Pipeline(default_passes()).run(graph, PassContext(Target.parse("cpu:avx512,cores=2")))
+
+
+def model(kind: str, attention: str) -> torch.nn.Module:
+    settings = {**SMALL, "attn_implementation": attention, "use_cache": False}
+    if kind == "bert":
+        return transformers.BertModel(transformers.BertConfig(**settings))
+    grouped = {**settings, "num_key_value_heads": 2}
+    if kind == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**grouped))
+    if kind == "qwen3":
+        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**grouped, head_dim=16))
+    names_of_gpt = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
+    rest = {
+        "attn_implementation": attention,
+        "use_cache": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return transformers.GPT2Model(transformers.GPT2Config(**names_of_gpt, **rest))
+
+
+EXPECTED = {
+    "bert": {"attention": 2, "linear_act": 4 + 2, "aten.layer_norm.default": 5},
+    "llama": {"attention": 2, "rms_norm": 5, "gated_linear": 2, "rotary": 2, "linear_act": 4},
+    "qwen3": {"attention": 2, "rms_norm": 9, "gated_linear": 2, "rotary": 2, "linear_act": 4},
+    "gpt2": {"attention": 2, "add_layer_norm": 4, "aten.gelu.default": 2},
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_whole_models(kind: str, attention: str, dynamic: bool) -> None:
+    made = model(kind, attention).eval()
+    graph = check(
+        lambda ids, mask: made(input_ids=ids, attention_mask=mask)[0],
+        IDS, MASK, change=optimized, dynamic=dynamic,
+    )  # fmt: skip
+    found = names(graph)
+    assert {op: found.count(op) for op in EXPECTED[kind]} == EXPECTED[kind]
+    assert "aten.softmax.int" not in found and "aten.rsqrt.default" not in found
