@@ -15,7 +15,7 @@ from infopt.compiler.types import Size, TensorType
 
 @dataclass(frozen=True)
 class Part:
-    """What to write where: a source (its layout possibly expanded), or one number, into a layout."""
+    """What to write into a layout: a source, its layout possibly expanded, or one number."""
 
     target: Layout
     source: Node | None
@@ -70,9 +70,7 @@ def _stack(node: Node, out: Layout, sizes: Sizes) -> list[Part] | None:
     d = node.attr("dim") % len(out.shape)
     made = []
     for i, source in enumerate(node.inputs):
-        target = views.pick(out, d, i)
-        assert target is not None
-        made.append(Part(target, source))
+        made.append(Part(views.pick(out, d, i), source))
     return made
 
 
@@ -82,8 +80,6 @@ def _slice_scatter(node: Node, out: Layout, sizes: Sizes) -> list[Part] | None:
     assert isinstance(whole, Node) and isinstance(source, Node)
     d = node.attr("dim") % len(out.shape)
     start = views.first(node.attr("start"), out.shape[d])
-    if start is None:
-        return None
     target = views.cut(out, d, start, source.shape[d], node.attr("step"))
     return [Part(out, whole), Part(target, source)]
 
@@ -93,7 +89,7 @@ def _select_scatter(node: Node, out: Layout, sizes: Sizes) -> list[Part] | None:
     whole, source = node.args
     assert isinstance(whole, Node) and isinstance(source, Node)
     target = views.pick(out, node.attr("dim") % len(out.shape), node.attr("index"))
-    return None if target is None else [Part(out, whole), Part(target, source)]
+    return [Part(out, whole), Part(target, source)]
 
 
 @_assembled("constant_pad_nd.default", "pad.default")
@@ -133,6 +129,27 @@ def _repeat(node: Node, out: Layout, sizes: Sizes) -> list[Part] | None:
         return replace(layout, shape=target.shape, strides=tuple(moves))
 
     return [Part(target, source, expanded=expanded)]
+
+
+@_assembled("repeat_interleave.self_int")
+def _repeat_interleave(node: Node, out: Layout, sizes: Sizes) -> list[Part] | None:
+    (source,) = node.inputs
+    count, dim = node.attr("repeats"), node.attr("dim")
+    if dim is None or not source.shape:
+        return None
+    d = dim % len(out.shape)
+    n, stride = source.shape[d], out.strides[d]
+
+    def with_copies(layout: Layout, outer: Size, inner: Size) -> Layout:
+        shape = (*layout.shape[:d], n, count, *layout.shape[d + 1 :])
+        return replace(
+            layout,
+            shape=shape,
+            strides=(*layout.strides[:d], outer, inner, *layout.strides[d + 1 :]),
+        )
+
+    target = with_copies(out, stride * count, stride)
+    return [Part(target, source, expanded=lambda x: with_copies(x, x.strides[d], 0))]
 
 
 @_assembled("flip.default")

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHECKSUM = "sha256"
+ABANDONED = 3600.0  # seconds after which a half-made entry has no owner any more
 
 
 class UnsafeCache(RuntimeError):
@@ -37,6 +39,7 @@ class BuildCache:
         self._verified: dict[str, Path] = {}
         self._private: Path | None = None
         self._warned = False
+        self._swept = False
 
     def ensure(self, key: str, name: str, fill: Callable[[Path], object]) -> Path:
         """The file `name` of `key`; if need be made by `fill(folder)`, which writes `folder/name`.
@@ -111,6 +114,7 @@ class BuildCache:
             raise UnsafeCache("no home folder; set INFOPT_CACHE to a folder of your own")
         self.root.mkdir(parents=True, mode=0o700, exist_ok=True)
         check_folder(self.root)
+        self._sweep(self.root)
         entry = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
         try:
             (work / CHECKSUM).write_text(_sha256(work / name) + "\n")
@@ -119,6 +123,16 @@ class BuildCache:
             return self._rename(entry, self.root / key, name)
         finally:
             shutil.rmtree(entry, ignore_errors=True)
+
+    def _sweep(self, root: Path) -> None:
+        """Once per process: remove what processes that were killed left half done."""
+        if self._swept:
+            return
+        self._swept = True
+        for folder in [*root.glob(".new-*"), *root.glob(".old-*")]:
+            with suppress(OSError):  # another process removed it
+                if time.time() - folder.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _rename(self, entry: Path, final: Path, name: str) -> Path:
         for _ in range(8):

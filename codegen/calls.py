@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from infopt.codegen.kernel import Call, Config, Emitter
-from infopt.codegen.plan_writer import SHIPPED, PlanWriter, Value
+from infopt.codegen.lower_region import Texts
+from infopt.codegen.plan_writer import GENERATED, SHIPPED, PlanWriter, Value
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
 from infopt.compiler.target import Target
@@ -23,6 +24,7 @@ class Lowering(Protocol):
     writer: PlanWriter
     target: Target
     shipped: bool
+    texts: Texts
     values: dict[Node, Value]
     several: dict[Node, tuple[Value | None, ...]]
 
@@ -60,9 +62,12 @@ class Calls:
         calls = [made] if isinstance(made, Call) else list(made)
         if not low.shipped and any(_is_shipped(c) for c in calls):
             return False
-        names: dict[str, Value | None] = {
-            k: v for k, v in operands.items() if not isinstance(v, tuple)
-        }
+        names: dict[str, Value | None] = {}
+        for name, operand in operands.items():
+            if isinstance(operand, tuple):
+                names |= {f"{name}{i}": v for i, v in enumerate(operand)}
+            else:
+                names[name] = operand
         names |= {"out": out[0]} if single else {f"out{i}": v for i, v in enumerate(out)}
         if single:
             low.values[node] = out[0]  # type: ignore[assignment]
@@ -133,6 +138,9 @@ class Calls:
     def _library(self, call: Call) -> str:
         if call.source is None:
             return SHIPPED
+        if call.includes:
+            self.low.texts.add(call.symbol, call.source, call.includes)
+            return GENERATED
         name = f"own_{hashlib.sha256(call.source.encode()).hexdigest()[:12]}"
         self.sources[name] = call.source
         return name

@@ -11,8 +11,6 @@ from infopt.codegen.expression import HALVES, MEMORY_TYPES, Code, Operand
 from infopt.codegen.region import Access, Loops
 from infopt.compiler.types import Size
 
-PROLOGUE = '#include "region.h"\nusing namespace infopt;\n'
-
 
 class RegionText:
     """Writes one region.

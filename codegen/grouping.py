@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from infopt.codegen import pointwise, views
+from infopt.codegen import fills, pointwise, views
 from infopt.codegen.sizes import same
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import CONST, GETITEM, INPUT
@@ -327,7 +327,7 @@ def basic_kind(node: Node, is_kernel: Callable[[Node], bool], generated: bool) -
     if views.gives_pieces(node):
         return PIECES
     if generated and (
-        pointwise.fill_value(node) is not None or pointwise.count_from(node) is not None
+        fills.fill_value(node) is not None or fills.count_from(node) is not None
     ):
         return MADE
     if is_kernel(node):

@@ -33,15 +33,17 @@ class Call:
     """One native call, in symbolic sizes.
 
     symbol    the exported C function
-    pointers  in the kernel's order: a parameter's name, "out" (or "out0", "out1" for several
-              results), None for an absent tensor, or another Call whose result is read here; such
-              a call gets new memory of `bytes` bytes as its last pointer and runs once for all who
-              ask for the same one
+    pointers  in the kernel's order: a parameter's name ("xs0" for the first of a list "xs"), "out"
+              (or "out0", "out1" for several results), None for an absent tensor, or another Call
+              whose result is read here; such a call gets new memory of `bytes` bytes as its last
+              pointer and runs once for all who ask for the same one
     numbers   sizes, strides, flags; a float travels as a double
     tasks     how many independent tasks; 0 leaves the call out
     scratch   bytes each thread needs
     error     the message, with its exception's name, if the kernel can find its data invalid
     source    C++ text that defines the symbol; None for the kernels that were installed
+    includes  headers of csrc that the text needs; such a text is one function, compiled together
+              with the graph's regions. Without, the text is a whole file and a library of its own
     """
 
     symbol: str
@@ -51,6 +53,7 @@ class Call:
     scratch: Size | None = None
     error: str | None = None
     source: str | None = None
+    includes: tuple[str, ...] = ()
     bytes: Size = 0
 
 

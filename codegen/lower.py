@@ -20,7 +20,6 @@ from infopt.codegen.assemble import can_assemble
 from infopt.codegen.assemble import parts as assembled_parts
 from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
-from infopt.codegen.emit_cpp import PROLOGUE
 from infopt.codegen.expand import expand
 from infopt.codegen.grouping import MADE, PIECE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, find_emitter
@@ -138,7 +137,7 @@ class _Lowering:
         )
         sources = dict(self.calls.sources)
         if self.texts.functions:
-            sources[GENERATED] = PROLOGUE + "\n".join(self.texts.functions.values())
+            sources[GENERATED] = self.texts.file()
         return Lowered(plan, self.constants, sources, self.target.level, self.report)
 
     def unit(self, unit: Unit) -> None:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from infopt.codegen import pointwise, views
+from infopt.codegen import fills, pointwise, views
 from infopt.codegen.emit_cpp import RegionText
-from infopt.codegen.expression import Code, Operand
+from infopt.codegen.expression import C_TYPES, Code, Operand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Labels, Unit, operands
 from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
 from infopt.codegen.region import Access, find_loops
@@ -36,10 +36,17 @@ class Texts:
 
     def __init__(self) -> None:
         self.functions: dict[str, str] = {}
+        self.includes: dict[str, None] = {}
 
-    def add(self, name: str, text: str) -> str:
+    def add(self, name: str, text: str, includes: tuple[str, ...] = ("region.h",)) -> str:
         self.functions.setdefault(name, text)
+        self.includes.update(dict.fromkeys(includes))
         return name
+
+    def file(self) -> str:
+        """One C++ file of all functions."""
+        lines = [f'#include "{name}"' for name in sorted(self.includes)]
+        return "\n".join([*lines, "using namespace infopt;", *self.functions.values()])
 
 
 class _Pass:
@@ -146,7 +153,7 @@ def _source(low: Values, unit: Unit, region: _Pass, node: Node, a: Node) -> Sour
 def _made(
     low: Values, region: _Pass, labels: Labels, node: Node, a: Node, base: Node
 ) -> Source | None:
-    fill = pointwise.fill_value(base)
+    fill = fills.fill_value(base)
     if fill is not None:
         if a.dtype != base.dtype:
             return None
@@ -169,7 +176,7 @@ def made_constant(code: Code, value: object, dtype: torch.dtype) -> Operand:
 
 def counted(text: RegionText, index: int, base: Node) -> Operand:
     """start + step * position, the position from an access without memory."""
-    bounds = pointwise.count_from(base)
+    bounds = fills.count_from(base)
     assert bounds is not None
     code, i64 = text.code, torch.int64
     result = text.read(index)
@@ -193,7 +200,7 @@ def _virtual(low: Values, a: Node) -> Layout | None:
 
 def make(low: Values, texts: Texts, node: Node, target: Value) -> None:
     """Write a fill or count into memory."""
-    value = pointwise.fill_value(node)
+    value = fills.fill_value(node)
     if value is not None:
         fill(low, texts, value, target)
         return

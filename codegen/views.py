@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 import torch
+from torch.utils._sympy.functions import Where
 
 from infopt.codegen.sizes import Sizes, product, same
 from infopt.compiler.graph import Node
@@ -196,25 +197,25 @@ def cut(source: Layout, d: int, start: Size, length: Size, step: Size) -> Layout
     return replace(source, offset=offset, shape=shape, strides=strides)
 
 
-def first(start: Size | None, size: Size) -> Size | None:
-    """Where a slice begins: negative counts from the end, clamped; None where that is unclear."""
+def first(start: Size | None, size: Size) -> Size:
+    """Where a slice begins: a negative start counts from the end, and it stays inside."""
     if start is None or start == 0:
         return 0
     if isinstance(start, int) and isinstance(size, int):
         return min(max(start + size if start < 0 else start, 0), size)
-    if isinstance(start, int) or (isinstance(start, sympy.Expr) and start.is_nonnegative):
-        if isinstance(start, int) and start < 0:
-            return sympy.Max(size + start, 0)
-        return start if same(start, size) else sympy.Min(start, size)
-    return None
+    if isinstance(start, int):
+        return sympy.Max(size + start, 0) if start < 0 else sympy.Min(start, size)
+    if same(start, size):
+        return start
+    if start.is_nonnegative:
+        return sympy.Min(start, size)
+    return Where(sympy.Lt(start, 0), sympy.Max(size + start, 0), sympy.Min(start, size))
 
 
 @_register("slice.Tensor")
 def _sliced(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     d = node.attr("dim") % len(source.shape)
     start = first(node.attr("start"), source.shape[d])
-    if start is None:
-        return None
     return cut(source, d, start, node.shape[d], node.attr("step"))
 
 
@@ -222,7 +223,7 @@ def _sliced(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
 def _narrowed(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     d = node.attr("dim") % len(source.shape)
     start = first(node.attr("start"), source.shape[d])
-    return None if start is None else cut(source, d, start, node.shape[d], 1)
+    return cut(source, d, start, node.shape[d], 1)
 
 
 @_register("select.int")
@@ -231,14 +232,12 @@ def _selected(node: Node, source: Layout, sizes: Sizes) -> Layout | None:
     return pick(source, d, index)
 
 
-def pick(source: Layout, d: int, index: Size) -> Layout | None:
-    """One index of dimension d; None for a symbolic one of unknown sign."""
+def pick(source: Layout, d: int, index: Size) -> Layout:
+    """One index of dimension d, negative ones counted from the end."""
     if isinstance(index, int):
         index = index + source.shape[d] if index < 0 else index
-    elif index.is_negative:
-        index = source.shape[d] + index
     elif not index.is_nonnegative:
-        return None
+        index = Where(sympy.Lt(index, 0), source.shape[d] + index, index)
     row = cut(source, d, index, 1, 1)
     shape = (*row.shape[:d], *row.shape[d + 1 :])
     return replace(row, shape=shape, strides=(*row.strides[:d], *row.strides[d + 1 :]))

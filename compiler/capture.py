@@ -48,7 +48,9 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise TraceDeclined(f"torch could not trace it: {reason[0] if reason else error!r}") from error
+        raise TraceDeclined(
+            f"torch could not trace it: {reason[0] if reason else error!r}"
+        ) from error
 
 
 def check_mode() -> None:
@@ -58,7 +60,7 @@ def check_mode() -> None:
 
 
 def retraced(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
-    """The aten program of any fx module at the sizes of these inputs; its parameters are attributes.
+    """The aten program of any fx module at these inputs' sizes; its parameters are attributes.
 
     Raises TraceDeclined where torch cannot trace it.
     """

@@ -1,4 +1,4 @@
-"""One graph made runnable: pipeline, lowering, build; and the eager stand-in where that is not so."""
+"""One graph made runnable: passes, lowering, build."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def build(
 def _check_program(graph: Graph, made: Program, samples: Sequence[tuple[Any, ...]]) -> None:
     """The program against the references of its graph: INFOPT_CHECK=2. Raises ContractBroken."""
     for sample in samples:
-        copies = [[v.clone() if isinstance(v, torch.Tensor) else v for v in sample] for _ in range(2)]
+        copies = [
+            [v.clone() if isinstance(v, torch.Tensor) else v for v in sample] for _ in range(2)
+        ]
         results = zip(interpret(graph, copies[0]), made(copies[1]), strict=True)
         for position, (expected, found) in enumerate([*results, *zip(*copies, strict=True)]):
             reason = isinstance(expected, torch.Tensor) and Exact().accepts(expected, found)
@@ -80,4 +82,3 @@ def _check_program(graph: Graph, made: Program, samples: Sequence[tuple[Any, ...
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-

@@ -53,7 +53,9 @@ def compile(
         return _compile(model, args, dict(kwargs or {}), machine, dynamic_shapes, parsed, report)
     except (TraceDeclined, LoweringDeclined, PlanError) as declined:
         if parsed.strict:
-            raise FallbackRefused(f"strict=True, and the model cannot be compiled: {declined}") from None
+            raise FallbackRefused(
+                f"strict=True, and the model cannot be compiled: {declined}"
+            ) from None
         report.declined = str(declined)
         return AsTorch(model.module() if isinstance(model, ExportedProgram) else model, report)
 
@@ -82,7 +84,7 @@ def _compile(
 
 
 def explain(compiled: Any, pass_name: str | None = None) -> str:
-    """Where a pass applied in a compiled model, and where not and why; the whole report without one.
+    """Where a pass applied in a compiled model, and where not and why; all of it without a name.
 
     compiled: what infopt.compile or torch.compile(backend="infopt") returned.
     Raises KeyError listing the passes where none of that name ran.

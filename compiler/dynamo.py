@@ -65,16 +65,20 @@ def infopt(
         return _compile(module, example_inputs, parsed, entry)
     except (TraceDeclined, LoweringDeclined) as declined:
         if parsed.strict:
-            raise FallbackRefused(f"strict=True, and the program cannot be compiled: {declined}") from None
+            raise FallbackRefused(
+                f"strict=True, and the program cannot be compiled: {declined}"
+            ) from None
         return _as_torch(module, report, str(declined))
     except InfoptError:
         raise
     except Exception as error:
-        # A fault of ours must not stop the user's program; it is loud, counted, and fatal in strict.
+        # A fault of ours must not stop the user's program: it is loud, counted, fatal in strict.
         if parsed.strict:
             raise
         counters["infopt"]["internal_errors"] += 1
-        log.warning("internal error, please report it; this part runs as torch runs it", exc_info=True)
+        log.warning(
+            "internal error, please report it; this part runs as torch runs it", exc_info=True
+        )
         return _as_torch(module, report, f"internal error: {type(error).__name__}: {error}")
 
 
@@ -91,7 +95,9 @@ def _compile(
     report = entry.report
     start = time.perf_counter()
     aten = aten_module(module, inputs)
-    weights = {i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter | torch.nn.Buffer)}
+    weights = {
+        i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter | torch.nn.Buffer)
+    }
     graph = from_fx(aten, weights | _static_inputs(module), guard=True)
     report.phases["trace"] = time.perf_counter() - start
     order = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor)]
@@ -210,9 +216,15 @@ def reports_of(compiled: Any) -> list[Report]:
         own = {id(p) for p in target.parameters()}
     else:
         original = getattr(compiled, "_torchdynamo_orig_callable", compiled)
-        module = original if isinstance(original, torch.nn.Module) else getattr(original, "__self__", None)
+        module = (
+            original
+            if isinstance(original, torch.nn.Module)
+            else getattr(original, "__self__", None)
+        )
         function = getattr(original, "__func__", original)
-        code = function.__code__ if hasattr(function, "__code__") else type(original).forward.__code__
+        code = (
+            function.__code__ if hasattr(function, "__code__") else type(original).forward.__code__
+        )
         own = {id(p) for p in module.parameters()} if isinstance(module, torch.nn.Module) else set()
     place = (code.co_filename, code.co_firstlineno)
     found = []

@@ -28,7 +28,7 @@ from infopt.compiler.types import Dim, as_size, substitute
 class Argument:
     """One argument of the model: its name, whether by keyword only, and its tree of leaf numbers.
 
-    A leaf is `leaf(i)` for the i-th tensor or size of the call; anything else is part of the program.
+    A leaf is `leaf(i)` for the i-th tensor or size of the call; all else is part of the program.
     """
 
     name: str
@@ -76,16 +76,14 @@ def export(
     dynamic_shapes: Any,
     leaf: Callable[[int], Any],
 ) -> Exported:
-    """Trace a model. leaf: makes the marker for the i-th leaf. TraceDeclined says why it cannot be."""
+    """Trace a model; leaf makes the marker for the i-th leaf. TraceDeclined says why it cannot."""
     program, names = _program(model, args, dict(kwargs), dynamic_shapes)
     graph, state = graph_of(program)
     graph = replace(graph, dims=_promised_ranges(program, graph.dims))
     user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     markers = [a.value if isinstance(a, ConstantArgument) else leaf(i) for i, a in enumerate(user)]
     tensors = [i for i, a in enumerate(user) if isinstance(a, TensorArgument)]
-    sizes = [
-        i for i, a in enumerate(user) if not isinstance(a, TensorArgument | ConstantArgument)
-    ]
+    sizes = [i for i, a in enumerate(user) if not isinstance(a, TensorArgument | ConstantArgument)]
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     if in_spec is None or out_spec is None:
         raise TraceDeclined("the exported program does not say how it is called")
@@ -163,10 +161,8 @@ def _stored(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
     return source[spec.target].detach()
 
 
-def _bind(
-    graph: Graph, tensors: Mapping[str, torch.Tensor]
-) -> tuple[Graph, list[torch.Tensor]]:
-    """Inputs of these names become consts, except those the graph writes to: they stay inputs, last."""
+def _bind(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> tuple[Graph, list[torch.Tensor]]:
+    """Inputs of these names become consts, but those the graph writes to stay inputs, last."""
     o = Builder(graph.dims)
     written = {i for i, _ in graph.updates}
     changes, consts, state, user = {}, {}, [], []
@@ -205,9 +201,7 @@ def _promised_ranges(program: ExportedProgram, dims: tuple[Dim, ...]) -> tuple[D
     return tuple(ranged)
 
 
-def _same_types_at(
-    program: ExportedProgram, dims: tuple[Dim, ...], dim: Dim, value: int
-) -> bool:
+def _same_types_at(program: ExportedProgram, dims: tuple[Dim, ...], dim: Dim, value: int) -> bool:
     """True where the aten program at this size gives the shapes and dtypes the trace promises."""
     sizes = {d.symbol: value if d is dim else d.hint for d in dims}
     mode = FakeTensorMode(allow_non_fake_inputs=True)

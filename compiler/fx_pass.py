@@ -41,7 +41,9 @@ class FxPass(Pass):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return "fx-" + getattr(self.function, "__name__", "pass").strip("_").replace("_", "-").lower()
+        return (
+            "fx-" + getattr(self.function, "__name__", "pass").strip("_").replace("_", "-").lower()
+        )
 
     @cached_property
     def key(self) -> str:
@@ -57,7 +59,9 @@ class FxPass(Pass):
         changed = self.function(module)
         module = module if changed is None else changed
         if not isinstance(module, fx.GraphModule):
-            raise ContractBroken(f"{self.name} returned {type(module).__name__}, expected a GraphModule")
+            raise ContractBroken(
+                f"{self.name} returned {type(module).__name__}, expected a GraphModule"
+            )
         result = from_references(module, graph, ctx.builder)
         applied = [n.name for n in module.graph.nodes] != before or result.key != graph.key
         ctx.site("graph", applied, "" if applied else "left the program as it was")
@@ -65,7 +69,7 @@ class FxPass(Pass):
 
 
 def from_references(module: fx.GraphModule, like: Graph, o: Builder) -> Graph:
-    """Back from Graph.to_fx's form: call_function nodes whose targets are references or overloads."""
+    """Back from Graph.to_fx's form: call_function nodes of references or overloads."""
     ops = {op.reference: op for op in known_ops()}
     values: dict[fx.Node, Any] = {}
     consts = dict(like.consts)
@@ -111,6 +115,7 @@ def _call(node: fx.Node, ops: dict, look_up: Callable[[Any], Any], o: Builder) -
     if getattr(target, "__name__", "") == "getitem" and isinstance(args[0], Node):
         return o.getitem(args[0], args[1])
     if not any(isinstance(a, Node) for a in args):
+        assert callable(target)
         return target(*args, **kwargs)  # arithmetic on sizes
     raise ContractBroken(f"the fx pass left {node.format_node()}; use torch.ops overloads")
 

@@ -32,7 +32,7 @@ class Stage(enum.IntEnum):
 
 
 def attr_key(value: Any) -> Any:
-    """A hashable form in which 1, True, 1.0 and -0.0 all differ (Python calls most of them equal)."""
+    """A hashable form in which 1, True, 1.0 and -0.0 differ (Python calls most of them equal)."""
     if isinstance(value, tuple):
         return tuple(attr_key(v) for v in value)
     if isinstance(value, bool | float):
@@ -93,7 +93,9 @@ class Node:
         for key, value in self.attrs:
             if key == name:
                 return value
-        raise KeyError(f"{self.op.name} has no attribute {name!r}, only {[k for k, _ in self.attrs]}")
+        raise KeyError(
+            f"{self.op.name} has no attribute {name!r}, only {[k for k, _ in self.attrs]}"
+        )
 
     @property
     def tensor_type(self) -> TensorType:
@@ -154,7 +156,9 @@ class Graph:
     @property
     def roots(self) -> tuple[Node, ...]:
         """Every node the graph must compute: outputs, then updates."""
-        return tuple(o for o in self.outputs if isinstance(o, Node)) + tuple(n for _, n in self.updates)
+        return tuple(o for o in self.outputs if isinstance(o, Node)) + tuple(
+            n for _, n in self.updates
+        )
 
     @cached_property
     def _order(self) -> tuple[Node, ...]:
@@ -239,11 +243,15 @@ class Graph:
 
     @cached_property
     def key(self) -> str:
-        """sha256 of the program: ops, attributes, types, edges, dims. Constants count by type only."""
+        """sha256 of ops, attributes, types, edges and dims. Constants count by type only."""
         index = {n: i for i, n in enumerate(self._order)}
 
         def ref(arg: Any) -> Any:
-            return tuple(map(ref, arg)) if isinstance(arg, tuple) else (None if arg is None else index[arg])
+            return (
+                tuple(map(ref, arg))
+                if isinstance(arg, tuple)
+                else (None if arg is None else index[arg])
+            )
 
         digest = hashlib.sha256()
         for node in self._order:
@@ -258,7 +266,9 @@ class Graph:
         return digest.hexdigest()
 
     def __str__(self) -> str:
-        from infopt.compiler.dump import text  # dump reads graphs; printing one is its only way back
+        from infopt.compiler.dump import (
+            text,
+        )  # dump reads graphs; printing one is its only way back
 
         return text(self)
 

@@ -28,7 +28,7 @@ _int_oo = 2**63 - 1
 
 
 class Builder:
-    """Makes nodes. Attribute access finds ops: `o.linear(x, w, bias)`, `o.gelu(x)`, `o.getitem(t, 0)`.
+    """Makes nodes. Attributes find ops: `o.linear(x, w, bias)`, `o.gelu(x)`, `o.getitem(t, 0)`.
 
     One Builder belongs to one set of dims; it remembers the type of every distinct call, so a
     model with 48 equal layers infers one.
@@ -77,7 +77,7 @@ class Builder:
         return Node(GETITEM, (value,), (("index", index),), result)
 
     def call(self, op: Op | torch._ops.OpOverload | str, *args: Any, **attrs: Any) -> Node:
-        """The node `op(*args, **attrs)`, its type inferred. CannotInfer if the reference refuses."""
+        """The node `op(*args, **attrs)`, its type inferred. CannotInfer if that fails."""
         op = as_op(op)
         tensors, attributes = op.bind(args, attrs)
         return self.node(op, tensors, attributes)
@@ -148,7 +148,7 @@ def overloads(name: str) -> tuple[Op, ...]:
     except AttributeError:
         rest = []
     try:
-        first = (find(name),)
+        first: tuple[Op, ...] = (find(name),)
     except Exception:
         if not rest:
             raise
@@ -157,7 +157,7 @@ def overloads(name: str) -> tuple[Op, ...]:
 
 
 def kinds_fit(op: Op, args: tuple, attrs: dict, tensor_kinds: tuple[type, ...] = (Node,)) -> bool:
-    """Tensors where tensors are due and numbers where numbers are: picks add.Tensor or add.Scalar."""
+    """Tensors where tensors are due, numbers where numbers are: add.Tensor or add.Scalar."""
     given = dict(attrs)
     positional = [p for p in op.parameters if not p.keyword]
     given.update({p.name: v for p, v in zip(positional, args, strict=False)})

@@ -16,7 +16,7 @@ Watch = Callable[[Node, Any], None]
 
 
 def interpret(graph: Graph, inputs: Sequence[Any], watch: Watch | None = None) -> list[Any]:
-    """The graph's flat results for these inputs; updates are written into the inputs, as torch would.
+    """The graph's flat results for these inputs; updates are written into the inputs.
 
     inputs: the tensors of graph.inputs, then the integers of graph.scalars.
 
@@ -58,7 +58,9 @@ def evaluate(
     if node.op is GETITEM:
         return values[node.args[0]][node.attr("index")]  # type: ignore[index]
     attrs = {k: concrete(v, sizes) for k, v in node.attrs}
-    positional, keyword = node.op.call_arguments(tuple(_look_up(a, values) for a in node.args), attrs)
+    positional, keyword = node.op.call_arguments(
+        tuple(_look_up(a, values) for a in node.args), attrs
+    )
     return node.op.reference(*positional, **keyword)
 
 
@@ -74,7 +76,9 @@ def bind_dims(graph: Graph, inputs: Sequence[Any]) -> dict[sympy.Symbol, int]:
             sizes[size] = int(value)
     for node, value in zip(graph.inputs, inputs, strict=False):
         if len(value.shape) != node.tensor_type.rank:
-            raise ValueError(f"input {node.attr('name')}: expected {node.type}, found {value.shape}")
+            raise ValueError(
+                f"input {node.attr('name')}: expected {node.type}, found {value.shape}"
+            )
         for size, actual in zip(node.shape, value.shape, strict=True):
             if isinstance(size, sympy.Symbol):
                 sizes.setdefault(size, int(actual))
@@ -82,7 +86,9 @@ def bind_dims(graph: Graph, inputs: Sequence[Any]) -> dict[sympy.Symbol, int]:
         expected = tuple(substitute(s, sizes) for s in node.shape)
         if expected != tuple(value.shape):
             name = node.attr("name")
-            raise ValueError(f"input {name}: expected {expected} = {node.type}, found {value.shape}")
+            raise ValueError(
+                f"input {name}: expected {expected} = {node.type}, found {value.shape}"
+            )
     return sizes
 
 

@@ -94,7 +94,7 @@ class AsTorch:
 
 
 def signature_of(exported: Exported) -> Signature:
-    """How the program is called, as the artifact stores it. PlanError for classes it cannot hold."""
+    """How the program is called, as artifacts store it. PlanError for classes they cannot hold."""
     return Signature(
         tuple(
             Parameter(a.name, "keyword" if a.keyword else "positional", describe(a.tree))

@@ -102,7 +102,7 @@ class Op:
 
 
 def _attribute(value: Any, kind: str) -> Any:
-    """An attribute in its one normal form: lists become tuples, SymInts expressions, ints floats."""
+    """An attribute in its normal form: lists become tuples, SymInts expressions, ints floats."""
     if isinstance(value, list | tuple):
         return tuple(_attribute(v, kind) for v in value)
     if isinstance(value, torch.SymInt | sympy.Expr):
@@ -119,7 +119,9 @@ def _attribute(value: Any, kind: str) -> Any:
 _OPS: dict[str, Op] = {}
 
 
-def op(function: Callable[..., Any] | None = None, *, pure: bool = True, name: str | None = None) -> Any:
+def op(
+    function: Callable[..., Any] | None = None, *, pure: bool = True, name: str | None = None
+) -> Any:
     """Declare an infopt op by its reference, a plain torch function.
 
     Positional parameters are tensors (annotate nothing; a default of None makes one optional),
@@ -133,7 +135,9 @@ def op(function: Callable[..., Any] | None = None, *, pure: bool = True, name: s
     parameters = []
     for p in inspect.signature(function).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise TypeError(f"op {function.__name__}: *{p.name} is not allowed, name every argument")
+            raise TypeError(
+                f"op {function.__name__}: *{p.name} is not allowed, name every argument"
+            )
         keyword = p.kind is p.KEYWORD_ONLY
         parameters.append(Parameter(p.name, not keyword, p.default, keyword))
     op_name = name or function.__name__
@@ -151,7 +155,7 @@ def op(function: Callable[..., Any] | None = None, *, pure: bool = True, name: s
 
 @cache
 def aten(name: str) -> Op:
-    """The op of one aten overload, as "gelu.default" or "add.Tensor". UnknownOp if there is none."""
+    """The op of an aten overload, "gelu.default" or "add.Tensor". UnknownOp if there is none."""
     packet, _, overload = name.partition(".")
     try:
         return from_overload(getattr(getattr(torch.ops.aten, packet), overload or "default"))
@@ -202,7 +206,9 @@ def _leaf(*_: Any, **__: Any) -> Any:
     raise TypeError("a leaf has no reference; the interpreter supplies its value")
 
 
-INPUT = Op("input", _leaf, (Parameter("name", False), Parameter("weight", False, False)), True, "input")
+INPUT = Op(
+    "input", _leaf, (Parameter("name", False), Parameter("weight", False, False)), True, "input"
+)
 CONST = Op("const", _leaf, (Parameter("name", False),), True, "const")
 GETITEM = Op(
     "getitem",

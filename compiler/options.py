@@ -48,7 +48,9 @@ class Options:
         if self.max_error is not None and not (
             isinstance(self.max_error, int | float) and 0 <= self.max_error < 1
         ):
-            raise BadOption(f"max_error: expected a number in [0, 1) or None, found {self.max_error!r}")
+            raise BadOption(
+                f"max_error: expected a number in [0, 1) or None, found {self.max_error!r}"
+            )
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
@@ -61,7 +63,9 @@ class Options:
         given = dict(options or {})
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise BadOption(f"unknown option {', '.join(unknown)}; known options are {', '.join(known)}")
+            raise BadOption(
+                f"unknown option {', '.join(unknown)}; known options are {', '.join(known)}"
+            )
         parsed = cls(**given)
         if mode is None:
             return parsed

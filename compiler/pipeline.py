@@ -43,7 +43,9 @@ class PassContext:
     builder: Builder = field(default_factory=Builder)
     entry: PassReport | None = None
 
-    def site(self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None) -> None:
+    def site(
+        self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None
+    ) -> None:
         """Record one place where the running pass applied, or declined and why."""
         if self.entry is not None:
             name = where if isinstance(where, str) else repr(where)
@@ -159,7 +161,7 @@ class Pipeline:
     def _measure(
         self, p: Pass, entry: PassReport, before: Graph, after: Graph, ctx: PassContext
     ) -> None:
-        """Lossy passes always, exact ones where INFOPT_CHECK asks: it costs two interpreted runs."""
+        """Lossy passes always, exact ones if INFOPT_CHECK asks: it costs two interpreted runs."""
         exact = isinstance(p.accuracy, Exact)
         if not ctx.samples or (exact and not ctx.settings.check):
             return

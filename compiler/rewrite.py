@@ -15,7 +15,12 @@ from infopt.compiler.infer import Builder, kinds_fit, overloads
 from infopt.compiler.ops import Op
 from infopt.compiler.pipeline import Pass, PassContext
 
-_COMMUTATIVE = {"aten.add.Tensor", "aten.mul.Tensor", "aten.maximum.default", "aten.minimum.default"}
+_COMMUTATIVE = {
+    "aten.add.Tensor",
+    "aten.mul.Tensor",
+    "aten.maximum.default",
+    "aten.minimum.default",
+}
 _MAX_SWEEPS = 20
 
 
@@ -144,7 +149,9 @@ class Rule(Pass):
             made = {images[n] for n in changes} | {images.get(n, n) for n in made}
             if ctx.entry is not None:  # the last sweep tells why the rest declined
                 ctx.entry.sites[:] = [s for s in ctx.entry.sites if s.applied]
-        raise ContractBroken(f"pass {self.name} still matches its own result after {_MAX_SWEEPS} sweeps")
+        raise ContractBroken(
+            f"pass {self.name} still matches its own result after {_MAX_SWEEPS} sweeps"
+        )
 
     def _sweep(self, graph: Graph, ctx: PassContext, made: set[Node]) -> dict[Node, Node]:
         """The replacements of one walk from the results to the inputs; matches do not overlap."""

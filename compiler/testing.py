@@ -39,7 +39,9 @@ def run_pass(pass_: Pass, graph: Graph, samples: Sequence[tuple] = ()) -> tuple[
     return result, report.passes[0]
 
 
-def check_pass(pass_: Pass, before: Build, expected: Build, inputs: Sequence[torch.Tensor]) -> PassReport:
+def check_pass(
+    pass_: Pass, before: Build, expected: Build, inputs: Sequence[torch.Tensor]
+) -> PassReport:
     """Run a pass on before(o, *inputs) and compare with expected(o, *inputs).
 
     Raises AssertionError with a graph diff where the result is another graph, where a second run
@@ -49,7 +51,9 @@ def check_pass(pass_: Pass, before: Build, expected: Build, inputs: Sequence[tor
     found, report = run_pass(pass_, start, [tuple(inputs)])
     wanted = replace(graph_of(expected, inputs, pass_), results=start.results)
     if found.key != wanted.key:
-        raise AssertionError(f"{pass_.name} made another graph than expected:\n{diff(wanted, found)}")
+        raise AssertionError(
+            f"{pass_.name} made another graph than expected:\n{diff(wanted, found)}"
+        )
     again, _ = run_pass(pass_, found)
     if again.key != found.key:
         raise AssertionError(f"{pass_.name} is not idempotent:\n{diff(found, again)}")

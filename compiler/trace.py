@@ -48,9 +48,7 @@ _IDENTITY_IN_EVAL = {
 _SCALAR_FORM = {"Tensor": "Scalar", "Tensor_Tensor": "Tensor_Scalar", "default": "Scalar"}
 
 
-def from_fx(
-    module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False
-) -> Graph:
+def from_fx(module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False) -> Graph:
     """The Graph of a module whose placeholders are tensors and integers.
 
     weights: indices of placeholders that are parameters or buffers of the model.
@@ -104,12 +102,16 @@ class _Tracer:
             self.scalars.append(as_size(value))
             self.plain[node] = as_size(value)
         elif node.users:
-            raise TraceDeclined(f"input {node.name} is a {type(value).__name__}, not a tensor or size")
+            raise TraceDeclined(
+                f"input {node.name} is a {type(value).__name__}, not a tensor or size"
+            )
 
     def attribute(self, node: fx.Node) -> None:
         value = operator.attrgetter(str(node.target))(self.module)
         if not isinstance(value, torch.Tensor):
-            raise TraceDeclined(f"{node.target} is a {type(value).__name__}: control flow or a script")
+            raise TraceDeclined(
+                f"{node.target} is a {type(value).__name__}: control flow or a script"
+            )
         check_tensor(str(node.target), value)
         name = f"c_{node.target}".replace(".", "_")
         self.consts[name] = value.detach()
@@ -125,14 +127,19 @@ class _Tracer:
             if any(s.name.startswith("u") for s in sympy.sympify(self.plain[node]).free_symbols):
                 raise TraceDeclined(f"{node.name} is a size that depends on data")
             return
-        if isinstance(value, torch.SymFloat | torch.SymBool | float | bool) or node.target is aten.item.default:
+        if (
+            isinstance(value, torch.SymFloat | torch.SymBool | float | bool)
+            or node.target is aten.item.default
+        ):
             self.plain[node] = value  # declined where it is read
             return
         if node.target is operator.getitem:
             self.getitem(node)
             return
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise TraceDeclined(f"{getattr(node.target, '__name__', node.target)} is not an operator")
+            raise TraceDeclined(
+                f"{getattr(node.target, '__name__', node.target)} is not an operator"
+            )
         if node.target._schema.is_mutable:
             self.mutate(node)
             return
@@ -148,7 +155,7 @@ class _Tracer:
         if piece is not None:
             self.define_view(node, *piece)
             return
-        self.values.define(node, self.o.getitem(self.multiple[source], index))
+        self.values.define(node, self.o.getitem(self.multiple[source], index))  # type: ignore[arg-type]
 
     @property
     def multiple(self) -> dict[fx.Node, Node]:
@@ -186,7 +193,7 @@ class _Tracer:
         self.values.read(node)
 
     def arguments(self, node: fx.Node) -> tuple[tuple, dict[str, Any]]:
-        """(tensor arguments as nodes, attributes by name) of a call, scalars in tensor places kept."""
+        """(tensor arguments as nodes, attributes by name) of a call; numbers stay in tensor places."""
         op = from_overload(node.target)  # type: ignore[arg-type]
         tensors, attrs = op.bind(self.look_up(node.args), self.look_up(dict(node.kwargs)))
         return tensors, dict(attrs)
@@ -210,7 +217,9 @@ class _Tracer:
     def operate(self, node: fx.Node) -> None:
         overload = node.target
         self.check_call(node)
-        if any(isinstance(v, torch.Tensor) and v.is_complex() for v in _tensors(node.meta.get("val"))):
+        if any(
+            isinstance(v, torch.Tensor) and v.is_complex() for v in _tensors(node.meta.get("val"))
+        ):
             raise TraceDeclined(f"{overload} makes complex numbers")
         op = from_overload(overload)  # type: ignore[arg-type]
         if not op.pure and not overload._schema.returns:  # type: ignore[union-attr]
@@ -310,13 +319,15 @@ class _Tracer:
         overload = node.target
         if overload is aten.as_strided.default and node.args[0] not in self.input_nodes:
             raise TraceDeclined(f"{overload} reads the memory layout of an intermediate value")
-        position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[arg-type]
+        position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[call-overload]
         if position is not None and node.args[position]:
             raise TraceDeclined(f"{overload} in training mode updates its running statistics")
         for value in _tensors(node.meta.get("val")):
             if value.device.type != "cpu" or value.layout is not torch.strided:
                 raise TraceDeclined(f"{overload} gives a {value.layout} tensor on {value.device}")
-        symbols = [as_size(s) for v in _tensors(node.meta.get("val")) for s in (*v.shape, *v.stride())]
+        symbols = [
+            as_size(s) for v in _tensors(node.meta.get("val")) for s in (*v.shape, *v.stride())
+        ]
         if any(str(t).startswith("u") for s in symbols for t in sympy.sympify(s).free_symbols):
             raise TraceDeclined(f"{overload} gives a size that depends on data")
 
@@ -376,7 +387,9 @@ class _Tracer:
 def _same_view(item: fx.Node, source: fx.Node) -> bool:
     a, b = TensorType.of(item.meta["val"]), TensorType.of(source.meta["val"])
     offsets = [as_size(n.meta["val"].storage_offset()) for n in (item, source)]
-    return (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype) and offsets[0] == offsets[1]
+    return (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype) and offsets[0] == offsets[
+        1
+    ]
 
 
 def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:

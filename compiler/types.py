@@ -32,7 +32,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def as_size(value: object) -> Size:
-    """An int or sympy expression from an int, sympy integer or torch.SymInt (which is not hashable)."""
+    """An int or sympy expression from an int, sympy integer or torch.SymInt (not hashable)."""
     if isinstance(value, torch.SymInt):
         value = value.node.expr
     if isinstance(value, sympy.Integer):
@@ -130,7 +130,7 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Dim:
-    """One dynamic size: its symbol, the range it may take at run time, and the value seen at trace."""
+    """One dynamic size: its symbol, the range it may take, and the value seen at trace."""
 
     symbol: sympy.Symbol
     lo: int
@@ -142,7 +142,9 @@ class Dim:
         return self.symbol.name
 
     def __str__(self) -> str:
-        return f"{self.name} in [{self.lo}, {'∞' if self.hi is None else self.hi}], seen {self.hint}"
+        return (
+            f"{self.name} in [{self.lo}, {'∞' if self.hi is None else self.hi}], seen {self.hint}"
+        )
 
 
 def substitute(value: Size, values: Mapping[sympy.Symbol, int]) -> int:
@@ -153,5 +155,5 @@ def substitute(value: Size, values: Mapping[sympy.Symbol, int]) -> int:
 
 
 def hint(value: Size, dims: Iterable[Dim]) -> int:
-    """The value of a size at the sizes seen during tracing: for cost estimates, never for legality."""
+    """The value of a size at the dims seen in tracing: for cost estimates, never for legality."""
     return substitute(value, {d.symbol: d.hint for d in dims})

@@ -219,6 +219,20 @@ def _whole_slice(w: _Work, node: Node) -> Node | None:
     return _source(node) if node.shape == _source(node).shape else None
 
 
+@_form("cat.default")
+def _cat(w: _Work, node: Node) -> Node | None:
+    """Parts without elements are left out; one part is itself."""
+    (parts,) = node.args
+    assert isinstance(parts, tuple)
+    rank = node.tensor_type.rank
+    full = [p for p in parts if p is not None and p.shape[node.attr("dim") % rank] != 0]
+    if len(full) == len(parts) or not full or any(p.tensor_type.rank != rank for p in full):
+        return full[0] if len(parts) == 1 and full else None
+    if any(p.dtype != node.dtype for p in full):
+        return None
+    return full[0] if len(full) == 1 else w.o.call("aten.cat.default", full, node.attr("dim"))
+
+
 # Values that are their input.
 
 
@@ -387,4 +401,4 @@ def _transposed(w: _Work, matrix: Node) -> Node | None:
     return weight if weight.tensor_type.is_contiguous else None
 
 
-_DROPS_A_COPY = {_clone, _contiguous, _reshape}
+_DROPS_A_COPY = {_clone, _contiguous, _reshape, _cat}

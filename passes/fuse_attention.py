@@ -37,6 +37,7 @@ class _Scores:
     masks: list[Node] = field(default_factory=list)
     q: Node | None = None
     k: Node | None = None
+    groups: tuple[Size, Size] | None = None  # batch and heads, where the product has them merged
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,23 @@ def _weighs_values(node: Node) -> bool:
 
 
 def _through(node: Node) -> Node:
-    """The value behind casts and copies."""
-    while node.op.name in ("aten.to.dtype", "aten.contiguous.default", "aten.clone.default"):
+    """The value behind casts, copies and heads that are merged with the batch."""
+    while node.op.name in ("aten.to.dtype", "aten.contiguous.default", "aten.clone.default") or (
+        _regrouped(node) is not None
+    ):
         node = next(node.inputs)
     return node
+
+
+def _regrouped(node: Node) -> tuple[Size, Size] | None:
+    """(batch, heads) where a reshape only merges or splits them: [B, H, T, S] and [B * H, T, S]."""
+    if node.op.name != "aten.reshape.default":
+        return None
+    shapes = sorted((node.shape, next(node.inputs).shape), key=len)
+    if [len(s) for s in shapes] != [3, 4] or shapes[0][1:] != shapes[1][2:]:
+        return None
+    batch, heads = shapes[1][:2]
+    return (batch, heads) if _equal(shapes[0][:1], (batch * heads,)) else None
 
 
 class _Reader:
@@ -94,7 +108,8 @@ class _Reader:
         q, k, v, mask = node.args
         if node.attr("dropout_p") != 0:
             raise _Declined(f"dropout_p is {node.attr('dropout_p')}")
-        if not node.attr("enable_gqa") and q.shape[:-2] != k.shape[:-2]:
+        one_head = k.shape[:-3] == q.shape[:-3] and k.shape[-3:-2] == v.shape[-3:-2] == (1,)
+        if not node.attr("enable_gqa") and q.shape[:-2] != k.shape[:-2] and not one_head:
             raise _Declined(f"q {q.type} and k {k.type} broadcast against each other")
         scale = node.attr("scale")
         if scale is None:
@@ -114,6 +129,9 @@ class _Reader:
         assert scores.q is not None and scores.k is not None
         q, k = self.unscaled(scores.q, scores), self.unscaled(scores.k, scores)
         k = self.transposed(k)
+        if scores.groups is not None:
+            q, k, v = (self.split(t, scores.groups) for t in (q, k, v))
+            scores.masks[:] = [self.split(m, scores.groups) for m in scores.masks]
         if len({q.dtype, k.dtype, v.dtype, node.dtype}) != 1:
             raise _Declined(
                 f"q, k, v and the result are {q.dtype}, {k.dtype}, {v.dtype}, {node.dtype}"
@@ -149,6 +167,9 @@ class _Reader:
                 return
             if name == "aten.to.dtype" and node.tensor_type.is_float:
                 node = next(node.inputs)
+            elif (groups := _regrouped(node)) is not None:
+                found.groups = groups
+                node = next(node.inputs)
             elif name == "aten.add.Tensor" and node.attr("alpha") == 1:
                 node, mask = self.score_side(node)
                 self.mask(mask, found)
@@ -170,6 +191,13 @@ class _Reader:
         found.q, found.k = node.args
         if not isinstance(found.q, Node) or found.q.tensor_type.rank not in (3, 4):
             raise _Declined(f"q is {found.q.type}, expected [batch, heads, tokens, depth]")
+
+    def split(self, node: Node, groups: tuple[Size, Size]) -> Node:
+        """[B * H, T, S] as [B, H, T, S]; what is one for all stays one for all."""
+        if node.tensor_type.rank != 3:
+            return node
+        first = (1, 1) if node.shape[0] == 1 else groups
+        return self.o.reshape(node, [*first, *node.shape[1:]])
 
     def score_side(self, node: Node) -> tuple[Node, Node]:
         """(scores, mask) of a sum: the side with a product below it is the scores."""
@@ -324,7 +352,7 @@ def _equal(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
 def _reaches_product(node: Node) -> bool:
     """A product of two values, behind the steps that scores go through."""
     steps = ("aten.mul", "aten.div", "aten.add", "aten.to.", "aten.masked_fill", "aten.where")
-    while node.op.name.startswith(steps):
+    while node.op.name.startswith(steps) or _regrouped(node) is not None:
         if node.op.name in ("aten.add.Tensor",):
             return any(_reaches_product(a) for a in node.args if isinstance(a, Node))
         position = 1 if node.op.name.startswith("aten.where") else 0

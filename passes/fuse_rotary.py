@@ -24,13 +24,15 @@ class _Turned:
     x: Node
     cos: Node
     sin: Node
+    interleaved: bool
 
 
 @dataclass(frozen=True)
 class FuseRotary(Pass):
     """q * cos + rotate_half(q) * sin, the same for k -> rotary(q, k, cos, sin)
 
-    rotate_half is cat(-x[R/2:], x[:R/2]); features from R on may pass unturned, joined by cat.
+    rotate_half is cat(-x[R/2:], x[:R/2]), or the same of neighbouring pairs; features from R on may
+    pass unturned, joined by cat.
     """
 
     name: ClassVar[str] = "fuse-rotary"
@@ -57,10 +59,12 @@ def _fuse(first: _Turned, second: _Turned, o: Builder, changes: dict[Node, Node]
     q, k = first.x, second.x
     if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]) or q.dtype != k.dtype:
         return f"{q.type} and {k.type} have other tokens"
+    if first.interleaved is not second.interleaved:
+        return "one is turned in halves, the other in neighbours"
     if _reads(second.x, first.root) or _reads(first.x, second.root):
         return "one is computed from the other"
     try:
-        made = o.call(rotary, q, k, first.cos, first.sin, interleaved=False)
+        made = o.call(rotary, q, k, first.cos, first.sin, interleaved=first.interleaved)
         results = [o.getitem(made, 0), o.getitem(made, 1)]
     except CannotInfer as error:
         return str(error)
@@ -93,7 +97,7 @@ def _turned(graph: Graph, node: Node, o: Builder) -> _Turned | None:
         if plain.op.name != _MUL or quarter.op.name != _MUL:
             continue
         for half, sin in (quarter.args, quarter.args[::-1]):
-            x = _rotated_half(half)
+            x, interleaved = _rotated(half)
             if x is None or x not in plain.args:
                 continue
             cos = plain.args[1] if plain.args[0] is x else plain.args[0]
@@ -101,8 +105,40 @@ def _turned(graph: Graph, node: Node, o: Builder) -> _Turned | None:
             if tables[0] is None or tables[1] is None:
                 return None
             root, source = _with_the_rest(graph, node, x)
-            return _Turned(root, source, tables[0], tables[1])
+            return _Turned(root, source, tables[0], tables[1], interleaved)
     return None
+
+
+def _rotated(node: Node | None | tuple) -> tuple[Node | None, bool]:
+    """(x, whether pairs are neighbours) of x turned by a right angle."""
+    x = _rotated_half(node)
+    return (x, False) if x is not None else (_rotated_neighbours(node), True)
+
+
+def _rotated_neighbours(node: Node | None | tuple) -> Node | None:
+    """x of stack((-x[1::2], x[0::2]), -1).flatten(-2)."""
+    if not isinstance(node, Node) or node.op.name != "aten.reshape.default":
+        return None
+    stack = next(node.inputs)
+    if stack.op.name != "aten.stack.default" or stack.tensor_type.rank != node.tensor_type.rank + 1:
+        return None
+    parts = stack.args[0]
+    rank = stack.tensor_type.rank
+    if not isinstance(parts, tuple) or len(parts) != 2 or stack.attr("dim") % rank != rank - 1:
+        return None
+    odd, even = parts
+    if odd is None or even is None or odd.op.name != "aten.neg.default":
+        return None
+    odd = next(odd.inputs)
+    for start, part in ((1, odd), (0, even)):
+        if part.op.name != "aten.slice.Tensor" or part.attr("step") != 2:
+            return None
+        whole = part.attr("end") is None or part.attr("end") >= node.shape[-1]
+        last = part.attr("dim") % part.tensor_type.rank == part.tensor_type.rank - 1
+        if (part.attr("start") or 0) != start or not whole or not last:
+            return None
+    x = next(odd.inputs)
+    return x if x is next(even.inputs) and x.shape == node.shape else None
 
 
 def _slice_of_last(node: Node) -> tuple[Node, int, int] | None:

@@ -167,4 +167,3 @@ class _Images(dict):
 
 def _cast(o: Builder, node: Node, dtype: torch.dtype) -> Node:
     return o.call(torch.ops.aten.to.dtype, node, dtype)
-

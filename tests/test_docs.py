@@ -25,7 +25,9 @@ def snippets(page: Path) -> str:
     return "\n".join(kept)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "```python" in p.read_text()], ids=lambda p: p.name
+)
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in snippets need their source (a pass's key), so the program is a real file."""
     program = tmp_path / f"{page.stem.replace('-', '_')}_snippets.py"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import infopt
 import pytest
 import torch
 from torch import nn
+
+import infopt
 
 SOURCE = '''
 import infopt

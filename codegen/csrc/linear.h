@@ -56,6 +56,10 @@ INFOPT_INLINE Rows<Row> convert_rows(const W *w, int64_t stride, int64_t rows, i
     const W *from = w + r * stride;
     Row *to = scratch + r * padded;
     int64_t i = 0;
+    if constexpr (sizeof(Row) == sizeof(bf16)) {
+      for (; i + 32 <= k; i += 32)
+        store_pairs(to + i, to_row(load(from + i), load(from + i + 16)));
+    }
     for (; i + 16 <= k; i += 16) store(to + i, load(from + i));
     if (i < k) store(to + i, load(from + i, k - i), k - i);
   }

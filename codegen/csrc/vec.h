@@ -12,6 +12,7 @@
 //         n lanes (0..16): the others read as 0 and are not written; stores round to nearest
 //         even and keep NaN
 //   BVec  32 bf16 as 16 pairs: load_pairs(p) broadcast_pair(p) to_pairs(even, odd)
+//         to_row(first, next): 32 neighbours of a row, as they lie in memory
 //         even_lanes(b) odd_lanes(b) dot_pairs(acc, a, b) = acc + a.even*b.even + a.odd*b.odd
 //   sum(v) greatest(v) least(v)   horizontal;   transpose16(rows)   16 Vecs in place
 //   sums16(rows)   lane i = sum(rows[i])
@@ -35,6 +36,12 @@
 
 namespace infopt {
 #ifndef INFOPT_AVX512
+INFOPT_INLINE BVec to_row(Vec first, Vec next) {
+  bf16 row[32];
+  store(row, first);
+  store(row + 16, next);
+  return load_pairs(row);
+}
 INFOPT_INLINE Vec sums16(const Vec *rows) {
   Vec t[16];
   for (int i = 0; i < 16; ++i) t[i] = rows[i];

@@ -129,6 +129,13 @@ INFOPT_INLINE BVec to_pairs(Vec even, Vec odd) {
   const __m512i hi = _mm512_cvtepu16_epi32(narrow_bf16(odd.v));
   return {_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16))};
 }
+INFOPT_INLINE BVec to_row(Vec first, Vec next) {
+#ifdef __AVX512BF16__
+  return {(__m512i)_mm512_cvtne2ps_pbh(next.v, first.v)};
+#else
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(narrow_bf16(first.v)), narrow_bf16(next.v), 1)};
+#endif
+}
 INFOPT_INLINE Vec even_lanes(BVec b) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16))};
 }

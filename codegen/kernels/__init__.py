@@ -3,23 +3,29 @@
 from infopt.codegen.kernels import (
     attention,
     embedding,
+    gather,
     layer_norm,
     linear,
     matmul,
     narrow_linear,
+    reduce,
     rms_norm,
     rotary,
+    scan,
     softmax,
 )
 
 __all__ = [
     "attention",
     "embedding",
+    "gather",
     "layer_norm",
     "linear",
     "matmul",
     "narrow_linear",
+    "reduce",
     "rms_norm",
     "rotary",
+    "scan",
     "softmax",
 ]

@@ -217,6 +217,18 @@ def test_folder_is_for_the_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "native").stat().st_mode & 0o777 == 0o700
 
 
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "native"
+    root.mkdir(mode=0o700)
+    old, new = root / ".new-old", root / ".new-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "file").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    BuildCache(root).ensure("key", "file", fill_with(b"x"))
+    assert not old.exists() and new.exists()
+
+
 def test_failed_fill_leaves_no_entry(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         raise ValueError(f"kept {folder}")

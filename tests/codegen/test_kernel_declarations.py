@@ -166,6 +166,42 @@ def test_attention(dtype):
     )
 
 
+@FLOATS
+def test_reductions(dtype):
+    x = torch.randn(5, 70, 33).to(dtype)
+    made = close(
+        lambda x: (
+            x.sum(-1),
+            x.sum((0, 1)),
+            x.mean(1),
+            x.mean(1, keepdim=True),
+            x.sum(),
+            x.amax(-1),
+            x.amin((0, 2)),
+            x.transpose(0, 1).mean((0, 2)),
+            x[:, ::2, 1:].sum(1),
+            x.amax(),
+        ),
+        x,
+    )
+    assert len(made.plan.steps) == 10
+    nan = x.clone()
+    nan[1, 2, 3] = float("nan")
+    check(
+        lambda x: (x.amax(1), x.amin(-1), (x > 0).any(1), (x < 9).all((1, 2)), x.isnan().any()), nan
+    )
+    long = torch.rand(3, 100_000).to(dtype) + (0 if dtype is F16 else 1)
+    close(lambda x: (x.mean(1), x.t().contiguous().mean(0)), long)
+
+
+def test_reductions_of_integers():
+    i, b = torch.randint(-9, 9, (4, 30)), torch.rand(4, 30) > 0.5
+    check(
+        lambda i, b: (i.sum(1), b.sum(0), i.amax(), i.int().sum(), i.any(1), i.all(), b.any()), i, b
+    )
+    check(lambda x: (x.sum(1), x.mean(0), (x > 0).all(1)), torch.randn(3, 0))
+
+
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
 def test_embedding(index):
     table, ids = torch.randn(30, 20), torch.randint(0, 30, (4, 7)).to(index)
@@ -173,6 +209,44 @@ def test_embedding(index):
     check(lambda t, i: F.embedding(i.t(), t), table, ids)
     with pytest.raises(IndexError, match="index out of range in self"):
         made([table, ids + 30])
+
+
+def test_running_sums():
+    x, i = torch.randn(3, 40, 5), torch.randint(-5, 9, (4, 30))
+    close(
+        lambda x: (x.cumsum(1), x.bfloat16().cumsum(0), x.transpose(1, 2).cumsum(-1)), x, native=3
+    )
+    check(lambda i: (i.cumsum(1), (i > 0).cumsum(0), i.int().cumsum(-1), i.short().cumsum(0)), i)
+
+
+def test_picked_elements():
+    x, i, j = torch.randn(5, 6, 7), torch.tensor([[0, -1, 4], [2, 2, 3]]), torch.tensor([1, 0, -2])
+    made = check(
+        lambda x, i, j: (
+            x[i],
+            x[i, j],
+            x[:, i],
+            x[:, j, 1:],
+            x[i, :, j],
+            x.transpose(0, 2)[j],
+            x[i, j, j],
+        ),
+        x,
+        i,
+        j,
+    )
+    k = torch.randint(0, 5, (4, 6, 2))
+    check(
+        lambda x, k: (x.gather(0, k), x.t_() if False else x.transpose(0, 2).gather(1, k), x > 0),
+        x,
+        k,
+    )
+    check(lambda x, k: ((x > 0).gather(0, k), x.bfloat16().index_select(1, k[0, 0])), x, k)
+    with pytest.raises(IndexError, match="out of bounds"):
+        made([x, i + 5, j])
+    made = program_of(lambda x, k: x.gather(0, k), (x, k))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        made([x, k - 5])
 
 
 def test_a_kernel_with_its_own_text():

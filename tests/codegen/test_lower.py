@@ -185,6 +185,8 @@ def test_tensors_put_together(native):
             F.pad(x, (2, 1)),
             y.repeat(2, 1, 3),
             x.flip(0, 1),
+            x.repeat_interleave(3, 0),
+            y.repeat_interleave(2, dim=-1),
             torch.slice_scatter(x, y, 1, 2, 4),
             torch.select_scatter(x, y[:, 0], 1, -1),
         ),
@@ -198,10 +200,16 @@ def test_tensors_put_together(native):
 @NATIVE
 def test_tensors_put_together_at_many_sizes(native):
     def f(x, y):
-        return torch.cat([x, y * 2], 1), torch.stack([x, x], 1), y.repeat(2, 3), y.flip(1)
+        return (
+            torch.cat([x, y * 2], 1),
+            torch.stack([x, x], 1),
+            y.repeat(2, 3),
+            y.flip(1),
+            x[x.shape[1] - y.shape[1] :],
+        )
 
     made = program_of(f, (torch.randn(4, 6), torch.randn(4, 5)), dynamic=True, native=native)
-    for n, a, b in ((2, 3, 4), (9, 2, 30)):
+    for n, a, b in ((2, 4, 3), (9, 30, 25)):
         compare(made, f, (torch.randn(n, a), torch.randn(n, b)))
 
 

@@ -8,13 +8,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import infopt
 import pytest
 import torch
-from infopt.compiler.errors import BadOption, FallbackRefused
-from infopt.runtime.errors import InputMismatch
 from torch import nn
 from torch.export import Dim
+
+import infopt
+from infopt.compiler.errors import BadOption, FallbackRefused
+from infopt.runtime.errors import InputMismatch
 
 
 class Net(nn.Module):
@@ -169,7 +170,8 @@ loaded = infopt.load({str(path)!r})
 case = torch.load({str(tmp_path / "case.pt")!r})
 found = loaded(case["x"], mask=torch.ones(2))
 torch.testing.assert_close(found["y"], case["y"])
-heavy = [m for m in sys.modules if m.startswith(("infopt.compiler", "infopt.codegen", "transformers"))]
+not_needed = ("infopt.compiler", "infopt.codegen", "transformers")
+heavy = [m for m in sys.modules if m.startswith(not_needed)]
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)

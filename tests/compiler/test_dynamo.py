@@ -6,12 +6,13 @@ import logging
 import subprocess
 import sys
 
-import infopt
 import pytest
 import torch
-from infopt.compiler.errors import BadOption
 from torch import nn
 from torch._dynamo.utils import counters
+
+import infopt
+from infopt.compiler.errors import BadOption
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,9 @@ def test_modes_and_options_are_checked():
         with pytest.raises(Exception) as raised:
             compiled(lambda v: v + 1, **wrong)(x)
         cause = raised.value
-        assert isinstance(cause, BadOption) or isinstance(cause.__cause__ or cause.inner_exception, BadOption)
+        assert isinstance(cause, BadOption) or isinstance(
+            cause.__cause__ or cause.inner_exception, BadOption
+        )
 
 
 def test_options_do_not_leak_into_the_next_compile():

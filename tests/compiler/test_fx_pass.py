@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from infopt.compiler.accuracy import Close
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.fx_pass import FxPass
@@ -25,13 +26,17 @@ def replace_all(old, new):
 
 def test_a_function_that_edits_the_module():
     start = graph_of(lambda o, x: o.relu(o.gelu(x)), [torch.randn(4)])
-    found, report = run_pass(FxPass(replace_all(aten.relu.default, aten.sigmoid.default), Close(9, 9)), start)
+    found, report = run_pass(
+        FxPass(replace_all(aten.relu.default, aten.sigmoid.default), Close(9, 9)), start
+    )
     assert found.outputs[0].op.name == "aten.sigmoid.default"
     assert report.name == "fx-function" and report.applied
 
 
 def test_a_function_that_changes_nothing_returns_the_same_graph():
-    start = graph_of(lambda o, x, y: (o.add(o.linear(x, y), 1.0), x), [torch.randn(4, 3), torch.randn(2, 3)])
+    start = graph_of(
+        lambda o, x, y: (o.add(o.linear(x, y), 1.0), x), [torch.randn(4, 3), torch.randn(2, 3)]
+    )
     found, report = run_pass(FxPass(lambda module: module), start)
     assert found is start and not report.applied
 
@@ -59,7 +64,7 @@ def test_new_calls_keep_their_values():
 
 def test_mistakes_are_named():
     start = graph_of(lambda o, x: o.relu(x), [torch.randn(4)])
-    with pytest.raises(ContractBroken, match="use torch.ops overloads"):
+    with pytest.raises(ContractBroken, match=r"use torch\.ops overloads"):
         run_pass(FxPass(replace_all(aten.relu.default, torch.sigmoid)), start)
     with pytest.raises(ContractBroken, match="returned int"):
         run_pass(FxPass(lambda module: 3), start)

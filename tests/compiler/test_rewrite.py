@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from infopt.compiler.errors import ContractBroken, PatternError
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
@@ -49,7 +50,9 @@ def test_attributes_match_exactly_and_defaults_too():
     missed = match(pattern.gelu(Var("x")), gelu, gelu.outputs[0])
     assert missed.reason == "aten.gelu.default: approximate is 'tanh', expected 'none'"
     assert not match(pattern.gelu(Var("x"), approximate="tanh"), gelu, gelu.outputs[0]).reason
-    remembered = match(pattern.gelu(Var("x"), approximate=pattern.any("how")), gelu, gelu.outputs[0])
+    remembered = match(
+        pattern.gelu(Var("x"), approximate=pattern.any("how")), gelu, gelu.outputs[0]
+    )
     assert remembered.how == "tanh"
 
 
@@ -122,7 +125,9 @@ def test_values_read_elsewhere_stop_a_match_with_a_reason():
     x = torch.randn(3)
     found, report = run_pass(MulAdd(), graph_of(build, [x, x]))
     assert "is also read by" in report.declined[0].reason
-    found, report = run_pass(MulAdd(), graph_of(lambda o, x, y: (o.add(o.mul(x, y), x), o.mul(x, y)), [x, x]))
+    found, report = run_pass(
+        MulAdd(), graph_of(lambda o, x, y: (o.add(o.mul(x, y), x), o.mul(x, y)), [x, x])
+    )
     assert "is also a result" in report.declined[0].reason
 
 

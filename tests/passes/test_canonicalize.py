@@ -58,6 +58,12 @@ REWRITES = {
     ),
     "expand to the same shape": (lambda o, x: o.expand(x, [-1, 3, 4]), as_is, [X]),
     "whole slice": (lambda o, x: o.slice(x, 1, 0, 100), as_is, [X]),
+    "cat with nothing": (
+        lambda o, x: o.relu(o.cat([x, o.slice(x, 2, 4, 9)], -1)),
+        lambda o, x: o.relu(x),
+        [X],
+    ),
+    "cat of one": (lambda o, x: o.relu(o.cat([x], 0)), lambda o, x: o.relu(x), [X]),
     "dropout": (lambda o, x: o.relu(o.dropout(x, 0.5, False)), lambda o, x: o.relu(x), [X]),
     "contiguous already": (lambda o, x: o.contiguous(x), as_is, [X]),
     "inner clone": (lambda o, x: o.relu(o.clone(x)), lambda o, x: o.relu(x), [X]),
@@ -138,6 +144,7 @@ KEPT = {
     ),
     "a matrix that is not transposed": (lambda o, x, w: o.matmul(x, w), [X, W.t().contiguous()]),
     "training dropout": (lambda o, x: o.dropout(x, 0.5, True), [X]),
+    "a returned copy made by cat": (lambda o, x: o.cat([x], 0), [X]),
     "a copy of a transposed value": (lambda o, x: o.contiguous(o.permute(x, [1, 0, 2])), [X]),
 }
 

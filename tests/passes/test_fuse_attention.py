@@ -43,6 +43,12 @@ def fused(o, q, k, v, mask=None, scale=1.0, causal=False):
     return o.call(attention, q, k, v, mask, scale=scale, causal=causal)
 
 
+def merged_heads(o, m, q, k, v, n):
+    """Bloom: alibi and the products over [B * H], the mask over [B, H]."""
+    scores = o.reshape(o.call("aten.baddbmm.default", m, q, swap(o, k), alpha=0.25), [2, 2, 5, 7])
+    return o.bmm(o.reshape(softmax(o, o.add(scores, n)), [4, 5, 7]), v)
+
+
 def low_where(o, condition, shown):
     zero = o.call("aten.scalar_tensor.default", 0.0, dtype=torch.float32)
     low = o.call("aten.scalar_tensor.default", LOW, dtype=torch.float32)
@@ -120,6 +126,17 @@ CASES = {
         ),
         [torch.randn(4, 1, 7), Q[0], K[0], V[0]],
     ),
+    "heads merged with the batch for the products": (
+        merged_heads,
+        lambda o, m, q, k, v, n: o.reshape(
+            fused(
+                o, *(o.reshape(t, [2, 2, *t.shape[1:]]) for t in (q, k, v)),
+                o.add(n, o.reshape(m, [2, 2, 1, 7])), scale=0.25,
+            ),
+            [4, 5, 16],
+        ),
+        [torch.randn(4, 1, 7), Q[0], K[0], V[0], MASK],
+    ),
     "sdpa": (
         lambda o, q, k, v: o.call("aten.scaled_dot_product_attention.default", q, k, v),
         lambda o, q, k, v: fused(o, q, k, v, scale=1 / math.sqrt(16)),
@@ -131,6 +148,11 @@ CASES = {
         ),
         lambda o, q, k, v: fused(o, q, k, v, scale=0.3, causal=True),
         [Q, KV, KV],
+    ),
+    "sdpa of one key head": (
+        lambda o, q, k: o.call("aten.scaled_dot_product_attention.default", q, k, k),
+        lambda o, q, k: fused(o, q, k, k, scale=0.25),
+        [Q, KV[:, :1].contiguous()],
     ),
     "sdpa of repeated heads": (
         lambda o, q, k, v, m: o.call(

@@ -36,6 +36,35 @@ def gated(o, x, g, u):
     return o.mul(o.silu(o.linear(x, g)), o.linear(x, u))
 
 
+def chunked(o, x, w, b, swap=False):
+    y = o.linear(x, w, b)
+    first, second = o.slice(y, 2, 0, 48), o.slice(y, 2, 48, 2**63 - 1)
+    return o.mul(first, o.silu(second)) if swap else o.mul(second, o.silu(first))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_rewrites_the_halves_of_one_product(swap: bool) -> None:
+    def after(o, x, w, b):
+        weights = [o.slice(w, 0, 0, 48), o.slice(w, 0, 48, 96)]
+        biases = [o.slice(b, 0, 0, 48), o.slice(b, 0, 48, 96)]
+        step = -1 if swap else 1
+        return o.call(gated_linear, x, *weights[::step], *biases[::step], activation="silu")
+
+    inputs = [X, torch.cat([G, U]), torch.cat([B, C])]
+    check_pass(FuseGatedMlp(), lambda o, *a: chunked(o, *a, swap=swap), after, inputs)
+
+
+def test_declines_other_parts() -> None:
+    def build(o, x, w):
+        y = o.linear(x, w)
+        return o.mul(o.silu(o.slice(y, 2, 0, 32)), o.slice(y, 2, 16, 48))
+
+    graph = graph_of(build, [X, G], FuseGatedMlp())
+    result, report = run_pass(FuseGatedMlp(), graph)
+    assert result is graph
+    assert any("expected the halves" in s.reason for s in report.declined)
+
+
 def shared(o, x, g, u):
     return gated(o, x, g, u), o.relu(o.linear(x, u))
 

@@ -37,6 +37,21 @@ def partial(o, q, k, cos, sin):
     return one(q), one(k)
 
 
+def neighbours(o, q, k, cos, sin):
+    def one(x):
+        odd, even = o.slice(x, 3, 1, END, 2), o.slice(x, 3, 0, END, 2)
+        turned = o.reshape(o.stack([o.neg(odd), even], -1), list(x.shape))
+        wide = [o.reshape(t, [1, 1, 5, 16]) for t in (cos, sin)]
+        return o.add(o.mul(x, wide[0]), o.mul(turned, wide[1]))
+
+    return one(q), one(k)
+
+
+def fused_neighbours(o, q, k, cos, sin):
+    made = o.call(rotary, q, k, cos, sin, interleaved=True)
+    return o.getitem(made, 0), o.getitem(made, 1)
+
+
 def fused(o, q, k, cos, sin):
     made = o.call(rotary, q, k, cos, sin)
     return o.getitem(made, 0), o.getitem(made, 1)
@@ -54,6 +69,10 @@ PARTIAL = [with_more_features(Q), with_more_features(K), COS, SIN]
 def test_rewrites(build, inputs, dtype: torch.dtype) -> None:
     report = check_pass(FuseRotary(), build, fused, [t.to(dtype) for t in inputs])
     assert len(report.applied) == 1
+
+
+def test_rewrites_neighbouring_pairs() -> None:
+    assert check_pass(FuseRotary(), neighbours, fused_neighbours, INPUTS).applied
 
 
 def test_rewrites_per_sequence_angles() -> None:

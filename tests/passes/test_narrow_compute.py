@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import infopt
 import pytest
 import torch
+
+import infopt
 from infopt.codegen.kernels.attention import attention
 from infopt.codegen.kernels.linear import gated_linear, linear_act
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
@@ -92,7 +93,9 @@ def test_declines(x, w):
 
 
 def test_accuracy(x, w):
-    _, report = run_pass(NarrowCompute(), graph_of(lambda o, x, w: o.linear(x, w), [x, w]), [(x, w)])
+    _, report = run_pass(
+        NarrowCompute(), graph_of(lambda o, x, w: o.linear(x, w), [x, w]), [(x, w)]
+    )
     assert "rms" in report.error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.passes.unfold_patches import UnfoldPatches
 
