@@ -204,7 +204,9 @@ class FakeWorld:
                 positive=True if dim.lo > 0 else None,
             )
             if isinstance(symbol, sympy.Symbol):
-                lo, hi = max(dim.lo, 0), min(dim.hi or _int_oo, _int_oo)
+                # torch's traces mean sizes of 2 or more; what a rewrite makes of a size of 1 has
+                # the same shape, because every op in a graph states the shape it wants
+                lo, hi = max(dim.lo, 2), max(min(dim.hi or _int_oo, _int_oo), 2)
                 self.env.var_to_range[symbol] = ValueRanges(lo, hi)
                 self.hints[symbol] = hint
             self.to_env[dim.symbol] = symbol

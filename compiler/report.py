@@ -75,7 +75,7 @@ class Report:
 
     @property
     def native_share(self) -> float:
-        """Share of the graph's operations that run in infopt's own kernels; 1 for an empty graph."""
+        """Share of the operations that run in infopt's own kernels; 1 for an empty graph."""
         total = self.native_nodes + self.aten_nodes
         return self.native_nodes / total if total else float(not self.declined)
 

@@ -193,7 +193,7 @@ class _Tracer:
         self.values.read(node)
 
     def arguments(self, node: fx.Node) -> tuple[tuple, dict[str, Any]]:
-        """(tensor arguments as nodes, attributes by name) of a call; numbers stay in tensor places."""
+        """(tensors as nodes, attributes by name) of a call; numbers stay in tensor places."""
         op = from_overload(node.target)  # type: ignore[arg-type]
         tensors, attrs = op.bind(self.look_up(node.args), self.look_up(dict(node.kwargs)))
         return tensors, dict(attrs)

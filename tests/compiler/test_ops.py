@@ -74,7 +74,7 @@ def test_random_and_mutating_overloads_are_impure() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UnknownOp, match="no_such_op"):
         find("no_such_op")
-    with pytest.raises(UnknownOp, match="relu.nope"):
+    with pytest.raises(UnknownOp, match=r"relu\.nope"):
         aten("relu.nope")
 
 

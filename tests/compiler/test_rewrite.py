@@ -123,9 +123,9 @@ def test_values_read_elsewhere_stop_a_match_with_a_reason():
         return o.add(product, x), o.relu(product)
 
     x = torch.randn(3)
-    found, report = run_pass(MulAdd(), graph_of(build, [x, x]))
+    _, report = run_pass(MulAdd(), graph_of(build, [x, x]))
     assert "is also read by" in report.declined[0].reason
-    found, report = run_pass(
+    _, report = run_pass(
         MulAdd(), graph_of(lambda o, x, y: (o.add(o.mul(x, y), x), o.mul(x, y)), [x, x])
     )
     assert "is also a result" in report.declined[0].reason
