@@ -11,7 +11,7 @@ import torch
 
 from infopt.codegen.kernel import Call, Config, Emitter
 from infopt.codegen.lower_region import Texts
-from infopt.codegen.plan_writer import GENERATED, SHIPPED, PlanWriter, Value
+from infopt.codegen.plan_writer import SHIPPED, PlanWriter, Value
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
 from infopt.compiler.target import Target
@@ -139,8 +139,7 @@ class Calls:
         if call.source is None:
             return SHIPPED
         if call.includes:
-            self.low.texts.add(call.symbol, call.source, call.includes)
-            return GENERATED
+            return self.low.texts.add(call.symbol, call.source, call.includes)
         name = f"own_{hashlib.sha256(call.source.encode()).hexdigest()[:12]}"
         self.sources[name] = call.source
         return name

@@ -326,9 +326,7 @@ def basic_kind(node: Node, is_kernel: Callable[[Node], bool], generated: bool) -
         return PIECE if views.gives_pieces(node.args[0]) else CALL  # type: ignore[arg-type]
     if views.gives_pieces(node):
         return PIECES
-    if generated and (
-        fills.fill_value(node) is not None or fills.count_from(node) is not None
-    ):
+    if generated and (fills.fill_value(node) is not None or fills.count_from(node) is not None):
         return MADE
     if is_kernel(node):
         return CALL

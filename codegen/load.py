@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from pathlib import Path
 
 from infopt.codegen import build
@@ -11,6 +10,7 @@ from infopt.codegen.lower import Lowered, LoweringDeclined, lower
 from infopt.codegen.plan_writer import SHIPPED
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
+from infopt.runtime.errors import LibraryError
 from infopt.runtime.executor import Program
 from infopt.runtime.native import load_executor, open_library
 from infopt.runtime.plan import AtenStep
@@ -35,9 +35,8 @@ def library_files(lowered: Lowered) -> dict[str, Path]:
         if found is None:
             raise build.CompilerMissing(f"the kernels for {lowered.level} are not installed")
         files[SHIPPED] = found
-    for name, text in lowered.sources.items():
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        files[name] = build.build(text, lowered.level, f"{name}_{digest}")
+    texts = [(text, lowered.level, name) for name, text in lowered.sources.items()]
+    files.update(zip(lowered.sources, build.build_all(texts), strict=True))
     return files
 
 
@@ -45,6 +44,8 @@ def program(lowered: Lowered, threads: int | None = None) -> Program:
     """The program of a lowered graph, for this machine. Raises BuildFailed, CompilerMissing."""
     files = library_files(lowered)
     libraries: dict[str, ctypes.CDLL] = {n: open_library(f) for n, f in files.items()}
+    if SHIPPED in libraries:
+        _request_features(libraries[SHIPPED])
     steps = lowered.plan.steps
     spaces = {s.op.partition(".")[0] for s in steps if isinstance(s, AtenStep)}
     executor_file = build.executor_library() if libraries else None
@@ -52,3 +53,10 @@ def program(lowered: Lowered, threads: int | None = None) -> Program:
     return Program(
         lowered.plan, lowered.constants, libraries, threads, allow_ops=spaces, executor=executor
     )
+
+
+def _request_features(kernels: ctypes.CDLL) -> None:
+    """Ask the operating system for registers that it hands out on request (AMX tiles)."""
+    request = getattr(kernels, "infopt_request_features", None)
+    if request is not None and request() != 0:
+        raise LibraryError("the system refused AMX tiles; use target='cpu:avx512_bf16'")

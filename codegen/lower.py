@@ -24,7 +24,7 @@ from infopt.codegen.expand import expand
 from infopt.codegen.grouping import MADE, PIECE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, find_emitter
 from infopt.codegen.lower_region import Texts, copy, fill, lower_region, make
-from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
+from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
@@ -135,9 +135,7 @@ class _Lowering:
             mutations,
             guards,
         )
-        sources = dict(self.calls.sources)
-        if self.texts.functions:
-            sources[GENERATED] = self.texts.file()
+        sources = {**self.texts.files(), **self.calls.sources}
         return Lowered(plan, self.constants, sources, self.target.level, self.report)
 
     def unit(self, unit: Unit) -> None:

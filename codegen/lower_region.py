@@ -32,21 +32,33 @@ class Values(Protocol):
 
 
 class Texts:
-    """The functions generated for one graph; structurally equal regions share one."""
+    """The functions generated for one graph; structurally equal regions share one.
+
+    They go into as few libraries as compile in about the time of one.
+    """
+
+    FUNCTIONS = 32  # of one library
 
     def __init__(self) -> None:
-        self.functions: dict[str, str] = {}
-        self.includes: dict[str, None] = {}
+        self._functions: dict[str, tuple[str, str]] = {}  # name -> library, text
+        self._includes: dict[str, None] = {}
 
     def add(self, name: str, text: str, includes: tuple[str, ...] = ("region.h",)) -> str:
-        self.functions.setdefault(name, text)
-        self.includes.update(dict.fromkeys(includes))
-        return name
+        """Add a function; returns the library it is in."""
+        if name not in self._functions:
+            number = len(self._functions) // self.FUNCTIONS
+            self._functions[name] = (f"{GENERATED}{number or ''}", text)
+            self._includes.update(dict.fromkeys(includes))
+        return self._functions[name][0]
 
-    def file(self) -> str:
-        """One C++ file of all functions."""
-        lines = [f'#include "{name}"' for name in sorted(self.includes)]
-        return "\n".join([*lines, "using namespace infopt;", *self.functions.values()])
+    def files(self) -> dict[str, str]:
+        """The C++ file of each library."""
+        lines = [f'#include "{name}"' for name in sorted(self._includes)]
+        head = "\n".join([*lines, "using namespace infopt;\n"])
+        files: dict[str, str] = {}
+        for library, text in self._functions.values():
+            files[library] = files.get(library, head) + text
+        return files
 
 
 class _Pass:
@@ -88,9 +100,10 @@ def emit_pass(
     loops = find_loops(sizes, accesses, outputs[0], heavy, writer.sizes)
     text = RegionText(loops, accesses, outputs, vector)
     build(text)
-    name = texts.add(*text.function())
+    name, function = text.function()
+    library = texts.add(name, function)
     pointers = [a.value for a in text.pointers]
-    writer.native(name, GENERATED, pointers, text.numbers, text.tasks)
+    writer.native(name, library, pointers, text.numbers, text.tasks)
 
 
 def lower_region(low: Values, texts: Texts, unit: Unit) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,7 @@ class Builder:
         self.dims = tuple(dims)
         self._memo: dict[Any, Type | CannotInfer] = {}
         self._lock = threading.RLock()
+        self.verified: weakref.WeakSet[Node] = weakref.WeakSet()  # see verify.py
         self._fake: FakeWorld | None = None
 
     def __getattr__(self, name: str) -> Callable[..., Node]:

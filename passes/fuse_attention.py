@@ -55,11 +55,12 @@ class FuseAttention(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         changes: dict[Node, Node] = {}
+        reader = _Reader(graph, ctx.builder)
         for node in graph.nodes():
             if node.op.name != _SDPA and not _weighs_values(node):
                 continue
             try:
-                changes[node] = _Reader(graph, ctx.builder).read(node)
+                changes[node] = reader.read(node)
             except (_Declined, CannotInfer) as reason:
                 ctx.site(node, False, str(reason))
             else:
@@ -95,10 +96,11 @@ def _regrouped(node: Node) -> tuple[Size, Size] | None:
 
 
 class _Reader:
-    """Reads one product or SDPA call and makes the attention call that it is."""
+    """Reads products and SDPA calls, and makes the attention calls that they are."""
 
     def __init__(self, graph: Graph, o: Builder) -> None:
         self.graph, self.o = graph, o
+        self.masks: dict[Node, bool] = {}  # all layers share one: is it causal?
 
     def read(self, node: Node) -> Node:
         made = self.sdpa(node) if node.op.name == _SDPA else self.written_out(node)
@@ -313,15 +315,20 @@ class _Reader:
         """A bool mask without its causal part: what is never seen is then never computed."""
         if mask is None or mask.dtype != torch.bool:
             return mask, causal
-        if causal_part(mask, self.graph):
+        if self.is_causal(mask):
             return None, True
         if mask.op.name == "aten.bitwise_and.Tensor":
             a, b = mask.args
             assert isinstance(a, Node) and isinstance(b, Node)
             for part, rest in ((a, b), (b, a)):
-                if causal_part(part, self.graph):
+                if self.is_causal(part):
                     return rest, True
         return mask, causal
+
+    def is_causal(self, mask: Node) -> bool:
+        if mask not in self.masks:
+            self.masks[mask] = causal_part(mask, self.graph)
+        return self.masks[mask]
 
     def grouped(self, node: Node) -> Node:
         """[B, KV, S, D] behind a [B, KV * G, S, D] whose heads are repeated G times in a row."""

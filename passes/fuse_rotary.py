@@ -46,22 +46,29 @@ class FuseRotary(Pass):
             if found is not None:
                 pairs[found.cos, found.sin].append(found)
         changes: dict[Node, Node] = {}
+        place = {n: i for i, n in enumerate(graph.nodes())}
         for turned in pairs.values():
             for first, second in zip(turned[::2], turned[1::2], strict=False):
-                reason = _fuse(first, second, ctx.builder, changes)
+                reason = _fuse(first, second, ctx.builder, place, changes)
                 ctx.site(first.root, reason is None, reason or "")
             if len(turned) % 2:
                 ctx.site(turned[-1].root, False, "no second value is turned by these angles")
         return exchange(graph, changes, ctx.builder) if changes else graph
 
 
-def _fuse(first: _Turned, second: _Turned, o: Builder, changes: dict[Node, Node]) -> str | None:
+def _fuse(
+    first: _Turned,
+    second: _Turned,
+    o: Builder,
+    place: dict[Node, int],
+    changes: dict[Node, Node],
+) -> str | None:
     q, k = first.x, second.x
     if (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]) or q.dtype != k.dtype:
         return f"{q.type} and {k.type} have other tokens"
     if first.interleaved is not second.interleaved:
         return "one is turned in halves, the other in neighbours"
-    if _reads(second.x, first.root) or _reads(first.x, second.root):
+    if _reads(second.x, first.root, place) or _reads(first.x, second.root, place):
         return "one is computed from the other"
     try:
         made = o.call(rotary, q, k, first.cos, first.sin, interleaved=first.interleaved)
@@ -75,16 +82,17 @@ def _fuse(first: _Turned, second: _Turned, o: Builder, changes: dict[Node, Node]
     return None
 
 
-def _reads(value: Node, other: Node) -> bool:
-    """True where `other` is among what `value` is computed from."""
-    seen, stack = set(), [value]
+def _reads(value: Node, other: Node, place: dict[Node, int]) -> bool:
+    """True where `other` is among what `value` is computed from; only later nodes can read it."""
+    seen: set[Node] = set()
+    stack = [value]
     while stack:
         node = stack.pop()
         if node is other:
             return True
         if node not in seen:
             seen.add(node)
-            stack.extend(node.inputs)
+            stack.extend(n for n in node.inputs if place[n] >= place[other])
     return False
 
 

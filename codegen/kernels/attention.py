@@ -187,7 +187,7 @@ def _aten_legal(
 ) -> str | None:
     if dropout_p:
         return "dropout"
-    if not enable_gqa and q.rank == 4 and q.shape[1] != k.shape[1]:
+    if not enable_gqa and q.rank == 4 and q.shape[1] != k.shape[1] and k.shape[1] != 1:
         return "heads that are broadcast"
     return _reason(q, k, v, mask)
 

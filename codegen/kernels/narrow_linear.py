@@ -1,4 +1,4 @@
-"""Linear layers of an f32 model computed in bf16: products of rounded operands, f32 everywhere else."""
+"""Linear layers of an f32 model in bf16: products of rounded operands, f32 everywhere else."""
 
 from __future__ import annotations
 

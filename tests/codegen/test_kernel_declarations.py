@@ -159,6 +159,7 @@ def test_attention(dtype):
     close(lambda q, k, v, m: sdpa(q, k, v, m), q, k, v, torch.randn(20, 33).to(dtype))
     close(lambda q: sdpa(q, q, q, is_causal=True), q)
     close(lambda q, k, v: sdpa(q, k, v, enable_gqa=True, scale=0.3), q, k[:, :2], v[:, :2])
+    close(lambda q, k, v: sdpa(q, k, v), q, k[:, :1], v[:, :1])
     split = torch.randn(2, 20, 3, 4, 16).to(dtype)
     close(
         lambda s: sdpa(*(s[:, :, i].transpose(1, 2) for i in range(3))).transpose(1, 2).flatten(2),

@@ -116,7 +116,9 @@ CASES = {
         [Q[0], K[0], V[0]],
     ),
     "alibi": (
-        lambda o, m, q, k, v: o.bmm(softmax(o, o.call("aten.baddbmm.default", m, q, swap(o, k), alpha=0.25)), v),
+        lambda o, m, q, k, v: o.bmm(
+            softmax(o, o.call("aten.baddbmm.default", m, q, swap(o, k), alpha=0.25)), v
+        ),
         lambda o, m, q, k, v: o.reshape(
             fused(
                 o, *(o.reshape(t, [4, 1, *t.shape[1:]]) for t in (q, k, v)),
@@ -144,7 +146,13 @@ CASES = {
     ),
     "sdpa, causal, scaled, grouped": (
         lambda o, q, k, v: o.call(
-            "aten.scaled_dot_product_attention.default", q, k, v, is_causal=True, scale=0.3, enable_gqa=True
+            "aten.scaled_dot_product_attention.default",
+            q,
+            k,
+            v,
+            is_causal=True,
+            scale=0.3,
+            enable_gqa=True,
         ),
         lambda o, q, k, v: fused(o, q, k, v, scale=0.3, causal=True),
         [Q, KV, KV],
@@ -229,7 +237,7 @@ def test_declines(reason: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", ["scaled q and k", "added mask", "masked fill", "where"])
 def test_accuracy(case: str, dtype: torch.dtype) -> None:
-    """Rows that see nothing, too: they attend to every key alike, as the lowest number makes them."""
+    """Rows that see nothing, too: they attend to every key alike, as lowest numbers do."""
     build, _, inputs = CASES[case]
     inputs = [t.to(dtype) if t.is_floating_point() else t.clone() for t in inputs]
     if dtype is torch.bfloat16 and case in ("masked fill", "where"):
