@@ -14,7 +14,7 @@ from sympy import Max
 from torch.utils._sympy.functions import FloorDiv
 
 from infopt.codegen.plan_writer import Value
-from infopt.codegen.sizes import Sizes, product, same
+from infopt.codegen.sizes import Sizes, product, same_stride
 from infopt.compiler.types import Size
 
 TASK_ELEMENTS = 8192  # of one task where elements are cheap
@@ -91,7 +91,8 @@ def find_loops(
     for d in axes:
         size = sizes[d]
         if merged_sizes and all(
-            same(m[-1], _times(a.strides[d], size)) for m, a in zip(merged, accesses, strict=True)
+            same_stride(m[-1], _times(a.strides[d], size))
+            for m, a in zip(merged, accesses, strict=True)
         ):
             merged_sizes[-1] = product((merged_sizes[-1], size))
             for m, a in zip(merged, accesses, strict=True):

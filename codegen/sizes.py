@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 
 import sympy
 from torch.utils._sympy import functions as torch_sympy
@@ -214,3 +215,20 @@ def same(a: Size, b: Size) -> bool:
             _same.clear()
         known = _same[key] = sympy.expand(a - b) == 0
     return known
+
+
+def same_stride(a: Size, b: Size) -> bool:
+    """`same` for strides, where a size of 0 may count as 1: an empty tensor is never read."""
+    return same(a, b) or same(_without_ones(a), _without_ones(b))
+
+
+@lru_cache(10000)
+def _without_ones(value: Size) -> Size:
+    """The size with n for every max(1, n)."""
+    if isinstance(value, int):
+        return value
+    return value.replace(_is_at_least_one, lambda e: next(n for n in e.args if n != 1))
+
+
+def _is_at_least_one(e: sympy.Basic) -> bool:
+    return type(e).__name__ == "Max" and len(e.args) == 2 and sympy.S.One in e.args

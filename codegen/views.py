@@ -13,7 +13,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import Where
 
-from infopt.codegen.sizes import Sizes, product, same
+from infopt.codegen.sizes import Sizes, product, same, same_stride
 from infopt.compiler.graph import Node
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
@@ -36,7 +36,7 @@ class Layout:
         if self.strides == tuple(strides) or 0 in self.shape:
             return True
         pairs = zip(self.shape, self.strides, strides, strict=True)
-        return all(n == 1 or same(a, b) for n, a, b in pairs)
+        return all(n == 1 or same_stride(a, b) for n, a, b in pairs)
 
     @property
     def is_contiguous(self) -> bool:
@@ -311,7 +311,7 @@ def viewed_strides(source: Layout, shape: Sequence[Size], sizes: Sizes) -> tuple
                 j -= 1
             if same(want, have):
                 break
-            if not old or not same(old[-1][1], base * have):
+            if not old or not same_stride(old[-1][1], base * have):
                 return None
             have = product((have, old.pop()[0]))
             if j < 0 and not same(want, have):

@@ -45,7 +45,12 @@ _IDENTITY_IN_EVAL = {
     aten.alpha_dropout.default: "train",
     aten.feature_alpha_dropout.default: "train",
 }
-_SCALAR_FORM = {"Tensor": "Scalar", "Tensor_Tensor": "Tensor_Scalar", "default": "Scalar"}
+_SCALAR_FORM = {
+    "Tensor": "Scalar",
+    "Tensor_Tensor": "Tensor_Scalar",
+    "Tensor_mode": "Scalar_mode",
+    "default": "Scalar",
+}
 
 
 def from_fx(module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False) -> Graph:
@@ -249,18 +254,20 @@ class _Tracer:
 
     def make(self, node: fx.Node, op: Op, tensors: tuple, attrs: dict[str, Any]) -> Node:
         """The node of a call. A number in a tensor's place selects the Scalar overload."""
-        for value in tensors:
-            if isinstance(value, int | float | complex | sympy.Expr):
-                return self.with_scalar(node, op, tensors, attrs)
         meta = node.meta.get("val")
         type: Type | None = None
         if isinstance(meta, torch.Tensor):
             type = TensorType.of(meta)
         elif isinstance(meta, list | tuple):
             type = tuple(None if m is None else TensorType.of(m) for m in meta)
+        if any(isinstance(v, int | float | complex | sympy.Expr) for v in tensors):
+            return self.with_scalar(node, tensors, attrs, type)
         return self.o.node(op, tensors, tuple(attrs.items()), type)
 
-    def with_scalar(self, node: fx.Node, op: Op, tensors: tuple, attrs: dict[str, Any]) -> Node:
+    def with_scalar(
+        self, node: fx.Node, tensors: tuple, attrs: dict[str, Any], type: Type | None = None
+    ) -> Node:
+        """A call with a number in a tensor's place; type: as traced, None to infer it."""
         overload = node.target
         packet = overload._overloadpacket  # type: ignore[union-attr]
         form = _SCALAR_FORM.get(overload._overloadname)  # type: ignore[union-attr]
@@ -268,7 +275,8 @@ class _Tracer:
         if found is None or not isinstance(tensors[0], Node):
             raise TraceDeclined(f"{overload} takes a number where a tensor is expected")
         try:
-            return self.o.call(found, *tensors, **attrs)
+            scalar = from_overload(found)
+            return self.o.node(scalar, *scalar.bind(tensors, attrs), type)
         except (CannotInfer, TypeError) as error:
             raise TraceDeclined(f"{overload} with a number: {error}") from error
 
@@ -312,7 +320,7 @@ class _Tracer:
             return value
         op = from_overload(found)
         if any(isinstance(v, int | float | sympy.Expr) for v in tensors):
-            return self.with_scalar(_call(node, found, *node.args), op, tensors, attrs)
+            return self.with_scalar(_call(node, found, *node.args), tensors, attrs)
         return self.o.node(op, tensors, tuple(attrs.items()))
 
     def check_call(self, node: fx.Node) -> None:

@@ -160,7 +160,18 @@ def _same_type(a: Type | None, b: Type | None) -> bool:
 
 
 def _same_size(a: Any, b: Any) -> bool:
-    return a == b or sympy.simplify(a - b) == 0
+    return a == b or sympy.simplify(_without_ones(a) - _without_ones(b)) == 0
+
+
+def _without_ones(size: Any) -> Any:
+    """n for every max(1, n): torch writes strides so; they differ only where nothing is read."""
+    if not isinstance(size, sympy.Expr):
+        return size
+    return size.replace(_is_at_least_one, lambda e: next(n for n in e.args if n != 1))
+
+
+def _is_at_least_one(e: sympy.Basic) -> bool:
+    return type(e).__name__ == "Max" and len(e.args) == 2 and sympy.S.One in e.args
 
 
 def _flat(type: Type | None) -> Iterator[TensorType]:

@@ -219,6 +219,26 @@ def _whole_slice(w: _Work, node: Node) -> Node | None:
     return _source(node) if node.shape == _source(node).shape else None
 
 
+def _piece(w: _Work, node: Node) -> Node | None:
+    """One result of meshgrid or broadcast_tensors: its own input, broadcast."""
+    whole, index = _source(node), node.attr("index")
+    if not whole.op.name.startswith(("aten.meshgrid.", "aten.broadcast_tensors.")):
+        return None
+    (parts,) = whole.args
+    assert isinstance(parts, tuple) and isinstance(parts[index], Node)
+    x = parts[index]
+    if whole.op.name.startswith("aten.meshgrid."):
+        dim = index
+        if dict(whole.attrs).get("indexing") == "xy" and len(parts) > 1 and index < 2:
+            dim = 1 - index
+        shape = [n if d == dim else 1 for d, n in enumerate(node.shape)]
+        x = w.simplify(w.o.call("aten.reshape.default", x, shape))
+    return x if x.shape == node.shape else w.o.call("aten.expand.default", x, list(node.shape))
+
+
+_FORMS["getitem"] = _piece
+
+
 @_form("cat.default")
 def _cat(w: _Work, node: Node) -> Node | None:
     """Parts without elements are left out; one part is itself."""

@@ -7,7 +7,7 @@
 //   tasks     ceil(outputs or blocks / numbers[0])
 //
 // Along: the last reduced dimension is contiguous, lanes run over it. Across: the last kept one is,
-// lanes are outputs. f32 sums go through partial sums of at most 128 terms and a second level.
+// lanes are outputs. f32 sums are partial sums of a few terms per lane, joined in double.
 #pragma once
 
 #include <limits>
@@ -104,7 +104,7 @@ template <class Op> INFOPT_INLINE float join_lanes(Vec v) {
 
 template <class T, class Out, class Op, bool mean>
 void reduce_along(const infopt_call *call, int64_t first, int64_t last) {
-  constexpr int64_t kTerms = 4 * 16 * 32;  // of one first-level sum: 32 per lane
+  constexpr int64_t kTerms = 4 * 16 * 8;  // of one first-level sum: 8 per lane
   const ReduceShape s(call->numbers);
   const int64_t per_task = call->numbers[0], end = least(last * per_task, s.outputs());
   const float start = Op::template start<float>();
@@ -149,7 +149,14 @@ void reduce_across(const infopt_call *call, int64_t first, int64_t last) {
                   b = o / columns / s.kept[2] % s.kept[1], a = o / columns / s.kept[2] / s.kept[1];
     const T *x = pointer<const T>(call, 0) + a * s.x[0] + b * s.x[1] + c * s.x[2] + d;
     const int64_t width = least(16 * kLanes, s.kept[3] - d);
-    Vec totals[kLanes] = {start, start, start, start}, sums[kLanes] = {start, start, start, start};
+    Vec sums[kLanes] = {start, start, start, start};
+    double totals[16 * kLanes];
+    for (double &total : totals) total = Op::template start<float>();
+    const auto flush = [&] {
+      float part[16 * kLanes];
+      for (int v = 0; v < kLanes; ++v) store(part + 16 * v, sums[v]), sums[v] = start;
+      for (int i = 0; i < 16 * kLanes; ++i) totals[i] = Op::join(totals[i], double(part[i]));
+    };
     int64_t terms = 0;
     for (int64_t i = 0; i < s.reduced[0]; ++i)
       for (int64_t j = 0; j < s.reduced[1]; ++j)
@@ -159,13 +166,11 @@ void reduce_across(const infopt_call *call, int64_t first, int64_t last) {
             const int64_t n = least(16, greatest(width - 16 * v, 0));
             sums[v] = Op::join(sums[v], n == 16 ? load(row + 16 * v) : load(row + 16 * v, n));
           }
-          if (++terms % 128 == 0)
-            for (int v = 0; v < kLanes; ++v) totals[v] = Op::join(totals[v], sums[v]), sums[v] = start;
+          if (++terms % 16 == 0) flush();
         }
-    float values[16 * kLanes];
-    for (int v = 0; v < kLanes; ++v) store(values + 16 * v, Op::join(totals[v], sums[v]));
+    flush();
     Out *to = pointer<Out>(call, 1) + a * s.out[0] + b * s.out[1] + c * s.out[2] + d * s.out[3];
-    for (int64_t i = 0; i < width; ++i) finish<Out, mean>(to + i * s.out[3], values[i], s.count());
+    for (int64_t i = 0; i < width; ++i) finish<Out, mean>(to + i * s.out[3], totals[i], s.count());
   }
 }
 

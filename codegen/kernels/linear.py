@@ -163,6 +163,27 @@ def to_panels(
     )
 
 
+def panels_of_task(panels: Size, n_chunks: Size, cores: int) -> int:
+    """How many panels one task takes: as many as fit the cache, but enough tasks for all cores."""
+    chosen = PANEL_CHUNK
+    if not isinstance(n_chunks, int):
+        return chosen
+    while chosen > 1:
+        # an open number of rows counts as two chunks of panels
+        chunks = -(-panels // chosen) if isinstance(panels, int) else PANEL_CHUNK // chosen * 2
+        if n_chunks * chunks >= 4 * cores:
+            break
+        chosen //= 2
+    return chosen
+
+
+def few_chunk(n: Size, cores: int) -> int:
+    """Weight rows of one task of the few-rows kernel, a multiple of 16."""
+    if not isinstance(n, int):
+        return 64
+    return min(64, max(16, n // (8 * cores) // 16 * 16))
+
+
 def only_if(condition: Any, value: Size) -> Size:
     """`value`, or 0 where a condition on sizes does not hold: that switches a call off."""
     if condition in (True, sympy.true):
@@ -197,14 +218,14 @@ def products(
     held = torch.bfloat16 if narrow or x.dtype is torch.bfloat16 else torch.float32
     residual_fmt = ROW_FORMAT[residual.dtype] if residual is not None else 0
 
-    def numbers(n_chunk: Size, x_stride: Size, last: Size) -> tuple[Size, ...]:
+    def numbers(n_chunk: Size, per_task: int, x_stride: Size, last: Size) -> tuple[Size, ...]:
         return (
             m,
             n,
             k,
             stride,
             n_chunk,
-            PANEL_CHUNK,
+            per_task,
             ACTIVATIONS.index(activation),
             bias_fmt,
             0,
@@ -232,12 +253,12 @@ def products(
     calls = []
     few = m <= FEW if isinstance(m, int) else sympy.Le(m, FEW)
     if few not in (False, sympy.false):
-        chunk = 16 if isinstance(n, int) and n < 1024 else 64
+        chunk = few_chunk(n, target.cores)
         calls.append(
             Call(
                 f"infopt_few_rows_{SHORT[weight.dtype]}",
                 pointers(names["x"]),
-                numbers(chunk, rows.stride, fmt),
+                numbers(chunk, 1, rows.stride, fmt),
                 only_if(few, ceil_div(n, chunk)),
                 scratch=4 * FEW * (round_up(k, 32) + 32),
             )
@@ -246,6 +267,7 @@ def products(
         many = not few if isinstance(few, bool) else sympy.Gt(m, FEW)
         chunk = 96 if target.level == "amx" else 48
         panels = ceil_div(m, 16)
+        per_task = panels_of_task(panels, ceil_div(n, chunk), target.cores)
         packed = to_panels(str(names["x"]), rows, x.dtype, held, only_if(many, panels))
         sides = 2 if names.get("up") else 1
         depth = (
@@ -255,9 +277,9 @@ def products(
             Call(
                 f"infopt_linear_{SHORT[held]}_{SHORT[weight.dtype]}",
                 pointers(packed),
-                numbers(chunk, packed.numbers[5], 0)[:15],
-                only_if(many, ceil_div(n, chunk) * ceil_div(panels, PANEL_CHUNK)),
-                scratch=6144 * PANEL_CHUNK * sides + 384 * (depth + 32),
+                numbers(chunk, per_task, packed.numbers[5], 0)[:15],
+                only_if(many, ceil_div(n, chunk) * ceil_div(panels, per_task)),
+                scratch=6144 * per_task * sides + 384 * (depth + 32),
             )
         )
     return calls

@@ -9,7 +9,7 @@ import torch
 from infopt.codegen.expression import MEMORY_TYPES
 from infopt.codegen.kernel import Call, Config, aten_kernel
 from infopt.codegen.kernels.rows import FLOATS, ceil_div
-from infopt.codegen.sizes import product, same
+from infopt.codegen.sizes import product, same_stride
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
@@ -44,7 +44,7 @@ def _merged(dims: Dims) -> Dims:
     for n, s, o in dims:
         if n == 1:
             continue
-        if made and same(made[-1][1], s * n) and same(made[-1][2], o * n):
+        if made and same_stride(made[-1][1], s * n) and same_stride(made[-1][2], o * n):
             made[-1] = (product((made[-1][0], n)), s, o)
         else:
             made.append((n, s, o))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils._sympy.functions import FloorDiv
 
-from infopt.codegen.sizes import product, same
+from infopt.codegen.sizes import product, same_stride
+from infopt.codegen.views import Layout
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
 # The codes of csrc/element.h.
@@ -51,7 +52,7 @@ def as_rows(t: TensorType) -> Rows | None:
             continue
         if stride is None:
             stride = s
-        elif not same(s, step):  # type: ignore[arg-type]
+        elif not same_stride(s, step):  # type: ignore[arg-type]
             return None
         count = product((n, count))
         step = s * n
@@ -74,7 +75,7 @@ def dense_last(t: TensorType) -> tuple[Size, ...] | None:
 
 def contiguous(t: TensorType) -> tuple[Size, ...] | None:
     """Wanted strides for a kernel that takes contiguous tensors only."""
-    return None if t.is_contiguous else contiguous_strides(t.shape)
+    return None if Layout.of(t).is_contiguous else contiguous_strides(t.shape)
 
 
 def ceil_div(a: Size, b: Size) -> Size:

@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-CSRC = pathlib.Path(__file__).resolve().parents[2] / "codegen" / "csrc"
+import infopt.codegen
+
+CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 LEVELS = {  # name: (compiler flags, /proc/cpuinfo flags it needs)
     "scalar": ([], []),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from infopt.codegen.build import find_compiler
 from infopt.codegen.lower import lower
-from infopt.codegen.sizes import LoweringDeclined, Sizes
+from infopt.codegen.sizes import LoweringDeclined, Sizes, same_stride
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import op
@@ -292,6 +292,7 @@ def test_size_expressions():
         for case, slot in zip(cases, slots, strict=True):
             assert found[slot] == int(case.subs({a: dims[0], b: dims[1]})), case
     assert sizes.slot(a * b + 1) == slots[0]
+    assert same_stride(8 * sympy.Max(1, a), 8 * a) and not same_stride(a, sympy.Max(2, a))
     with pytest.raises(LoweringDeclined, match="cannot be read from an input"):
         sizes.slot(sympy.Symbol("c", integer=True))
     with pytest.raises(LoweringDeclined, match="no form in a plan"):

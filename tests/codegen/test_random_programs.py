@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from infopt.codegen.build import find_compiler
-from tests.codegen.traced import compare, program_of
+from infopt.codegen.load import lower_for, program
+from infopt.compiler.target import LEVELS, Target
+from tests.codegen.traced import compare, graph_of, program_of, target
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 
@@ -111,3 +113,14 @@ def test_random_program(seed):
         else (torch.randn(5, 6), torch.randn(6))
     )
     compare(program_of(f, args), f, args, close=(2e-2, 2e-3))
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("seed", [20, 21])
+def test_random_program_at_lower_levels(seed, level):
+    if target().arch != "x86_64" or not target().features.issuperset(LEVELS[level]):
+        pytest.skip(f"this machine has no {level}")
+    torch.manual_seed(seed)
+    f, args = random_program(seed), (torch.randn(5, 6), torch.randn(6))
+    lowered = lower_for(graph_of(f, args), Target.parse(f"cpu:{level}"))
+    compare(program(lowered, 2), f, args, close=(2e-2, 2e-3))

@@ -58,6 +58,22 @@ REWRITES = {
     ),
     "expand to the same shape": (lambda o, x: o.expand(x, [-1, 3, 4]), as_is, [X]),
     "whole slice": (lambda o, x: o.slice(x, 1, 0, 100), as_is, [X]),
+    "meshgrid": (
+        lambda o, a, b: tuple(
+            o.relu(o.getitem(o.call("aten.meshgrid.indexing", [a, b], indexing="xy"), i))
+            for i in (0, 1)
+        ),
+        lambda o, a, b: (
+            o.relu(o.expand(o.reshape(a, [1, 5]), [4, 5])),
+            o.relu(o.expand(o.reshape(b, [4, 1]), [4, 5])),
+        ),
+        [B, X[0, 0]],
+    ),
+    "broadcast_tensors": (
+        lambda o, x, w: o.relu(o.getitem(o.call("aten.broadcast_tensors.default", [x, w]), 1)),
+        lambda o, x, w: o.relu(o.expand(w, [2, 3, 4])),
+        [X, W[0]],
+    ),
     "cat with nothing": (
         lambda o, x: o.relu(o.cat([x, o.slice(x, 2, 4, 9)], -1)),
         lambda o, x: o.relu(x),
