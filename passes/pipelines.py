@@ -16,7 +16,6 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
-from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
@@ -63,7 +62,6 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     # What follows a product is done while it is in cache.
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
-    yield MergeLinears()
     if compute == "bf16":
         yield NarrowCompute()
     yield FuseAddNorm()

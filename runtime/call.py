@@ -66,8 +66,7 @@ class Call:
             self.view(index).copy_(tensor)
             return
         if not strides_fit(tensor, strides) or self._is_borrowed(tensor):
-            copy = torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
-            tensor = copy.copy_(tensor)
+            tensor = _copied(tensor, strides)
         self.tensors[view.buffer] = tensor
         self.context.bases[view.buffer] = tensor.data_ptr()
 
@@ -79,6 +78,17 @@ class Call:
             return False
         arena = self.arena.untyped_storage().data_ptr()
         return tensor.untyped_storage().data_ptr() == arena
+
+
+def _copied(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """A copy in these strides; along an expanded dimension one element serves all."""
+    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="cpu")
+    target = made
+    for dim, stride in enumerate(strides):
+        if stride == 0 and tensor.shape[dim] > 1:
+            target, tensor = target.narrow(dim, 0, 1), tensor.narrow(dim, 0, 1)
+    target.copy_(tensor)
+    return made
 
 
 def reinterpret(
