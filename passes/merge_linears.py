@@ -19,9 +19,9 @@ from infopt.compiler.types import TensorType
 class MergeLinears(Pass):
     """linear(x, a), linear(x, b) -> the two halves of linear(x, [a; b])
 
-    For constant weights that nobody else reads: the concatenation takes their place, so memory
-    does not grow. Weights that are inputs stay apart, for joining them would copy them at every
-    call.
+    Not in the default list: linears that read the same x share its panels already, and on BERT-base
+    this measured no gain. For constant weights that nobody else reads: the concatenation takes
+    their place. Weights that are inputs stay apart: joining them would copy them at every call.
     """
 
     name: ClassVar[str] = "merge-linears"
