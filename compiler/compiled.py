@@ -11,7 +11,7 @@ import torch
 
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered
-from infopt.compiler.accuracy import Exact
+from infopt.compiler.accuracy import Exact, compare
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
@@ -49,7 +49,10 @@ def build(
     if passes is None:
         passes = tuple(default_passes(compute=options.compute))
     ctx = PassContext(target, tuple(samples), report, settings)
-    graph = Pipeline(passes).run(graph, ctx)
+    original = graph
+    graph = Pipeline(passes).run(original, ctx)
+    if options.max_error is not None and samples:
+        _check_error(original, graph, samples, options.max_error, report)
     passed = time.perf_counter()
     lowered = lower_for(graph, target)
     lowered_at = time.perf_counter()
@@ -65,6 +68,30 @@ def build(
     report.kernels.update(lowered.report.native)
     report.memory["weights"] = sum(_bytes(t) for t in lowered.constants)
     return Built(graph, lowered, made, report)
+
+
+def _check_error(
+    original: Graph,
+    graph: Graph,
+    samples: Sequence[tuple[Any, ...]],
+    limit: float,
+    report: Report,
+) -> None:
+    """The finished graph against the traced one, end to end. Raises ContractBroken beyond limit."""
+    worst = 0.0
+    for sample in samples:
+        copies = [
+            [v.clone() if isinstance(v, torch.Tensor) else v for v in sample] for _ in range(2)
+        ]
+        pairs = zip(interpret(original, copies[0]), interpret(graph, copies[1]), strict=True)
+        errors = [compare(a, b).rms_rel for a, b in pairs if isinstance(a, torch.Tensor)]
+        worst = max([worst, *errors])
+    report.notes.append(f"end to end: relative RMS error {worst:.2e}, limit {limit:.2e}")
+    if worst > limit:
+        raise ContractBroken(
+            f"max_error={limit}: on the example inputs the compiled model is off by {worst:.2e} "
+            f"(relative RMS); allow more, or ask for less than compute or passes do"
+        )
 
 
 def _check_program(graph: Graph, made: Program, samples: Sequence[tuple[Any, ...]]) -> None:

@@ -18,11 +18,12 @@ class Options:
 
     compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
     passes     the passes to run, None for infopt.default_passes()
-    tune       0 no measuring, 1 quick, 2 thorough
+    tune       how much measuring may choose kernels: 0 none, 1 quick, 2 thorough. So far a kernel
+               has one schedule, so there is nothing to choose from
     strict     raise FallbackRefused where any part could only run as torch runs it
     threads    how many threads a call may use, None for torch.get_num_threads()
-    max_error  the largest relative error (RMS) lossy choices may add; None: no lossy choice is made
-               beyond those asked for by name
+    max_error  the largest end-to-end relative error (RMS, on the example inputs) that lossy choices
+               may add; beyond it ContractBroken is raised. None: only each pass's own contract
     """
 
     compute: str | None = None

@@ -175,3 +175,11 @@ heavy = [m for m in sys.modules if m.startswith(not_needed)]
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+def test_max_error_is_measured_end_to_end(net):
+    x = torch.randn(20, 8)
+    compiled = infopt.compile(net, (x,), compute="bf16", max_error=0.05)
+    assert "end to end: relative RMS error" in str(compiled.report)
+    with pytest.raises(infopt.ContractBroken, match="max_error=1e-06"):
+        infopt.compile(net, (x,), compute="bf16", max_error=1e-6)
