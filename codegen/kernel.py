@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product as combinations
 from typing import Any, TypeAlias
 
-from infopt.compiler import ops
 from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.graph import Node
 from infopt.compiler.ops import Op, op
@@ -102,9 +101,18 @@ class Emitter:
         """None where this emitter can compute the op for these types on this target."""
         if self.kind != target.kind:
             return f"for {self.kind}, not {target.kind}"
-        if len(inspect.signature(self.legal).parameters) == 1:
+        if self._asks_only_for_target:
             return self.legal(target)
         return self.legal(target, *types, **attrs)
+
+    def refuses_target(self, target: Target) -> bool:
+        """True where no types at all could make this emitter legal on the target."""
+        asked = self._asks_only_for_target and self.legal(target) is not None
+        return self.kind != target.kind or asked
+
+    @property
+    def _asks_only_for_target(self) -> bool:
+        return len(inspect.signature(self.legal).parameters) == 1
 
     def schedules(self) -> Iterator[dict[str, Any]]:
         """Every point of the schedule space, the usual one first."""
@@ -152,11 +160,7 @@ def kernel_op(
     """Declare an op by its reference: positional parameters are tensors, others attributes."""
     if function is None:
         return lambda f: kernel_op(f, cases=cases, tolerance=tolerance)
-    plain = op(function)
-    parts = {f.name: getattr(plain, f.name) for f in fields(Op)}
-    made = KernelOp(**parts, cases=cases, tolerance=tolerance or Exact())
-    ops._OPS[made.name] = made  # the name now finds the op with its kernels
-    return made
+    return op(function, kind=KernelOp, cases=cases, tolerance=tolerance or Exact())
 
 
 def aten_kernel(
@@ -195,6 +199,15 @@ def _register(
 def emitters(name: str) -> Sequence[Emitter]:
     """The emitters of an op, the preferred one first."""
     return _EMITTERS.get(name, ())
+
+
+def kernel_names(target: Target) -> tuple[str, ...]:
+    """The ops with a kernel that may be legal on this target: its kind, its instruction sets."""
+    found = []
+    for name, known in sorted(_EMITTERS.items()):
+        if not all(e.refuses_target(target) for e in known):
+            found.append(name)
+    return tuple(found)
 
 
 def find_emitter(node: Node, target: Target) -> tuple[Emitter | None, str]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 import infopt
+import infopt.codegen.kernels
 from infopt.codegen import build, toolchain
 from infopt.codegen.cache import UnsafeCache, check_folder
+from infopt.codegen.kernel import kernel_names
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.runtime.errors import LibraryError
@@ -57,8 +59,21 @@ def examine() -> Health:
     }
     _examine_compiler(health)
     _examine_libraries(health, target)
+    health.sections["kernels"] = _kernels(target)
     _examine_cache(health)
     return health
+
+
+def _kernels(target: Target) -> dict[str, str]:
+    """The ops that can run natively here, infopt's own and torch's."""
+    names = kernel_names(target)
+    own = [n for n in names if not n.startswith("aten.")]
+    torch_ops = [n.removeprefix("aten.") for n in names if n.startswith("aten.")]
+    return {
+        f"{len(own)} of infopt's": ", ".join(own),
+        f"{len(torch_ops)} of torch's": ", ".join(torch_ops),
+        "generated": "pointwise operations" if build.find_compiler() else "none: no C++ compiler",
+    }
 
 
 def _lacking(target: Target) -> str:

@@ -120,18 +120,24 @@ _OPS: dict[str, Op] = {}
 
 
 def op(
-    function: Callable[..., Any] | None = None, *, pure: bool = True, name: str | None = None
+    function: Callable[..., Any] | None = None,
+    *,
+    pure: bool = True,
+    name: str | None = None,
+    kind: type[Op] = Op,
+    **declared: Any,
 ) -> Any:
     """Declare an infopt op by its reference, a plain torch function.
 
     Positional parameters are tensors (annotate nothing; a default of None makes one optional),
     keyword-only ones are attributes. Returns the Op; its name is the function's name.
+    kind: the class of the op, an Op with further fields, which are given by keyword.
 
         @op
         def linear_act(x, weight, bias=None, *, activation="none"): ...
     """
     if function is None:
-        return lambda f: op(f, pure=pure, name=name)
+        return lambda f: op(f, pure=pure, name=name, kind=kind, **declared)
     parameters = []
     for p in inspect.signature(function).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -146,11 +152,14 @@ def op(
     except OSError:
         source = f"{function.__module__}.{function.__qualname__}"
     key = f"{op_name}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-    made = Op(op_name, function, tuple(parameters), pure, key)
+    made = kind(op_name, function, tuple(parameters), pure, key, **declared)
     known = _OPS.get(op_name)
     if known is not None and known.key != key:
         raise ValueError(f"op {op_name!r} is already declared, by {known.reference.__module__}")
-    return _OPS.setdefault(op_name, made)
+    if known is not None and isinstance(known, kind):  # its module was loaded again
+        return known
+    _OPS[op_name] = made
+    return made
 
 
 @cache

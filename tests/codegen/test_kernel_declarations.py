@@ -1,5 +1,7 @@
 """Every declared kernel against its reference: own ops by their cases, torch's by these."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from infopt.compiler.accuracy import Exact
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import known_ops
+from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
 from tests.codegen.traced import check, flat, lowered, program_of, target
 
@@ -301,3 +304,20 @@ def test_legal_may_ask_the_target_alone():
     finally:
         kernel._EMITTERS.pop("aten.erfinv.default")
     assert target().kind == "cpu"
+
+
+def test_kernel_names_are_those_of_the_target():
+    here = kernel.kernel_names(target())
+    assert {"rms_norm", "aten.linear.default"} <= set(here) and list(here) == sorted(here)
+    assert not kernel.kernel_names(replace(target(), kind="gpu"))
+
+    @kernel_op
+    def only_where_amx_is(x):
+        """x"""
+        return x
+
+    @only_where_amx_is.kernel("cpu", legal=lambda target: target.lacks("amx"))
+    def never_called(cfg, target, x): ...
+
+    assert "only_where_amx_is" not in kernel.kernel_names(Target.parse("cpu:avx2"))
+    assert "only_where_amx_is" in kernel.kernel_names(Target.parse("cpu:amx"))

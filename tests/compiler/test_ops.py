@@ -1,12 +1,14 @@
 """Ops: binding, declarations, names."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from infopt.compiler.errors import UnknownOp
 from infopt.compiler.graph import Node
 from infopt.compiler.infer import Builder
-from infopt.compiler.ops import aten, find, from_overload, known_ops, op
+from infopt.compiler.ops import Op, aten, find, from_overload, known_ops, op
 from infopt.compiler.types import TensorType
 
 T = TensorType.dense((2, 3), torch.float32)
@@ -89,3 +91,16 @@ def test_overloads_are_picked_by_the_kinds_of_arguments() -> None:
         "aten.sum.dim_IntList",
         "aten.mean.dim",
     ]
+
+
+def test_an_op_may_be_of_another_class() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Counted(Op):
+        limit: int = 0
+
+    @op(kind=Counted, limit=3)
+    def counted_for_a_test(x):
+        return x + 1
+
+    assert isinstance(counted_for_a_test, Counted) and counted_for_a_test.limit == 3
+    assert find("counted_for_a_test") is counted_for_a_test
