@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import fx
 
 from infopt.compiler.accuracy import Accuracy, Exact
+from infopt.compiler.content import Content, content_of
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
@@ -46,12 +46,9 @@ class FxPass(Pass):
         )
 
     @cached_property
-    def key(self) -> str:
-        try:
-            source = inspect.getsource(self.function)
-        except (OSError, TypeError):
-            source = repr(self.function)
-        return f"{super().key}:{source}"
+    def content(self) -> Content:
+        """The function's own content: source, byte code, closure and defaults."""
+        return content_of(type(self), self.function, self.accuracy, int(self.stage))
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         module = graph.to_fx()

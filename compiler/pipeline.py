@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import torch
 
 from infopt.compiler.accuracy import Accuracy, Exact
+from infopt.compiler.content import Content, content_of
 from infopt.compiler.dump import diff, text
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph, Node, Stage
@@ -78,21 +79,19 @@ class Pass:
         raise NotImplementedError(f"{type(self).__name__} must define run")
 
     @cached_property
+    def content(self) -> Content:
+        """The content of class and options, with what could not be looked into."""
+        return content_of(type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @cached_property
     def key(self) -> str:
-        """Content hash of the class source and the options: part of every cache key."""
-        parts = [f"{type(self).__module__}.{type(self).__qualname__}"]
-        for cls in type(self).__mro__[:-1]:
-            try:
-                parts.append(inspect.getsource(cls))
-            except (OSError, TypeError):
-                parts.append(f"{cls.__module__}.{cls.__qualname__}:{_bytecode(cls)}")
-        parts += [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """Content hash of the class and its options: part of every cache key.
 
-
-def _bytecode(cls: type) -> str:
-    codes = [m.__code__.co_code for m in vars(cls).values() if inspect.isfunction(m)]
-    return hashlib.sha256(b"".join(codes)).hexdigest()
+        A pass that holds something without content (an object written in C, a uuid() of None)
+        gets a key that no other object has: whatever is cached under it is never found again.
+        """
+        digest = self.content.digest
+        return f"{digest}-{uuid4().hex}" if self.content.opaque else digest
 
 
 @dataclass(frozen=True)
