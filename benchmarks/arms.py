@@ -48,6 +48,12 @@ def eager(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
     return lambda: model(*inputs)
 
 
+def dynamo(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    """What torch.compile costs with no compiler behind it."""
+    run = torch.compile(model, backend="eager", dynamic=False)
+    return lambda: run(*inputs)
+
+
 def inductor(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
     run = torch.compile(model, dynamic=False)
     return lambda: run(*inputs)
@@ -112,6 +118,7 @@ _IN_BOTH = tuple(
     for dtype in ("fp32", "bf16")
     for name, prepare, own in (
         ("eager", eager, False),
+        ("dynamo", dynamo, False),
         ("inductor", inductor, False),
         ("inductor-max", inductor_max, False),
         ("infopt", infopt_backend, True),

@@ -1,7 +1,8 @@
 """`python -m benchmarks memory`: peak resident memory of a process that builds, compiles and calls
 a model.
 
-Each arm runs in a fresh process with empty caches; what matters is the ratio to eager.
+Each arm runs in a fresh process with empty caches; what matters is the ratio to eager. The arm
+dynamo is torch.compile with backend="eager": what torch.compile itself needs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from benchmarks.process import Child, ChildFailed
 from benchmarks.report import wide_console, write_json
 
 WORKLOADS = ("minilm-32x128", "bert-1x128", "bert-8x384")
-ARMS = ("eager", "infopt", "infopt-offline", "inductor")
+ARMS = ("eager", "dynamo", "infopt", "infopt-offline", "inductor")
 CALLS = 3
 
 
