@@ -24,7 +24,8 @@ WORKLOADS = ("bert-1x128", "deep-2", "deep-48")
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compile_time", description=__doc__)
     parser.add_argument("--json", help="also write the rows to this file")
-    parser.add_argument("--arms", default="dynamo,infopt,infopt-offline,inductor", help="which to measure")
+    every = "dynamo,infopt,infopt-offline,inductor"
+    parser.add_argument("--arms", default=every, help="which to measure")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--repeats", type=int, default=2, help="fresh processes per number; the least counts"
