@@ -14,6 +14,7 @@ SOURCE = (
     "a folder with a transformers model, or module:callable; the callable returns "
     "(model, args), (model, args, kwargs) or (model, args, kwargs, dynamic_shapes)"
 )
+PASS = "a pass by name, as file.py:Class or module:Class; it is added to the default ones"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,9 +77,31 @@ def parser() -> argparse.ArgumentParser:
 
     explain = _compiling(command("explain", "where a pass applied, and where not and why"))
     explain.add_argument("pass_name", metavar="pass", nargs="?", help="one pass; default all")
+    explain.add_argument("--html", metavar="FILE", help="write a page with all there is")
 
-    passes = command("passes", "the passes a program goes through, in order")
-    passes.add_argument("what", choices=["list"], nargs="?", default="list")
+    passes = command("passes", "list the passes; run, compare and bisect them on a model")
+    passes.set_defaults(what="list")
+    kinds = passes.add_subparsers(metavar="list | run | diff | bisect")
+
+    def kind(name: str, text: str) -> argparse.ArgumentParser:
+        sub = kinds.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+        sub.set_defaults(what=name)
+        return sub
+
+    kind("list", "what runs by default, on request, and what installed packages offer")
+    for name, text in (
+        ("run", "where passes apply in a model, where not and why, and how far results move"),
+        ("diff", "what passes change in a model's graph"),
+        ("bisect", "the first pass, and its first site, that leaves its accuracy contract"),
+    ):
+        sub = kind(name, text)
+        sub.add_argument("source", help=SOURCE)
+        sub.add_argument("passes", metavar="pass", nargs="*", help=PASS + "; default all")
+        sub.add_argument("--compute", choices=["bf16"], help="permit computing in bf16")
+        sub.add_argument("--target", default="native", help="such as cpu:avx2")
+        if name == "diff":
+            sub.add_argument("--html", metavar="FILE", help="write a page with all there is")
 
     command("doctor", "what this machine has, and which kernels it gets")
     return top
@@ -90,6 +113,7 @@ def _compiling(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     sub.add_argument("--target", default="native", help="such as cpu:avx2; default this machine")
     sub.add_argument("--tune", type=int, choices=[0, 1, 2], help="0 none, 1 quick, 2 thorough")
     sub.add_argument("--threads", type=int, help="default: all cores")
+    sub.add_argument("--add", metavar="PASS", action="append", default=[], help=PASS)
     sub.add_argument("--strict", action="store_true", help="fail where torch would have to step in")
     return sub
 

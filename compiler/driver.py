@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.compiled import build
@@ -17,6 +17,7 @@ from infopt.compiler.errors import BadOption, FallbackRefused, TraceDeclined
 from infopt.compiler.export import export
 from infopt.compiler.model import AsTorch, Compiled
 from infopt.compiler.options import Options
+from infopt.compiler.page import page
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
 from infopt.runtime.errors import PlanError
@@ -72,26 +73,24 @@ def _compile(
     start = time.perf_counter()
     exported = export(model, args, kwargs, dynamic_shapes, Leaf)
     report.phases["trace"] = time.perf_counter() - start
-    given = pytree.tree_leaves((args, kwargs))
-    samples = []
-    if given:
-        count = len(exported.graph.inputs) - len(exported.state)
-        flat = [given[i] for i in exported.leaves]
-        samples = [tuple(flat[:count] + exported.state + flat[count:])]
+    samples = [exported.sample(args, kwargs)] if args or kwargs else []
     built = build(exported.graph, options, target, report, samples)
     refuse_fallbacks(options, report)
     return Compiled(exported, built)
 
 
-def explain(compiled: Any, pass_name: str | None = None) -> str:
+def explain(compiled: Any, pass_name: str | None = None, *, html: str | Path | None = None) -> str:
     """Where a pass applied in a compiled model, and where not and why; all of it without a name.
 
     compiled: what infopt.compile or torch.compile(backend="infopt") returned.
+    html: also write a page with the graphs, sites, reasons, gains and a roofline to this file.
     Raises KeyError listing the passes where none of that name ran.
     """
     reports = [compiled.report] if hasattr(compiled, "report") else reports_of(compiled)
     if not reports:
         return "nothing was compiled yet: call the model first"
+    if html is not None:
+        Path(html).write_text(page(reports, "infopt"), encoding="utf-8")
     if pass_name is None:
         return "\n\n".join(map(str, reports))
     texts = []

@@ -42,6 +42,7 @@ class Entry:
 
 # Reports of recent compilations, so that explain(compiled) can find them; bounded.
 _entries: deque[Entry] = deque(maxlen=1000)
+_KEPT_HISTORIES = 32  # of the newest: the graphs between passes, for pages
 
 
 def infopt(
@@ -60,6 +61,8 @@ def infopt(
     report = Report()
     entry = Entry(_origin(), _weights(example_inputs), report)
     _entries.append(entry)
+    if len(_entries) > _KEPT_HISTORIES:
+        _entries[-_KEPT_HISTORIES - 1].report.history.clear()
     counters["infopt"]["graphs"] += 1
     try:
         return _compile(module, example_inputs, parsed, entry)

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 
 from infopt.compiler.capture import check_mode
 from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
-from infopt.compiler.rewrite import exchange
 from infopt.compiler.trace import check_tensor, from_fx
 from infopt.compiler.types import Dim, as_size, substitute
 
@@ -54,6 +54,13 @@ class Exported:
     leaves: tuple[int, ...]
     outputs: Any
     rebuild: Callable[[list], Any]
+
+    def sample(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The graph's inputs for one call of the model."""
+        given = pytree.tree_leaves((args, dict(kwargs)))
+        count = len(self.graph.inputs) - len(self.state)
+        flat = [given[i] for i in self.leaves]
+        return tuple(flat[:count] + self.state + flat[count:])
 
 
 class _Function(torch.nn.Module):

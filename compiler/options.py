@@ -8,6 +8,7 @@ from typing import Any
 
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
+from infopt.passes.named import named_pass
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -17,7 +18,8 @@ class Options:
     """What a user may ask for.
 
     compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
-    passes     the passes to run, None for infopt.default_passes()
+    passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
+               infopt.default_passes()
     tune       how much measuring may choose kernels: 0 none, 1 quick, 2 thorough. So far a kernel
                has one schedule, so there is nothing to choose from
     strict     raise FallbackRefused where any part could only run as torch runs it
@@ -77,10 +79,10 @@ class Options:
         return parsed
 
 
-def _passes(value: Sequence[Pass]) -> tuple[Pass, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(p, Pass) for p in value):
+def _passes(value: Sequence[Pass | str]) -> tuple[Pass, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(p, Pass | str) for p in value):
         raise BadOption(
-            "passes: expected a list of passes, as infopt.default_passes(add=[...]) gives; "
-            f"found {value!r}"
+            "passes: expected a list of passes or names of passes, as "
+            f"infopt.default_passes(add=[...]) gives; found {value!r}"
         )
-    return tuple(value)
+    return tuple(named_pass(p) if isinstance(p, str) else p for p in value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,15 +17,31 @@ from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.content import Content, content_of
 from infopt.compiler.dump import diff, text
 from infopt.compiler.errors import ContractBroken
+from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder, builder_for
 from infopt.compiler.interpret import interpret
-from infopt.compiler.report import PassReport, Report, Site
+from infopt.compiler.report import PassReport, Report, Site, Step
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.compiler.verify import verify, verify_same_interface
 
-__all__ = ["Pass", "PassContext", "Pipeline", "Stage"]
+__all__ = ["Pass", "PassContext", "Pipeline", "SiteLimit", "Stage", "results_of"]
+
+
+@dataclass
+class SiteLimit:
+    """Lets a pass apply only its first `left` sites: how bisection finds a wrong one."""
+
+    left: int
+    applied: list[Node] = field(default_factory=list)
+
+    def admits(self, node: Node) -> bool:
+        if self.left == 0:
+            return False
+        self.left -= 1
+        self.applied.append(node)
+        return True
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class PassContext:
     target    the machine the program is for
     samples   example inputs of the whole program, for measuring accuracy; may be empty
     report    where decisions are recorded
+    limit     None, or how many sites may be applied
     """
 
     target: Target
@@ -43,6 +60,7 @@ class PassContext:
     settings: Settings = field(default_factory=Settings)
     builder: Builder = field(default_factory=Builder)
     entry: PassReport | None = None
+    limit: SiteLimit | None = None
 
     def site(
         self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None
@@ -51,6 +69,27 @@ class PassContext:
         if self.entry is not None:
             name = where if isinstance(where, str) else repr(where)
             self.entry.sites.append(Site(name, applied, reason, gain))
+
+    def exchange(
+        self, graph: Graph, changes: Mapping[Node, Node], images: dict[Node, Node] | None = None
+    ) -> Graph:
+        """The graph with nodes exchanged for others everywhere they are read, see exchange.py.
+
+        Each change is a site that bisection may leave out, so each must be right by itself.
+        """
+        if self.limit is not None:
+            changes = {old: new for old, new in changes.items() if self.limit.admits(old)}
+        return exchange(graph, changes, self.builder, images)
+
+    def admits(self, node: Node) -> bool:
+        """True unless bisection leaves this site out: asked by a pass that does not use exchange,
+        once per site, when all else speaks for it."""
+        return self.limit is None or self.limit.admits(node)
+
+    @property
+    def is_spent(self) -> bool:
+        """True where no site may be applied any more."""
+        return self.limit is not None and self.limit.left == 0
 
 
 @dataclass(frozen=True)
@@ -138,13 +177,14 @@ class Pipeline:
                 ctx.report.notes.append(f"pass {p.name} skipped by INFOPT_SKIP")
                 continue
             graph = self._run_one(index, p, graph, replace(ctx, builder=builder))
+        ctx.report.machine, ctx.report.graph = ctx.target, _without_data(graph)
         return graph
 
     def _run_one(self, index: int, p: Pass, graph: Graph, ctx: PassContext) -> Graph:
         start = time.perf_counter()
         if p.stage > graph.stage:
             graph = replace(graph, stage=p.stage)
-        entry = PassReport(p.name, p.stage.name, str(p.accuracy), len(graph.nodes()))
+        entry = PassReport(p.name, p.stage.name, str(p.accuracy), len(graph.nodes()), key=p.key)
         result = p.run(graph, replace(ctx, entry=entry))
         if result is not graph:
             result = result.with_consts({})
@@ -154,6 +194,9 @@ class Pipeline:
         entry.nodes_after = len(result.nodes())
         entry.milliseconds = (time.perf_counter() - start) * 1e3
         ctx.report.passes.append(entry)
+        if result is not graph:
+            before, after = _without_data(graph), _without_data(result)
+            ctx.report.history.append(Step(p.name, len(ctx.report.passes) - 1, before, after))
         _dump(index, p, graph, result, ctx.settings)
         return result
 
@@ -164,8 +207,8 @@ class Pipeline:
         exact = isinstance(p.accuracy, Exact)
         if not ctx.samples or (exact and not ctx.settings.check):
             return
-        expected = _results(before, ctx.samples)
-        found = _results(after, ctx.samples)
+        expected = results_of(before, ctx.samples)
+        found = results_of(after, ctx.samples)
         for sample in zip(expected, found, strict=True):
             for position, (a, b) in enumerate(zip(*sample, strict=True)):
                 if not isinstance(a, torch.Tensor):
@@ -179,7 +222,12 @@ class Pipeline:
                 entry.error = max(entry.error, p.accuracy.describe(a, b), key=len)
 
 
-def _results(graph: Graph, samples: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def _without_data(graph: Graph) -> Graph:
+    """The graph with its constants of one element only: it keeps no weights alive."""
+    return replace(graph, consts={k: v for k, v in graph.consts.items() if v.numel() == 1})
+
+
+def results_of(graph: Graph, samples: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """The graph's results on copies of the samples, updated inputs included."""
     results = []
     for sample in samples:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from infopt.compiler.dump import diff
+from infopt.compiler.graph import Graph
+from infopt.compiler.page import page
+from infopt.compiler.target import Target
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Site:
 class PassReport:
     """One run of one pass.
 
-    error: the measured difference on the sample inputs as text, "" where not measured
+    key: the content hash of the pass; error: the measured difference on the sample inputs as
+    text, "" where not measured; measured: seconds per call that it saves, timed with and without
     milliseconds: what the pass itself took, verification included
     """
 
@@ -36,6 +43,8 @@ class PassReport:
     sites: list[Site] = field(default_factory=list)
     error: str = ""
     milliseconds: float = 0.0
+    key: str = ""
+    measured: float | None = None
 
     @property
     def applied(self) -> list[Site]:
@@ -50,6 +59,26 @@ class PassReport:
         """Predicted seconds per call, summed over the applied sites."""
         return sum(s.gain or 0.0 for s in self.applied)
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one pass did: the graphs before and after it, without the values of large constants.
+
+    entry: its place in Report.passes
+    """
+
+    name: str
+    entry: int
+    before: Graph
+    after: Graph
+
+    def diff(self) -> str:
+        """What changed, as text."""
+        return diff(self.before, self.after)
+
 
 @dataclass
 class Report:
@@ -60,6 +89,9 @@ class Report:
     declined    the reason why the whole program runs as torch runs it, "" if it does not
     memory      bytes: weights, arena at the sizes seen, and what else the plan knows
     phases      seconds of trace, passes, lower, build
+    machine, graph, history
+                the target, the final graph, and what each pass that changed something did; for
+                pages and diffs, no part of the JSON
     """
 
     passes: list[PassReport] = field(default_factory=list)
@@ -72,6 +104,9 @@ class Report:
     kernels: dict[str, int] = field(default_factory=dict)
     target: str = ""
     notes: list[str] = field(default_factory=list)
+    machine: Target | None = field(default=None, repr=False, compare=False)
+    graph: Graph | None = field(default=None, repr=False, compare=False)
+    history: list[Step] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def native_share(self) -> float:
@@ -87,9 +122,17 @@ class Report:
         raise KeyError(f"no pass {name!r} ran, only {[p.name for p in self.passes]}")
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        plain = [f.name for f in fields(self) if f.compare]
+        data = {name: getattr(self, name) for name in plain}
+        data["passes"] = [entry.to_json() for entry in self.passes]
         data["native_share"] = self.native_share
         return data
+
+    def html(self, path: str | Path, title: str = "infopt") -> Path:
+        """Write a page that shows all of it: one file, readable without a network."""
+        file = Path(path)
+        file.write_text(page([self], title), encoding="utf-8")
+        return file
 
     def json(self) -> str:
         return json.dumps(self.to_json(), indent=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
 from infopt.compiler.cost import cost_of, seconds
 from infopt.compiler.errors import CannotInfer, ContractBroken, PatternError
+from infopt.compiler.exchange import exchange as exchange
 from infopt.compiler.graph import Graph, Node, attr_key, type_text
 from infopt.compiler.infer import Builder, kinds_fit, overloads
 from infopt.compiler.ops import Op
@@ -142,10 +143,10 @@ class Rule(Pass):
         made: set[Node] = set()
         for _ in range(_MAX_SWEEPS):
             changes = self._sweep(graph, ctx, made)
-            if not changes:
+            if not changes or ctx.is_spent:
                 return graph
             images: dict[Node, Node] = {}
-            graph = exchange(graph, changes, ctx.builder, images)
+            graph = ctx.exchange(graph, changes, images)
             made = {images[n] for n in changes} | {images.get(n, n) for n in made}
             if ctx.entry is not None:  # the last sweep tells why the rest declined
                 ctx.entry.sites[:] = [s for s in ctx.entry.sites if s.applied]
@@ -299,35 +300,6 @@ def _attributes_fit(op: Op, attrs: tuple, node: Node, m: Match) -> bool:
         elif attr_key(expected) != attr_key(found):
             return m.fail(f"{op.name}: {name} is {found!r}, expected {expected!r}")
     return True
-
-
-def exchange(
-    graph: Graph, changes: Mapping[Node, Node], o: Builder, images: dict[Node, Node] | None = None
-) -> Graph:
-    """The graph with nodes exchanged for others everywhere they are read.
-
-    A replacement may read old nodes, which are exchanged in turn; one that reads the very node it
-    replaces wraps it. Types above a change are inferred anew. `images`, if given, receives what
-    every node of the graph became.
-    """
-    new: dict[Node, Node] = {} if images is None else images
-
-    def moved(arg: Any, root: Node) -> Any:
-        if isinstance(arg, tuple):
-            return tuple(moved(a, root) for a in arg)
-        if arg is None:
-            return None
-        if arg in new:
-            return new[arg]
-        # a node of the replacement, or the replaced node itself inside its wrapper
-        return o.rebuild(arg, moved(arg.args, root))
-
-    for node in graph.nodes():
-        if node in changes:
-            new[node] = moved(changes[node], node)
-        else:
-            new[node] = o.rebuild(node, moved(node.args, node)) if node.args else node
-    return graph.with_roots(new)
 
 
 def _new_nodes(m: Match) -> list[Node]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from infopt.compiler.bisection import Culprit, bisect_graph
 from infopt.compiler.dump import diff
 from infopt.compiler.errors import ContractBroken
+from infopt.compiler.export import export
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
@@ -20,6 +22,29 @@ from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
 
 Build = Callable[..., "Node | tuple[Node, ...]"]
+
+
+def bisect(
+    passes: Sequence[Pass],
+    model: Graph | torch.nn.Module | Callable[..., Any],
+    *samples: tuple[Any, ...],
+    dynamic_shapes: Any = None,
+    target: str = "native",
+) -> Culprit | None:
+    """The first pass, and the first of its sites, that leaves its accuracy contract on the samples.
+
+    model    a graph, or a model that is traced with the first sample
+    samples  tuples of arguments; of a graph's inputs where a graph is given
+
+    None where every pass keeps its contract. See `infopt passes bisect` for the command line.
+    """
+    if not samples:
+        raise ValueError("bisect: expected at least one tuple of example inputs, found none")
+    machine = Target.parse(target)
+    if isinstance(model, Graph):
+        return bisect_graph(passes, model, samples, machine)
+    exported = export(model, samples[0], {}, dynamic_shapes, leaf=lambda index: index)
+    return bisect_graph(passes, exported.graph, [exported.sample(s, {}) for s in samples], machine)
 
 
 def graph_of(build: Build, inputs: Sequence[torch.Tensor], pass_: Pass | None = None) -> Graph:

@@ -91,7 +91,7 @@ class _Work:
             except CannotInfer as error:
                 self.ctx.site(node, False, str(error))
                 return node
-            if made is None or made is node:
+            if made is None or made is node or not self.ctx.admits(node):
                 return node
             self.ctx.site(node, True)
             node = made

@@ -13,7 +13,6 @@ from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.interpret import evaluate
 from infopt.compiler.ops import CONST, INPUT
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 from infopt.compiler.types import TensorType
 
 
@@ -57,7 +56,7 @@ class FoldConstants(Pass):
                     ctx.site(node, True)
         if not changes:
             return graph
-        return exchange(graph, changes, ctx.builder).with_consts(tensors)
+        return ctx.exchange(graph, changes).with_consts(tensors)
 
     def _declines(self, node: Node, values: dict[Node, Any]) -> str | None:
         if not isinstance(node.type, TensorType) or is_view(node):

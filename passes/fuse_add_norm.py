@@ -11,7 +11,6 @@ from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 
 _NORMS = ("aten.layer_norm.default", "rms_norm")
 
@@ -45,7 +44,7 @@ class FuseAddNorm(Pass):
                     if graph.use_count(total) > 1:
                         changes[total] = ctx.builder.getitem(made, 1)
             ctx.site(node, reason is None, reason or "")
-        return exchange(graph, changes, ctx.builder) if changes else graph
+        return ctx.exchange(graph, changes) if changes else graph
 
 
 def _declines(graph: Graph, norm: Node, total: Node, changes: dict[Node, Node]) -> str | None:

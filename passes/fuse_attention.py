@@ -14,7 +14,6 @@ from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 from infopt.compiler.types import Size
 from infopt.passes.simplify_masks import causal_part
 
@@ -65,7 +64,7 @@ class FuseAttention(Pass):
                 ctx.site(node, False, str(reason))
             else:
                 ctx.site(node, True)
-        return exchange(graph, changes, ctx.builder) if changes else graph
+        return ctx.exchange(graph, changes) if changes else graph
 
 
 def _weighs_values(node: Node) -> bool:

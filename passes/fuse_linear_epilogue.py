@@ -9,7 +9,6 @@ from infopt.codegen.kernels.linear import linear_act
 from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 
 _ACTIVATIONS = {
     "aten.relu.default": "relu",
@@ -50,7 +49,7 @@ class FuseLinearEpilogue(Pass):
                 ctx.site(root, True)
             except CannotInfer as error:
                 ctx.site(root, False, str(error))
-        return exchange(graph, changes, ctx.builder) if changes else graph
+        return ctx.exchange(graph, changes) if changes else graph
 
 
 def _reader(graph: Graph, node: Node) -> Node | None:

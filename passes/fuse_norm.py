@@ -12,7 +12,6 @@ from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 
 _MUL = "aten.mul.Tensor"
 _CAST = "aten.to.dtype"
@@ -50,7 +49,7 @@ class FuseNorm(Pass):
                 ctx.site(node, False, str(reason))
             else:
                 ctx.site(root, True)
-        return exchange(graph, changes, ctx.builder) if changes else graph
+        return ctx.exchange(graph, changes) if changes else graph
 
 
 def _only_input(node: Node) -> Node:

@@ -11,7 +11,6 @@ from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 
 _MUL = "aten.mul.Tensor"
 
@@ -53,7 +52,7 @@ class FuseRotary(Pass):
                 ctx.site(first.root, reason is None, reason or "")
             if len(turned) % 2:
                 ctx.site(turned[-1].root, False, "no second value is turned by these angles")
-        return exchange(graph, changes, ctx.builder) if changes else graph
+        return ctx.exchange(graph, changes) if changes else graph
 
 
 def _fuse(

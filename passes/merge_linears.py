@@ -11,7 +11,6 @@ import torch
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.rewrite import exchange
 from infopt.compiler.types import TensorType
 
 
@@ -47,7 +46,7 @@ class MergeLinears(Pass):
                 changes.update(_merged(graph, linears, tensors, ctx))
         if not changes:
             return graph
-        return exchange(graph, changes, ctx.builder).with_consts(tensors)
+        return ctx.exchange(graph, changes).with_consts(tensors)
 
 
 def _declines(graph: Graph, linears: list[Node]) -> str | None:

@@ -58,9 +58,9 @@ class _Narrowing:
 
     def run(self) -> Graph:
         for node in self.graph.nodes():
-            if node.op.name in _LINEARS and self.is_f32(node):
+            if node.op.name in _LINEARS and self.is_f32(node) and self.ctx.admits(node):
                 self.linear(node)
-            elif node.op.name == "attention" and self.is_f32(node):
+            elif node.op.name == "attention" and self.is_f32(node) and self.ctx.admits(node):
                 self.attention(node)
             elif node.op.name in _VIEWS and node.args[0] in self.narrow:
                 self.narrow[node] = self.o.rebuild(node, (self.narrow[node.args[0]],))

@@ -16,17 +16,19 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
 def default_passes(
-    add: Iterable[Pass] = (), remove: Iterable[str] = (), compute: str | None = None
+    add: Iterable[Pass | str] = (), remove: Iterable[str] = (), compute: str | None = None
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
-    add      passes of your own: each goes to the end of its stage
+    add      passes of your own, or names of such that installed packages offer (see named.py):
+             each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
     compute  None, or "bf16": permission to compute an f32 model in bf16
     """
@@ -36,7 +38,8 @@ def default_passes(
         known = ", ".join(dict.fromkeys(p.name for p in passes))
         raise BadOption(f"remove={unknown}: there is no such pass; the default ones are {known}")
     passes = [p for p in passes if p.name not in set(remove)]
-    for extra in add:
+    for item in add:
+        extra = named_pass(item) if isinstance(item, str) else item
         later = [i for i, p in enumerate(passes) if p.stage > extra.stage]
         passes.insert(later[0] if later else len(passes), extra)
     return tuple(passes)

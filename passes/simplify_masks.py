@@ -37,7 +37,7 @@ class SimplifyMasks(Pass):
             except CannotInfer as error:
                 ctx.site(made, False, str(error))
                 return made
-            if better is None or graph.is_output(node):
+            if better is None or graph.is_output(node) or not ctx.admits(node):
                 return made
             ctx.site(made, True)
             return better

@@ -242,7 +242,89 @@ class TestModels:
     def test_passes_list(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["passes", "list", "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)["passes"]
-        assert all(set(row) == {"stage", "name", "contract", "what"} for row in rows)
+        assert all(set(row) == {"stage", "name", "contract", "runs", "what"} for row in rows)
+        assert {"default", "on request"} == {row["runs"] for row in rows}
+
+
+OWN = """
+import infopt
+
+class Doubled(infopt.Rule):
+    name, stage, always = "doubled", infopt.Stage.COMPRESS, True
+
+    def pattern(self, o, x):
+        return o.gelu(x)
+
+    def legal(self, m, ctx):
+        return "done" if any("mul" in u.op.name for u in m.graph.users(m.root)) else None
+
+    def rewrite(self, o, m):
+        return o.mul(m.root, FACTOR)
+"""
+
+
+class TestPasses:
+    @pytest.fixture
+    def own(self, models: Path) -> str:
+        (models.parent / "own.py").write_text(OWN.replace("FACTOR", "1.0"))
+        (models.parent / "wrong.py").write_text(OWN.replace("FACTOR", "2.0"))
+        yield source(models, "small")
+        for name in ("own", "wrong"):
+            sys.modules.pop(name, None)
+
+    def test_run(self, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["passes", "run", own, "own.py:Doubled", "canonicalize"]) == 0
+        text = capsys.readouterr().out
+        assert "doubled (compress, Exact())" in text and ": applied" in text
+        assert "canonicalize (normalize" in text and "fuse-norm" not in text
+        assert cli.main(["passes", "run", own, "--json"]) == 0
+        passes = json.loads(capsys.readouterr().out)["passes"]
+        assert "fuse-norm" in [p["name"] for p in passes] and all(p["key"] for p in passes)
+
+    def test_run_checks_the_contract(self, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["passes", "run", own, "wrong.py:Doubled"]) == 1
+        assert "pass doubled promises Exact()" in capsys.readouterr().err
+
+    def test_diff(self, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        page = tmp_path / "page.html"
+        command = ["passes", "diff", own, "own.py:Doubled", "--html", str(page)]
+        assert cli.main(command) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("doubled: ") and "+%+0 f32[4, 16] = aten.mul.Scalar" in text
+        assert "doubled" in page.read_text(encoding="utf-8") and f"wrote {page}" in text
+
+    def test_bisect(self, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["passes", "bisect", own, "own.py:Doubled"]) == 0
+        assert "keep their contracts" in capsys.readouterr().out
+        assert cli.main(["passes", "bisect", own, "wrong.py:Doubled", "--json"]) == 1
+        result = json.loads(capsys.readouterr().out)
+        assert result["found"]["pass_name"] == "doubled" and result["found"]["number"] == 1
+        assert cli.main(["passes", "bisect", own, "wrong.py:Doubled"]) == 1
+        assert "site 1 of 1" in capsys.readouterr().out
+
+    def test_explain_with_a_pass_of_ones_own(
+        self, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page = tmp_path / "page.html"
+        command = ["explain", own, "doubled", "--add", "own.py:Doubled", "--html", str(page)]
+        assert cli.main(command) == 0
+        assert ": applied" in capsys.readouterr().out and page.exists()
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("nowhere.py:A", "there is no such file"),
+            ("own.py:A", "there is no A; passes there are Doubled"),
+            ("own.py:infopt", "expected a Pass or a class of passes"),
+            ("nowhere:A", "No module named"),
+            ("nobody-has-this", "there is none of that name"),
+        ],
+    )
+    def test_mistakes(
+        self, own: str, text: str, reason: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["passes", "run", own, text]) == 1
+        assert reason in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ LAYERS = {
 }
 ROOF = (
     "compiler.driver",
+    "compiler.options",
     "compiler.dynamo",
     "compiler.compiled",
     "compiler.model",

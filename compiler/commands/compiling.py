@@ -5,6 +5,7 @@ from typing import Any
 
 import infopt
 from infopt.compiler.commands.output import progress
+from infopt.compiler.commands.pass_argument import pipeline
 from infopt.compiler.commands.source import Source, load_source
 from infopt.compiler.model import AsTorch, Compiled
 
@@ -15,6 +16,8 @@ def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled | AsTorch
     for name in ("compute", "tune", "threads"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
+    if args.add:
+        options["passes"] = pipeline(args, args.add)
     with progress() as bar:
         task = bar.add_task(f"loading {args.source}", total=2)
         source = load_source(args.source)

@@ -1,7 +1,6 @@
 """`infopt explain`: where passes applied in a model, and where not and why."""
 
 import argparse
-from dataclasses import asdict
 
 import infopt
 from infopt.compiler.commands.compiling import compile_source
@@ -11,9 +10,11 @@ from infopt.compiler.commands.output import print_json, print_text
 def run(args: argparse.Namespace) -> int:
     _, compiled = compile_source(args)
     report = compiled.report
+    if args.html:
+        report.html(args.html)
     if args.json:
         entries = [report.find(args.pass_name)] if args.pass_name else report.passes
-        print_json({"declined": report.declined, "passes": [asdict(entry) for entry in entries]})
+        print_json({"declined": report.declined, "passes": [e.to_json() for e in entries]})
     elif args.pass_name:
         print_text(infopt.explain(compiled, args.pass_name))
     else:
