@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ import torch
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered
 from infopt.compiler.accuracy import Exact, compare
+from infopt.compiler.dump_folder import program_folder, write
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
 from infopt.compiler.options import Options
+from infopt.compiler.page import page
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
@@ -43,7 +45,25 @@ def build(
 ) -> Built:
     """Run the passes, lower and build. Errors of passes are raised; nothing is half done."""
     settings = Settings.from_environment()
+    if settings.dump is not None:
+        settings = replace(settings, dump=program_folder(settings.dump))
     report.target = target.name
+    try:
+        return _build(graph, options, target, report, samples, settings)
+    finally:
+        if settings.dump is not None:
+            write(settings.dump, "report.json", report.json())
+            write(settings.dump, "report.html", page([report], settings.dump.name))
+
+
+def _build(
+    graph: Graph,
+    options: Options,
+    target: Target,
+    report: Report,
+    samples: Sequence[tuple[Any, ...]],
+    settings: Settings,
+) -> Built:
     start = time.perf_counter()
     passes = options.passes
     if passes is None:
@@ -56,6 +76,10 @@ def build(
     passed = time.perf_counter()
     lowered = lower_for(graph, target)
     lowered_at = time.perf_counter()
+    if settings.dump is not None:
+        write(settings.dump, "plan.json", lowered.plan.to_json())
+        for name, source in lowered.sources.items():
+            write(settings.dump, f"{name}.cpp", source)
     made = program(lowered, options.threads)
     if settings.check >= 2:
         _check_program(graph, made, samples)
@@ -67,6 +91,9 @@ def build(
     report.fallbacks.update(lowered.report.reasons)
     report.kernels.update(lowered.report.native)
     report.memory["weights"] = sum(_bytes(t) for t in lowered.constants)
+    hints = {d.name: d.hint for d in graph.dims}
+    if all(d.name in hints for d in lowered.plan.dims):
+        report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
     return Built(graph, lowered, made, report)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ import torch
 from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.content import Content, content_of
 from infopt.compiler.dump import diff, text
+from infopt.compiler.dump_folder import write
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node, Stage
@@ -171,6 +173,8 @@ class Pipeline:
         Raises IllegalGraph or ContractBroken naming the pass that broke the graph.
         """
         verify(graph, after="trace")
+        if ctx.settings.dump is not None:
+            write(ctx.settings.dump, "traced.txt", text(graph))
         builder = builder_for(graph.dims)
         for index, p in enumerate(self.passes):
             if p.name in ctx.settings.skip:
@@ -188,6 +192,8 @@ class Pipeline:
         result = p.run(graph, replace(ctx, entry=entry))
         if result is not graph:
             result = result.with_consts({})
+        _dump(index, p, graph, result, ctx.settings.dump)  # also what is found wrong below
+        if result is not graph:
             verify_same_interface(graph, result, p.name)
             verify(result, after=p.name)
             self._measure(p, entry, graph, result, ctx)
@@ -197,7 +203,6 @@ class Pipeline:
         if result is not graph:
             before, after = _without_data(graph), _without_data(result)
             ctx.report.history.append(Step(p.name, len(ctx.report.passes) - 1, before, after))
-        _dump(index, p, graph, result, ctx.settings)
         return result
 
     def _measure(
@@ -237,10 +242,10 @@ def results_of(graph: Graph, samples: Sequence[tuple[Any, ...]]) -> list[list[An
     return results
 
 
-def _dump(index: int, p: Pass, before: Graph, after: Graph, settings: Settings) -> None:
-    if settings.dump is None or before is after:
+def _dump(index: int, p: Pass, before: Graph, after: Graph, folder: Path | None) -> None:
+    if folder is None:
         return
-    settings.dump.mkdir(parents=True, exist_ok=True)
     stem = f"{index:02}_{p.name.replace('-', '_')}"
-    (settings.dump / f"{stem}.txt").write_text(text(after))
-    (settings.dump / f"{stem}.diff").write_text(diff(before, after))
+    write(folder, f"{stem}.txt", text(after))
+    if before is not after:
+        write(folder, f"{stem}.diff", diff(before, after))

@@ -1,7 +1,8 @@
 """Every environment variable infopt reads, in one frozen value.
 
 INFOPT_DEBUG   0..4      1 report, 2 + why not, 3 + graph differences, 4 + generated code
-INFOPT_DUMP    folder    write graphs, differences and generated code there
+INFOPT_DUMP    folder    write there, per program: graphs after every pass, differences, generated
+                         code, the plan, the report (dump_folder.py)
 INFOPT_CHECK   0, 1, 2   verify only (default), + accuracy of exact passes, + of the built program
 INFOPT_SKIP    a,b       names of passes left out
 INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
