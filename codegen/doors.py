@@ -40,6 +40,12 @@ class Doors:
             else:
                 self._add(f"scalar{i}", -(2**63), None, i, None)
                 self._checked.append((len(self.dims) - 1, size))
+        names = {n.attr("name"): i for i, n in enumerate(self.graph.inputs)}
+        for dim in self.graph.dims:
+            if dim.counts is not None:
+                position = names[dim.counts]
+                self.dims.append(Dim(dim.name, dim.lo, dim.hi, position, counted=True))
+                self.found[dim.symbol] = len(self.dims) - 1
 
     def _add(self, name: str, lo: int, hi: int | None, position: int, axis: int | None) -> None:
         self.dims.append(Dim(name, lo, hi, position, axis))

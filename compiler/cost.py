@@ -193,3 +193,11 @@ def _attention(node: Node) -> Size:
     for size in q.shape[:-1]:
         scores = scores * size
     return scores * (2 * q.shape[-1] + 2 * v.shape[-1] + _WEIGHT["softmax"])
+
+
+@flops_of("ragged_attention")
+def _ragged_attention(node: Node) -> Size:
+    """As if every sequence were the longest there may be."""
+    q, v = _arg(node, 0), _arg(node, 2)
+    scores = q.shape[0] * q.shape[1] * node.attr("longest")
+    return scores * (2 * q.shape[2] + 2 * v.shape[2] + _WEIGHT["softmax"])

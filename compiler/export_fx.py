@@ -15,6 +15,7 @@ from infopt.compiler.errors import IllegalGraph
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import FakeWorld
 from infopt.compiler.ops import CONST, GETITEM, INPUT
+from infopt.compiler.types import Dim
 
 aten = torch.ops.aten
 
@@ -104,6 +105,9 @@ class _Exporter:
 
     def dim(self, symbol: sympy.Symbol) -> fx.Node:
         if symbol not in self.dims:
+            counted = {d.symbol: d for d in self.graph.dims if d.counts is not None}
+            if symbol in counted:
+                return self.count(counted[symbol])
             for node in self.graph.inputs:
                 if symbol in node.shape:
                     where = (self.values[node], node.shape.index(symbol))
@@ -112,6 +116,18 @@ class _Exporter:
                     return made
             raise IllegalGraph(f"the dim {symbol} is not the size of any input")
         return self.dims[symbol]
+
+    def count(self, dim: Dim) -> fx.Node:
+        source = next(n for n in self.graph.inputs if n.attr("name") == dim.counts)
+        made = self.fx.call_function(count_nonzero, (self.values[source], dim.lo))
+        made.meta["val"] = self.fakes.size(dim.symbol)
+        self.dims[dim.symbol] = made
+        return made
+
+
+def count_nonzero(x: torch.Tensor, lo: int) -> int:
+    """The value of a dim that counts an input's nonzero elements."""
+    return max(lo, int(torch.count_nonzero(x)))
 
 
 def _name(node: Node, index: int) -> str:

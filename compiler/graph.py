@@ -259,7 +259,7 @@ class Graph:
             digest.update(repr(line).encode())
         ends = [ref(o) if isinstance(o, Node) else repr(o) for o in self.outputs]
         updates = [(i, index[n]) for i, n in self.updates]
-        dims = [(d.name, d.lo, d.hi) for d in self.dims]
+        dims = [(d.name, d.lo, d.hi, d.counts) for d in self.dims]
         results = [str(t) for t in self.results]
         scalars = [str(s) for s in self.scalars]
         digest.update(repr((ends, updates, dims, results, scalars, int(self.stage))).encode())

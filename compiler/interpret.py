@@ -82,6 +82,10 @@ def bind_dims(graph: Graph, inputs: Sequence[Any]) -> dict[sympy.Symbol, int]:
         for size, actual in zip(node.shape, value.shape, strict=True):
             if isinstance(size, sympy.Symbol):
                 sizes.setdefault(size, int(actual))
+    given = {n.attr("name"): value for n, value in zip(graph.inputs, inputs, strict=False)}
+    for dim in graph.dims:
+        if dim.counts is not None:
+            sizes[dim.symbol] = max(dim.lo, int(torch.count_nonzero(given[dim.counts])))
     for node, value in zip(graph.inputs, inputs, strict=False):
         expected = tuple(substitute(s, sizes) for s in node.shape)
         if expected != tuple(value.shape):

@@ -175,12 +175,11 @@ class Pipeline:
         verify(graph, after="trace")
         if ctx.settings.dump is not None:
             write(ctx.settings.dump, "traced.txt", text(graph))
-        builder = builder_for(graph.dims)
         for index, p in enumerate(self.passes):
             if p.name in ctx.settings.skip:
                 ctx.report.notes.append(f"pass {p.name} skipped by INFOPT_SKIP")
                 continue
-            graph = self._run_one(index, p, graph, replace(ctx, builder=builder))
+            graph = self._run_one(index, p, graph, replace(ctx, builder=builder_for(graph.dims)))
         ctx.report.machine, ctx.report.graph = ctx.target, _without_data(graph)
         return graph
 

@@ -130,21 +130,27 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Dim:
-    """One dynamic size: its symbol, the range it may take, and the value seen at trace."""
+    """One dynamic size: its symbol, the range it may take, and the value seen at trace.
+
+    counts: None for the size of an input's axis, or the name of an input: the value then is how
+    many elements of it are nonzero, and lo where they are fewer. Such a size is read from data at
+    the door of a call, so a program over "the real tokens only" is an ordinary dynamic program.
+    """
 
     symbol: sympy.Symbol
     lo: int
     hi: int | None
     hint: int
+    counts: str | None = None
 
     @property
     def name(self) -> str:
         return self.symbol.name
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} in [{self.lo}, {'∞' if self.hi is None else self.hi}], seen {self.hint}"
-        )
+        what = f" = nonzero elements of {self.counts}" if self.counts else ""
+        highest = "∞" if self.hi is None else self.hi
+        return f"{self.name}{what} in [{self.lo}, {highest}], seen {self.hint}"
 
 
 def substitute(value: Size, values: Mapping[sympy.Symbol, int]) -> int:

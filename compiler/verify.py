@@ -75,7 +75,9 @@ def verify_same_interface(before: Graph, after: Graph, name: str = "") -> None:
     if before.inputs != after.inputs:
         raise IllegalGraph(f"{prefix}an input was replaced by another node of the same name")
     same("the scalar inputs", before.scalars, after.scalars)
-    same("the dims", before.dims, after.dims)
+    same("the dims", before.dims, after.dims[: len(before.dims)])
+    read = [d.name for d in after.dims[len(before.dims) :] if d.counts is None]
+    same("the dims read from shapes", [], read)
     same("the result types", before.results, after.results)
     same("the updated inputs", [i for i, _ in before.updates], [i for i, _ in after.updates])
     same("the number of results", len(before.outputs), len(after.outputs))
@@ -204,6 +206,10 @@ def _sizes(graph: Graph, nodes: Sequence[Node]) -> None:
     for index, output in enumerate(graph.outputs):
         check(output, f"result {index}")
     check(graph.scalars, "an integer input")
+    inputs = {n.attr("name") for n in graph.inputs}
+    for dim in graph.dims:
+        if dim.counts is not None and dim.counts not in inputs:
+            raise IllegalGraph(f"the dim {dim} counts an input that is not there")
 
 
 def _results(graph: Graph) -> None:

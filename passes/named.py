@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.drop_padding import DropPadding
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
@@ -32,7 +33,7 @@ from infopt.passes.unfold_patches import UnfoldPatches
 
 GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
-    *(Canonicalize, FoldConstants, SimplifyMasks, UnfoldPatches),
+    *(Canonicalize, DropPadding, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FuseActivation, FuseAddNorm, FuseAttention, FuseGatedMlp, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute),
 )

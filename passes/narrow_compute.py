@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from infopt.codegen.kernels.attention import attention
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.graph import Graph, Node, Stage
@@ -25,6 +24,7 @@ _VIEWS = {
     "aten.select.int",
 }
 _LINEARS = {"aten.linear.default", "linear_act", "gated_linear"}
+_ATTENTION = ("attention", "ragged_attention")
 _LOWEST = torch.finfo(BF16).min
 
 
@@ -60,7 +60,7 @@ class _Narrowing:
         for node in self.graph.nodes():
             if node.op.name in _LINEARS and self.is_f32(node) and self.ctx.admits(node):
                 self.linear(node)
-            elif node.op.name == "attention" and self.is_f32(node) and self.ctx.admits(node):
+            elif node.op.name in _ATTENTION and self.is_f32(node) and self.ctx.admits(node):
                 self.attention(node)
             elif node.op.name in _VIEWS and node.args[0] in self.narrow:
                 self.narrow[node] = self.o.rebuild(node, (self.narrow[node.args[0]],))
@@ -125,12 +125,12 @@ class _Narrowing:
         self.ctx.site(node, True)
 
     def attention(self, node: Node) -> None:
-        q, k, v, mask = node.args
+        q, k, v, mask = node.args  # of ragged attention the starts, integers
         mask = None if mask is None else self.as_wide(mask)  # type: ignore[arg-type]
         if mask is not None and mask.dtype == F32:
             mask = self.narrow_mask(mask)
         operands = [self.as_narrow(a) for a in (q, k, v)]  # type: ignore[arg-type]
-        self.narrow[node] = self.o.call(attention, *operands, mask, **dict(node.attrs))
+        self.narrow[node] = self.o.call(node.op, *operands, mask, **dict(node.attrs))
         self.ctx.site(node, True)
 
     def narrow_mask(self, mask: Node) -> Node:
@@ -149,7 +149,7 @@ class _Narrowing:
             elif user.op.name in _LINEARS:
                 if user.args[0] is not node or node in user.args[1:]:
                     return False
-            elif user.op.name != "attention" or node is user.args[3]:
+            elif user.op.name not in _ATTENTION or node is user.args[3]:
                 return False
         return bool(self.graph.users(node))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.drop_padding import DropPadding
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
@@ -60,6 +61,7 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
 
     # Nothing is computed that no result needs.
     yield KeepNeededRows()
+    yield DropPadding()
     yield FuseRotary()
 
     # What follows a product is done while it is in cache.

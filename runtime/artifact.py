@@ -119,7 +119,7 @@ class Artifact:
             signature=self.signature,
             inputs=tuple(self.inputs),
             outputs=self.outputs,
-            dims=tuple(DimRange(d.name, d.lo, d.hi) for d in dims),
+            dims=tuple(DimRange(d.name, d.lo, d.hi) for d in dims if not d.counted),
             variants=tuple(entries),
             tensors=tuple(stored),
             state=tuple(range(len(self.state))),

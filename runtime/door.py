@@ -60,6 +60,19 @@ def _second_look(x: Any, spec: InputSpec, position: int, dtype: torch.dtype) -> 
     raise mismatch(spec, position, expected, found)
 
 
+def counting_door(door: Door) -> Door:
+    """The door of a tensor whose nonzero elements are a size: their number is part of the key."""
+
+    def counting(x: Any) -> Any:
+        return door(x), nonzero_elements(x)
+
+    return counting
+
+
+def nonzero_elements(x: torch.Tensor) -> int:
+    return int(torch.count_nonzero(x))
+
+
 def scalar_door(spec: InputSpec, position: int) -> Door:
     """A check of the type; the key is the value, a float's its bits (-0.0 is not 0.0)."""
     kinds: dict[str, Any] = {"int": int, "float": float, "bool": bool}
@@ -104,7 +117,9 @@ def read_dims(plan: Plan, inputs: Sequence[Any]) -> list[int]:
     values = []
     for dim in plan.dims:
         spec, x = plan.inputs[dim.input], inputs[dim.input]
-        if dim.axis is None:
+        if dim.counted:
+            value = max(dim.lo, nonzero_elements(x))
+        elif dim.axis is None:
             value = scalar_bits(x)
         elif x.dim() != len(spec.shape):
             raise mismatch(

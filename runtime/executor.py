@@ -12,7 +12,7 @@ import torch
 from infopt.runtime import aten
 from infopt.runtime.call import Call
 from infopt.runtime.context import Context, NativeProgram, extent
-from infopt.runtime.door import Weights, scalar_door, tensor_door
+from infopt.runtime.door import Weights, counting_door, scalar_door, tensor_door
 from infopt.runtime.errors import (
     InputMismatch,
     InputOverlap,
@@ -75,6 +75,8 @@ class Program:
             for i, spec in enumerate(plan.inputs)
             if spec.kind in ("tensor", "int", "float", "bool")
         ]
+        counted = {dim.input for dim in plan.dims if dim.counted}
+        self._doors = [(i, counting_door(d) if i in counted else d) for i, d in self._doors]
         has_weights = any(spec.kind == "weight" for spec in plan.inputs)
         self._weights = Weights(plan) if has_weights else None
         self._input_buffers = [

@@ -105,7 +105,10 @@ def _check_doors(plan: Plan) -> None:
         place = f"dims[{i}] ({dim.name})"
         _index(dim.input, len(plan.inputs), f"{place}.input", "inputs")
         spec = plan.inputs[dim.input]
-        if dim.axis is None and spec.kind not in ("int", "float", "bool"):
+        if dim.counted:
+            if spec.kind != "tensor" or dim.axis is not None:
+                raise PlanError(f"{place}: expected a tensor input to count, found {spec.kind}")
+        elif dim.axis is None and spec.kind not in ("int", "float", "bool"):
             raise PlanError(f"{place}: without axis expected a scalar input, found {spec.kind}")
         if dim.axis is not None:
             if spec.kind != "tensor":

@@ -20,7 +20,8 @@ class Dim:
     """A size known at the call: `inputs[input].shape[axis]`, or the scalar input itself (no axis).
 
     A float input gives its 64-bit pattern, a bool 0 or 1. lo <= value <= hi is checked (not for
-    floats); hi None means no upper limit.
+    floats); hi None means no upper limit. counted: the number of nonzero elements of a tensor
+    input instead, and lo where they are fewer.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Dim:
     hi: int | None
     input: int
     axis: int | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True)

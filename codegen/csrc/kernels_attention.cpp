@@ -18,35 +18,96 @@
 //
 // As torch's scaled_dot_product_attention: a row that sees no key gives 0; a NaN score or an
 // infinite one gives NaN; rows masked with the lowest finite float attend to all keys alike.
+//
+// infopt_ragged_attention_{f32,bf16,f16}: the same for sequences of different lengths that lie one
+// after the other: q [N, H, D], k and v [N, Hkv, D], each sequence attending to itself.
+//   pointers  q, k, v, starts (int64 [B + 1]: the first row of each sequence, and the end), out
+//   numbers    0 sequences B   1 heads Hq   2 kv heads Hkv   3 longest sequence there may be
+//              4 rows N        5 depth D    6 value depth Dv
+//              7 q, 10 k, 13 v, 16 out: 3 element strides each, of token, head, feature
+//             19 scale (a double)
+//   tasks     B * Hq * ceil(longest / 64)     scratch   as above
+// Rows of out past the last sequence are 0.
 #include "attention.h"
 #include "attention_decode.h"
 #include "attention_output.h"
 
 namespace infopt {
 
+template <class T>
+struct Operands {
+  const T *q, *k, *v;
+  const void *mask;
+  T *out;
+};
+
+// Rows `row` to `stop` of a key head's group (row = head in group * queries + token).
+template <class T, class Steps>
+static void attend_rows(const AttentionShape &s, const Operands<T> &o, int64_t batch,
+                        int64_t kv_head, int64_t row, int64_t stop,
+                        const AttentionScratch &scratch) {
+  QueryRows rows;
+  float total[kTaskRows];
+  for (; row < stop; row += kMaxLanes * 16) {
+    const int64_t count = least(kMaxLanes * 16, stop - row), lanes = ceil_div(count, 16);
+    query_rows(s, batch, kv_head, row, count, int(lanes), &rows);
+    if (few_rows(s, count)) {
+      attend_few_rows(s, o.q, o.k, o.v, o.mask, rows, scratch, o.out);
+      continue;
+    }
+    attend<T, Steps>(s, o.q, o.k, o.v, o.mask, rows, lanes, scratch, total);
+    store_output(s, rows, lanes, scratch.out, total, o.out);
+  }
+}
+
 template <class T, class Steps>
 static void attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
   const AttentionShape s = attention_shape(call);
   const AttentionScratch scratch(s, call->scratch);
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
-  QueryRows rows;
-  float total[kTaskRows];
   for (int64_t task = first_task; task < last_task; ++task) {
     const int64_t kv = task / s.blocks, block = task % s.blocks;
     const int64_t start = s.packed ? 0 : block / head_blocks * s.queries;
     const int64_t end = s.packed ? s.group * s.queries : start + s.queries;
-    int64_t row = start + block % head_blocks * kTaskRows;
-    for (const int64_t stop = least(end, row + kTaskRows); row < stop; row += kMaxLanes * 16) {
-      const int64_t count = least(kMaxLanes * 16, stop - row), lanes = ceil_div(count, 16);
-      query_rows(s, kv / s.kv_heads, kv % s.kv_heads, row, count, int(lanes), &rows);
-      const T *q = pointer<T>(call, 0), *k = pointer<T>(call, 1), *v = pointer<T>(call, 2);
-      const void *mask = pointer<void>(call, 3);
-      if (few_rows(s, count)) {
-        attend_few_rows(s, q, k, v, mask, rows, scratch, pointer<T>(call, 4));
-        continue;
-      }
-      attend<T, Steps>(s, q, k, v, mask, rows, lanes, scratch, total);
-      store_output(s, rows, lanes, scratch.out, total, pointer<T>(call, 4));
+    const int64_t row = start + block % head_blocks * kTaskRows;
+    attend_rows<T, Steps>(s, {pointer<T>(call, 0), pointer<T>(call, 1), pointer<T>(call, 2),
+                              pointer<void>(call, 3), pointer<T>(call, 4)},
+                          kv / s.kv_heads, kv % s.kv_heads, row, least(end, row + kTaskRows),
+                          scratch);
+  }
+}
+
+// Sequences one after the other: each is a batch of its own, at its own place and length. A task
+// is one head's block of rows of the longest sequence there may be; shorter ones have none there.
+template <class T, class Steps>
+static void ragged_attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
+  const int64_t *n = call->numbers, *starts = pointer<int64_t>(call, 3);
+  AttentionShape s = {};
+  s.batches = 1, s.heads = n[1], s.kv_heads = n[2], s.depth = n[5], s.value_depth = n[6];
+  for (int i = 0; i < 3; ++i) {  // token, head, feature
+    const int axis = i == 0 ? 2 : i == 1 ? 1 : 3;
+    s.q[axis] = n[7 + i], s.k[axis] = n[10 + i], s.v[axis] = n[13 + i], s.out[axis] = n[16 + i];
+  }
+  s.mask_kind = kNoMask, s.scale = as_double(n[19]), s.group = s.heads / s.kv_heads;
+  const AttentionScratch scratch(s, call->scratch);
+  const int64_t blocks = ceil_div(n[3], kTaskRows), rows = n[4];
+  for (int64_t task = first_task; task < last_task; ++task) {
+    const int64_t sequence = task / (s.heads * blocks), head = task / blocks % s.heads;
+    const int64_t token = starts[sequence], row = task % blocks * kTaskRows;
+    s.queries = s.keys = least(starts[sequence + 1], rows) - token;
+    if (row < s.queries) {
+      const int64_t first = head % s.group * s.queries;
+      attend_rows<T, Steps>(
+          s, {pointer<T>(call, 0) + token * s.q[2], pointer<T>(call, 1) + token * s.k[2],
+              pointer<T>(call, 2) + token * s.v[2], nullptr, pointer<T>(call, 4) + token * s.out[2]},
+          0, head / s.group, first + row, first + least(s.queries, row + kTaskRows), scratch);
+    }
+  }
+  if (last_task < n[0] * s.heads * blocks) return;
+  for (int64_t token = starts[n[0]]; token < rows; ++token) {
+    for (int64_t i = 0; i < s.heads * s.value_depth; ++i) {
+      pointer<T>(call, 4)[token * s.out[2] + i / s.value_depth * s.out[1] +
+                          i % s.value_depth * s.out[3]] = T{0};
     }
   }
 }
@@ -67,4 +128,23 @@ INFOPT_EXPORT void infopt_attention_bf16(const infopt_call *call, int64_t first,
 
 INFOPT_EXPORT void infopt_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
   infopt::attention<infopt::f16, infopt::FloatSteps>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_ragged_attention_f32(const infopt_call *call, int64_t first,
+                                               int64_t last) {
+  infopt::ragged_attention<float, infopt::FloatSteps>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_ragged_attention_bf16(const infopt_call *call, int64_t first,
+                                                int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::ragged_attention<infopt::bf16, infopt::PairSteps>(call, first, last);
+#else
+  infopt::ragged_attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_ragged_attention_f16(const infopt_call *call, int64_t first,
+                                               int64_t last) {
+  infopt::ragged_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
 }

@@ -1,5 +1,5 @@
 // Exports: kernels over rows: layer_norm, rms_norm, softmax, embedding, embedding_norm, rotary,
-// copy. Dtypes are numbers, the codes of element.h: 0 f32, 1 bf16, 2 f16, 3 f64, 4 int64,
+// copy, row_index, row_starts, unpack_rows. Dtypes are numbers, the codes of element.h: 0 f32, 1 bf16, 2 f16, 3 f64, 4 int64,
 // 5 int32, 6 int16, 7 int8, 8 uint8, 9 bool. Row kernels take 0 to 2 unless said otherwise.
 // Strides count elements; the last dimension of rows is contiguous. R is the rows of one task,
 // chosen by the caller; 16 where the output is in token panels (f32 or bf16).
@@ -166,4 +166,53 @@ INFOPT_EXPORT void infopt_copy(const infopt_call *call, int64_t first, int64_t l
   const int64_t *n = call->numbers;
   CopyShape s(n[0], n[1], n[2], n + 4, n + 10, n + 16);
   s.run(pointer<char>(call, 0), pointer<char>(call, 1), first, last, n[3]);
+}
+
+// infopt_row_index: the positions of the true bytes of mask[N] in order, 0 in what is left of out.
+//   pointers  mask (bool), out (int64)    numbers  0 N  1 rows of out    tasks  1
+INFOPT_EXPORT void infopt_row_index(const infopt_call *call, int64_t, int64_t) {
+  using namespace infopt;
+  const uint8_t *mask = pointer<uint8_t>(call, 0);
+  int64_t *out = pointer<int64_t>(call, 1), count = 0;
+  const int64_t rows = call->numbers[1];
+  for (int64_t i = 0; i < call->numbers[0] && count < rows; ++i) {
+    out[count] = i;
+    count += mask[i] != 0;
+  }
+  for (; count < rows; ++count) out[count] = 0;
+}
+
+// infopt_row_starts: out[b] = true bytes in the rows of mask[B, T] before row b, b = 0 to B.
+//   pointers  mask (bool), out (int64)    numbers  0 B  1 T    tasks  1
+INFOPT_EXPORT void infopt_row_starts(const infopt_call *call, int64_t, int64_t) {
+  using namespace infopt;
+  const uint8_t *mask = pointer<uint8_t>(call, 0);
+  int64_t *out = pointer<int64_t>(call, 1), count = 0;
+  const int64_t width = call->numbers[1];
+  out[0] = 0;
+  for (int64_t b = 0; b < call->numbers[0]; ++b) {
+    for (int64_t t = 0; t < width; ++t) count += mask[b * width + t] != 0;
+    out[b + 1] = count;
+  }
+}
+
+// infopt_unpack_rows: the rows of x at the true places of mask[B, T] in order, zeros elsewhere.
+//   pointers  x [N, W], mask (bool), starts (int64 [B + 1]), out [B, T, W]
+//   numbers   0 B  1 T  2 bytes of a row    tasks  B
+INFOPT_EXPORT void infopt_unpack_rows(const infopt_call *call, int64_t first, int64_t last) {
+  using namespace infopt;
+  const int64_t width = call->numbers[1], bytes = call->numbers[2];
+  for (int64_t b = first; b < last; ++b) {
+    const char *x = pointer<char>(call, 0) + pointer<int64_t>(call, 2)[b] * bytes;
+    const uint8_t *mask = pointer<uint8_t>(call, 1) + b * width;
+    char *out = pointer<char>(call, 3) + b * width * bytes;
+    for (int64_t t = 0; t < width; ++t, out += bytes) {
+      if (mask[t]) {
+        memcpy(out, x, size_t(bytes));
+        x += bytes;
+      } else {
+        memset(out, 0, size_t(bytes));
+      }
+    }
+  }
 }

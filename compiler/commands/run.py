@@ -72,7 +72,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 def random_arguments(program: LoadedProgram, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Arguments by name: normal floats, ones for integers (a valid index and mask), True."""
     plan, manifest = program.program.plan, program.manifest
-    known = [dim.name for dim in plan.dims]
+    known = [dim.name for dim in plan.dims if not dim.counted]
     if unknown := sorted(set(sizes) - set(known)):
         raise BadInputs(f"no dim {unknown[0]!r}; the artifact's dims: {', '.join(known) or 'none'}")
     values = []
@@ -90,7 +90,7 @@ def random_arguments(program: LoadedProgram, sizes: Mapping[str, int]) -> dict[s
 def _random_input(plan: Plan, position: int, slots: Sequence[int], values: Sequence[int]) -> Any:
     spec: InputSpec = plan.inputs[position]
     if spec.dtype is None:
-        own = [v for d, v in zip(plan.dims, values) if d.input == position and d.axis is None]
+        own = [v for d, v in zip(plan.dims, values) if d.input == position]
         number = own[0] if own else 1
         return {"int": number, "float": 1.0, "bool": True}.get(spec.kind)
     dtype = dtype_of(spec.dtype, spec.name)
