@@ -18,9 +18,15 @@ ROOT = Path(__file__).resolve().parent
 
 def load_toolchain():
     """codegen/toolchain.py by its path: infopt itself cannot be imported while it is built."""
-    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "codegen" / "toolchain.py")
+    load("parallel")  # found by the next one's import
+    return load("toolchain")
+
+
+def load(name):
+    full = f"infopt.codegen.{name}"
+    spec = importlib.util.spec_from_file_location(full, ROOT / "codegen" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["toolchain"] = module  # dataclasses look their module up
+    sys.modules[full] = module
     spec.loader.exec_module(module)
     return module
 

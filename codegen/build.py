@@ -7,8 +7,7 @@ build into the cache instead.
 
 import hashlib
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import infopt.codegen
 import infopt.runtime
 from infopt.codegen import toolchain
 from infopt.codegen.cache import BuildCache
+from infopt.codegen.parallel import in_parallel
 from infopt.codegen.toolchain import ABI_VERSION, BuildFailed, Compiler, Library
 from infopt.compiler.settings import Settings
 
@@ -25,8 +25,10 @@ __all__ = [
     "CompilerMissing",
     "build",
     "build_all",
+    "build_cache",
     "executor_library",
     "find_compiler",
+    "forget",
     "is_installed",
     "prebuilt",
 ]
@@ -67,17 +69,13 @@ def build(text: str, level: str, name: str) -> Path:
         source.write_text(text)
         toolchain.compile_library(compiler, [source], folder / file, level, INCLUDE)
 
-    return _cache().ensure(text_key(text, level, name, compiler), file, fill)
+    return _ensure(text_key(text, level, name, compiler), file, fill)
 
 
 def build_all(texts: Sequence[tuple[str, str, str]]) -> list[Path]:
     """`build` for each (text, level, name), as many at a time as there are cores; same order."""
-    different = dict.fromkeys(texts)  # two threads must not compile one text
-    if len(different) <= 1:
-        done = {item: build(*item) for item in different}
-    else:
-        with ThreadPoolExecutor(toolchain.CORES) as pool:
-            done = dict(zip(different, pool.map(lambda item: build(*item), different)))
+    different = list(dict.fromkeys(texts))  # two threads must not compile one text
+    done = dict(zip(different, in_parallel(lambda item: build(*item), different)))
     return [done[item] for item in texts]
 
 
@@ -131,18 +129,31 @@ def _build_into_cache(library: Library, key: str) -> Path | None:
     if compiler is None or library.level not in compiler.levels():
         return None
     entry = hashlib.sha256(f"{key} {compiler.command} {compiler.version}".encode()).hexdigest()
-    return _cache().ensure(
+    return _ensure(
         entry, f"{library.name}.so", lambda work: toolchain.build_library(compiler, library, work)
     )
 
 
-def _cache() -> BuildCache:
-    return _cache_at(Settings.from_environment().cache)
+def _ensure(key: str, file: str, fill: Callable[[Path], object]) -> Path:
+    cache = build_cache()
+    return in_parallel(lambda key: cache.ensure(key, file, fill), [key])[0]
+
+
+def build_cache() -> BuildCache:
+    """The cache that the settings name."""
+    settings = Settings.from_environment()
+    return _cache_at(settings.cache, settings.cache_size)
+
+
+def forget() -> None:
+    """Look at all files anew: one that was given out cannot be loaded."""
+    _library.cache_clear()
+    build_cache().forget()
 
 
 @cache
-def _cache_at(root: Path | None) -> BuildCache:
-    return BuildCache(root / "native" if root else None)
+def _cache_at(root: Path | None, limit: int) -> BuildCache:
+    return BuildCache(root / "native" if root else None, limit)
 
 
 @cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infopt.codegen import build
@@ -20,8 +22,9 @@ __all__ = ["LoweringDeclined", "library_files", "lower_for", "program"]
 
 def lower_for(graph: Graph, target: Target) -> Lowered:
     """`lower` with what this installation has: kernels of the target's level, a C++ compiler."""
-    native = build.executor_library() is not None
-    shipped = native and build.prebuilt(target.level) is not None
+    with _declining():
+        native = build.executor_library() is not None
+        shipped = native and build.prebuilt(target.level) is not None
     compiler = build.find_compiler() if native else None
     generated = compiler is not None and target.level in compiler.levels()
     return lower(graph, target, shipped=shipped, generated=generated)
@@ -41,9 +44,16 @@ def library_files(lowered: Lowered) -> dict[str, Path]:
 
 
 def program(lowered: Lowered, threads: int | None = None) -> Program:
-    """The program of a lowered graph, for this machine. Raises BuildFailed, CompilerMissing."""
-    files = library_files(lowered)
-    libraries: dict[str, ctypes.CDLL] = {n: open_library(f) for n, f in files.items()}
+    """The program of a lowered graph, for this machine.
+
+    Raises BuildFailed, CompilerMissing, and LoweringDeclined where no folder can be written to.
+    """
+    with _declining():
+        try:
+            libraries = _open(lowered)
+        except LibraryError:  # removed or damaged since it was verified
+            build.forget()
+            libraries = _open(lowered)
     if SHIPPED in libraries:
         _request_features(libraries[SHIPPED])
     steps = lowered.plan.steps
@@ -53,6 +63,18 @@ def program(lowered: Lowered, threads: int | None = None) -> Program:
     return Program(
         lowered.plan, lowered.constants, libraries, threads, allow_ops=spaces, executor=executor
     )
+
+
+@contextmanager
+def _declining() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LoweringDeclined(f"compiled code cannot be written anywhere: {error}") from None
+
+
+def _open(lowered: Lowered) -> dict[str, ctypes.CDLL]:
+    return {name: open_library(file) for name, file in library_files(lowered).items()}
 
 
 def _request_features(kernels: ctypes.CDLL) -> None:

@@ -1,10 +1,11 @@
 """The C++ toolchain: the compiler found, the flags of each instruction-set level, one build step.
 
-Imports nothing but the standard library: setup.py loads this file by its path to build the
-libraries that are installed, and `infopt.codegen.build` uses it for text generated later. So
-both kinds of kernels are compiled with the same flags.
+Imports nothing but parallel.py and the standard library: setup.py loads both files by their paths
+to build the libraries that are installed, and `infopt.codegen.build` uses them for text generated
+later. So both kinds of kernels are compiled with the same flags.
 """
 
+import errno
 import hashlib
 import os
 import platform
@@ -12,17 +13,22 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from infopt.codegen.parallel import in_parallel, run_process
+
 ABI_VERSION = 1  # of the C interface between plans and kernels, docs/architecture.md
 TIMEOUT = 600.0  # seconds one compiler run may take
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_SLOTS = threading.BoundedSemaphore(CORES)  # compiler processes of this process
+
+_NO_SPACE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "File size limit exceeded",
+)
 
 # Contraction is off so that every level rounds where the source says so; fma is written out.
 BASE_FLAGS = (
@@ -123,39 +129,41 @@ def flags(level: str) -> tuple[str, ...]:
 def compile_library(
     compiler: Compiler, sources: Sequence[Path], output: Path, level: str, include: Path
 ) -> None:
-    """Compile `sources` into the shared library `output`; raises BuildFailed.
+    """Compile `sources` into the shared library `output`; raises BuildFailed, OSError (full disk).
 
     Several sources are compiled at the same time; processes never exceed the number of cores.
     """
     command = [*compiler.command, *flags(level), f"-I{include}"]
-    if len(sources) == 1:
-        _run([*command, "-shared", str(sources[0]), "-o", str(output)], sources[0])
-        return
-    with tempfile.TemporaryDirectory(prefix="infopt-objects-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=output.parent) as folder:
+        if len(sources) == 1:
+            _run([*command, "-shared", str(sources[0]), "-o", str(output)], sources[0], folder)
+            return
         objects = [Path(folder) / f"{source.stem}.o" for source in sources]
 
-        def compile_one(source: Path, target: Path) -> None:
-            _run([*command, "-c", str(source), "-o", str(target)], source)
+        def compile_one(pair: tuple[Path, Path]) -> None:
+            _run([*command, "-c", str(pair[0]), "-o", str(pair[1])], pair[0], folder)
 
-        with ThreadPoolExecutor(len(sources)) as pool:
-            list(pool.map(compile_one, sources, objects))
-        _run([*command, "-shared", *map(str, objects), "-o", str(output)], sources[0])
+        in_parallel(compile_one, zip(sources, objects), len(sources))
+        _run([*command, "-shared", *map(str, objects), "-o", str(output)], sources[0], folder)
 
 
-def _run(command: Sequence[str], source: Path) -> None:
+def _run(command: Sequence[str], source: Path, temporary: str) -> None:
+    """Run the compiler; what it writes in between goes to `temporary`, its caller's to remove."""
     try:
-        with _SLOTS:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        status, stderr = run_process(command, TIMEOUT, os.environ | {"TMPDIR": temporary})
     except subprocess.TimeoutExpired:
         late = f"no result after {TIMEOUT:.0f} seconds"
         raise BuildFailed(command, source, late) from None
-    if done.returncode:
-        raise BuildFailed(command, source, _first_errors(done.stderr))
+    if status and any(mark in stderr for mark in _NO_SPACE):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+    if status:
+        errors = _first_errors(stderr) or f"it ended with status {status} and no message"
+        raise BuildFailed(command, source, errors)
 
 
 def _first_errors(stderr: str, limit: int = 8) -> str:
     lines = stderr.splitlines()
-    marks = ("error:", "undefined reference", "No space left")
+    marks = ("error:", "undefined reference")
     errors = [line for line in lines if any(mark in line for mark in marks)]
     return "\n".join((errors or lines)[:limit])
 
@@ -239,5 +247,5 @@ def build_libraries(
         except BuildFailed as failure:
             return failure
 
-    with ThreadPoolExecutor(len(LEVELS) + 1) as pool:
-        return dict(zip((library.name for library in possible), pool.map(build, possible)))
+    made = in_parallel(build, possible, len(LEVELS) + 1)
+    return dict(zip((library.name for library in possible), made))

@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
         if name == "diff":
             sub.add_argument("--html", metavar="FILE", help="write a page with all there is")
 
+    cache = command("cache", "show the compiled code that is kept, or remove it")
+    cache.add_argument("what", choices=["show", "clear", "prune"], nargs="?", default="show")
+    cache.add_argument(
+        "--size", metavar="SIZE", help="prune to this size, such as 500M; default INFOPT_CACHE_SIZE"
+    )
+
     command("doctor", "what this machine has, and which kernels it gets")
     return top
 

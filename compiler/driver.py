@@ -21,6 +21,7 @@ from infopt.compiler.page import page
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
 from infopt.runtime.errors import PlanError
+from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
 
 
@@ -51,7 +52,10 @@ def compile(
         raise BadOption(f"args: expected a tuple of example inputs, found {type(args).__name__}")
     report = Report(target=machine.name)
     try:
-        return _compile(model, args, dict(kwargs or {}), machine, dynamic_shapes, parsed, report)
+        with torch_threads():
+            return _compile(
+                model, args, dict(kwargs or {}), machine, dynamic_shapes, parsed, report
+            )
     except (TraceDeclined, LoweringDeclined, PlanError) as declined:
         if parsed.strict:
             raise FallbackRefused(

@@ -26,6 +26,7 @@ from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.trace import from_fx
 from infopt.runtime.errors import InputOverlap, PlanError
+from infopt.runtime.forked import torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def infopt(
         _entries[-_KEPT_HISTORIES - 1].report.history.clear()
     counters["infopt"]["graphs"] += 1
     try:
-        return _compile(module, example_inputs, parsed, entry)
+        with torch_threads():
+            return _compile(module, example_inputs, parsed, entry)
     except (TraceDeclined, LoweringDeclined) as declined:
         if parsed.strict:
             raise FallbackRefused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -116,6 +117,9 @@ class Builder:
                 except CannotInfer as error:
                     self._fake = None  # a refused guard may have left its assumption behind
                     known = error
+                except BaseException:  # so may a run that was interrupted
+                    self._fake = None
+                    raise
             self._memo[key] = known
         if isinstance(known, CannotInfer):
             raise known.with_traceback(None)
@@ -126,6 +130,10 @@ class Builder:
 def builder_for(dims: tuple[Dim, ...]) -> Builder:
     """The Builder that everyone shares for these dims: what one has inferred, all know."""
     return Builder(dims)
+
+
+if hasattr(os, "register_at_fork"):  # a child makes its own: a lock of these may be held for ever
+    os.register_at_fork(after_in_child=builder_for.cache_clear)
 
 
 def as_op(op: Op | torch._ops.OpOverload | str) -> Op:

@@ -6,11 +6,14 @@ INFOPT_DUMP    folder    write there, per program: graphs after every pass, diff
 INFOPT_CHECK   0, 1, 2   verify only (default), + accuracy of exact passes, + of the built program
 INFOPT_SKIP    a,b       names of passes left out
 INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
+INFOPT_CACHE_SIZE  size  of it at most, such as 500M or 2G, default 1G; the code that was used
+                         longest ago goes first
 INFOPT_TUNE    0, 1, 2   no tuning, quick (default), thorough; a tune= option given wins
 CXX            command   the C++ compiler, default g++, c++ or clang++
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ class Settings:
     check: int = 0
     skip: frozenset[str] = frozenset()
     cache: Path | None = None
+    cache_size: int = 1 << 30  # bytes
     tune: int = 1
     cxx: str | None = None
 
@@ -44,6 +48,7 @@ class Settings:
             check=_number(env, "INFOPT_CHECK", 0, 2),
             skip=frozenset(name for name in names if name),
             cache=_cache_folder(env),
+            cache_size=bytes_of(env.get("INFOPT_CACHE_SIZE") or "1G", "INFOPT_CACHE_SIZE"),
             tune=_number(env, "INFOPT_TUNE", 1, 2),
             cxx=env.get("CXX") or None,
         )
@@ -57,6 +62,13 @@ def _number(env: Mapping[str, str], name: str, default: int, highest: int) -> in
     if text not in known:
         raise BadSetting(f"{name}={text!r}: expected one of {', '.join(known)}")
     return int(text)
+
+
+def bytes_of(text: str, name: str) -> int:
+    """A size such as 500M in bytes. Raises BadSetting naming `name`."""
+    if not (match := re.fullmatch(r"(\d{1,15})([KMGT]?)", text)):
+        raise BadSetting(f"{name}={text!r}: expected bytes, or a number with K, M, G or T: 500M")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
 def _cache_folder(env: Mapping[str, str]) -> Path | None:

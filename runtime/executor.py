@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from infopt.runtime.errors import (
     KernelValueError,
     PlanError,
 )
+from infopt.runtime.forked import ForkSafeLock, thread_count, torch_threads
 from infopt.runtime.lifetime import step_buffers
 from infopt.runtime.native import load_executor
 from infopt.runtime.plan import (
@@ -62,7 +62,7 @@ class Program:
     ) -> None:
         self.plan = plan
         self.constants = list(constants)
-        self.threads = max(1, min(256, threads or torch.get_num_threads()))
+        self.threads = max(1, min(256, threads or thread_count()))
         self._check_constants()
         self._native_steps = [s for s in plan.steps if isinstance(s, NativeStep)]
         self._native: NativeProgram | None = None
@@ -93,7 +93,7 @@ class Program:
         )
         self._free: dict[Any, list[Context]] = {}
         self._made = 0
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._arenas: list[tuple[int, int, torch.Tensor]] = []  # (bytes, address, memory)
 
     def __call__(self, inputs: Sequence[Any], times: Any = None) -> list[Any]:
@@ -111,7 +111,7 @@ class Program:
                 self._set_weights(context, weights)
             if self._quick and not context.copies:
                 return self._run(context, inputs, inputs, times)
-            with aten.plain_torch():
+            with torch_threads(), aten.plain_torch():
                 return self._run_with_torch(context, inputs, times)
         finally:
             self._free.setdefault(key, []).append(context)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from typing import Any
 from infopt.runtime.errors import ArtifactCorrupt, ArtifactUnsafe
 
 CHUNK = 8 << 20  # bytes hashed as one piece, so that several threads can verify one file
+_AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Parts = Iterable[bytes | memoryview]
 
@@ -193,6 +196,9 @@ class NewFolder:
             sync_folder(Path(folder))
         self._check()
         old = None
+        if os.path.lexists(self.path) and exchange(self.temporary, self.path):
+            sync_folder(self.path.parent)
+            return  # what was there before goes with the temporary name
         if os.path.lexists(self.path):
             old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
             os.rename(self.path, old)
@@ -205,6 +211,14 @@ class NewFolder:
         sync_folder(self.path.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two names at one stroke: nobody finds either of them missing. False where it cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or not sys.platform.startswith("linux"):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0
 
 
 def sync_folder(path: Path) -> None:

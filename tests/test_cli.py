@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from infopt.codegen.cache import BuildCache
 from infopt.compiler import cli
 from infopt.compiler.commands.source import BadSource, load_source
 from infopt.compiler.commands.timing import Timing, interleaved
 
-COMMANDS = ("demo", "compile", "run", "bench", "inspect", "explain", "passes", "doctor")
+COMMANDS = ("demo", "compile", "run", "bench", "inspect", "explain", "passes", "cache", "doctor")
 MODEL = """
 import torch
 
@@ -342,3 +343,37 @@ def test_demo(options: list[str], tmp_path: Path) -> None:
     assert (kept / "manifest.json").exists()
     pizza = result["neighbours"][0]
     assert "pizza" in pizza["query"] and "pizza" in pizza["nearest"][0]["sentence"]
+
+
+class TestCache:
+    @pytest.fixture(autouse=True)
+    def entries(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("INFOPT_CACHE", str(tmp_path))
+        monkeypatch.setenv("INFOPT_CACHE_SIZE", "10M")
+        for key in ("first", "second"):
+            BuildCache(tmp_path / "native").ensure(
+                key,
+                f"{key}.so",
+                lambda folder, key=key: (folder / f"{key}.so").write_bytes(key[:1].encode() * 2000),
+            )
+
+    def test_show(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["cache"]) == 0
+        shown = capsys.readouterr().out
+        assert "first.so" in shown and "just now" in shown and "2 entries" in shown
+        assert "limit 10 MiB" in shown
+
+    def test_prune_to_a_size(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["cache", "prune", "--size", "3K", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(found["removed"]) == 1 and 2000 < found["bytes"] < 3072
+
+    def test_clear(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["cache", "clear"]) == 0
+        assert "removed 2 entries" in capsys.readouterr().out
+        cli.main(["cache", "--json"])
+        assert json.loads(capsys.readouterr().out)["entries"] == []
+
+    def test_bad_size(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["cache", "prune", "--size", "many"]) == 1
+        assert "size='many': expected bytes" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import pytest
 from infopt.codegen import build as builder
 from infopt.codegen import toolchain
 from infopt.codegen.build import BuildFailed, CompilerMissing, build, build_all, find_compiler
-from infopt.codegen.cache import BuildCache, CacheWarning, UnsafeCache, check_folder
+from infopt.codegen.cache import BuildCache, CacheWarning
+from infopt.codegen.cache_folder import UnsafeCache, check_folder
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 
@@ -198,10 +199,11 @@ class TestUnusableFolder:
         self.check(tmp_path / "native", "can be written by others")
 
     def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+        def full(path: Path) -> None:
+            if path.is_relative_to(tmp_path):
+                raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("infopt.codegen.cache._copy_synced", full)
+        monkeypatch.setattr("infopt.codegen.cache.sync", full)
         self.check(tmp_path / "native", "No space left")
         assert not list((tmp_path / "native").glob(".new-*"))
 

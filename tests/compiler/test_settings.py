@@ -21,6 +21,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "INFOPT_CHECK": "2",
             "INFOPT_SKIP": "fuse-attention, fold-constants,",
             "INFOPT_CACHE": str(tmp_path),
+            "INFOPT_CACHE_SIZE": "300M",
             "INFOPT_TUNE": "0",
             "CXX": "clang++",
         }
@@ -31,6 +32,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         check=2,
         skip=frozenset({"fuse-attention", "fold-constants"}),
         cache=tmp_path,
+        cache_size=300 << 20,
         tune=0,
         cxx="clang++",
     )
@@ -60,3 +62,9 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_relative_cache_does_not_move_with_the_working_folder() -> None:
     cache = Settings.from_environment({"INFOPT_CACHE": "here"}).cache
     assert cache is not None and cache.is_absolute()
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5G", "lots", "3 MB", "9" * 16])
+def test_a_size_is_a_number_with_a_unit(value: str) -> None:
+    with pytest.raises(BadSetting, match=r"INFOPT_CACHE_SIZE=.*: expected bytes, or a number with"):
+        Settings.from_environment({"INFOPT_CACHE_SIZE": value})
