@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPassBase
 
 from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.content import Content, content_of
@@ -20,13 +22,14 @@ from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
 
 _EXACT = Exact()
-FxFunction = Callable[[fx.GraphModule], "fx.GraphModule | None"]
+FxFunction = Callable[[fx.GraphModule], "fx.GraphModule | None"] | CustomPassBase
 
 
 @dataclass(frozen=True, init=False)
 class FxPass(Pass):
     """An `fx.GraphModule -> fx.GraphModule` function (or one that edits in place) as a pass.
 
+    A CustomGraphPass or CustomGraphModulePass of Inductor's is one too; its uuid is its content.
     It sees aten ops and infopt's references as call_function nodes, and may use those and any other
     torch operator overload. The result is type-inferred and verified like any pass.
     """
@@ -41,9 +44,8 @@ class FxPass(Pass):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return (
-            "fx-" + getattr(self.function, "__name__", "pass").strip("_").replace("_", "-").lower()
-        )
+        name = getattr(self.function, "__name__", None) or type(self.function).__name__
+        return "fx-" + "-".join(re.findall(r"[a-z0-9]+", name.lower()) or ["pass"])
 
     @cached_property
     def content(self) -> Content:
@@ -53,7 +55,10 @@ class FxPass(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         module = graph.to_fx()
         before = [n.name for n in module.graph.nodes]
-        changed = self.function(module)
+        # Inductor's passes over a Graph get no module; everything else may return one
+        given = module.graph if isinstance(self.function, CustomGraphPass) else module
+        function: Callable[[Any], Any] = self.function  # type: ignore[assignment]
+        changed = function(given)
         module = module if changed is None else changed
         if not isinstance(module, fx.GraphModule):
             raise ContractBroken(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from infopt.compiler.graph import Graph as Graph
     from infopt.compiler.graph import Node as Node
     from infopt.compiler.graph import Stage as Stage
+    from infopt.compiler.inductor import InductorPass as InductorPass
     from infopt.compiler.model import Compiled as Compiled
     from infopt.compiler.ops import Op as Op
     from infopt.compiler.ops import op as op
@@ -81,6 +82,7 @@ _HOMES = {
     "FxPass": "compiler.fx_pass",
     "Graph": "compiler.graph",
     "IllegalGraph": "compiler.errors",
+    "InductorPass": "compiler.inductor",
     "InfoptError": "compiler.errors",
     "InfoptRuntimeError": "runtime.errors",
     "InputMismatch": "runtime.errors",
@@ -132,6 +134,7 @@ __all__ = [
     "FxPass",
     "Graph",
     "IllegalGraph",
+    "InductorPass",
     "InfoptError",
     "InfoptRuntimeError",
     "InputMismatch",
