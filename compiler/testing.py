@@ -10,12 +10,13 @@ import torch
 
 from infopt.compiler.bisection import Culprit, bisect_graph
 from infopt.compiler.dump import diff
-from infopt.compiler.errors import ContractBroken
+from infopt.compiler.errors import CannotInfer, ContractBroken
 from infopt.compiler.export import export
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
+from infopt.compiler.property_test import check_sample, hypothesis_test
 from infopt.compiler.report import PassReport, Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
@@ -84,6 +85,37 @@ def check_pass(
         raise AssertionError(f"{pass_.name} is not idempotent:\n{diff(found, again)}")
     _check_values(pass_, wanted, found, inputs)
     return report
+
+
+def property_test(
+    pass_: Pass,
+    before: Build,
+    shapes: Sequence[Sequence[str | int]],
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    examples: int = 50,
+) -> Callable[[], None]:
+    """A test function for a pass, to be given a name in a test file: pytest runs it.
+
+        test_gelu_to_tanh = infopt.testing.property_test(GeluToTanh(), before, [("rows", "width")])
+
+    before  makes the program from o and its inputs, as for check_pass
+    shapes  of the inputs: equal names are equal sizes, numbers stay
+    dtypes  of the inputs, drawn one for all
+
+    hypothesis draws sizes, strides, dtypes and values, `examples` times and the same ones in every
+    run, and shrinks what fails. Checked each time: the result is legal, keeps the pass's accuracy,
+    is not changed by a second run, and writes to no input; in the end: the pass applied somewhere.
+    Draws for which the program itself is impossible do not count.
+    """
+
+    def check(inputs: Sequence[torch.Tensor]) -> int | None:
+        try:
+            graph = graph_of(before, inputs, pass_)
+        except CannotInfer:
+            return None
+        return check_sample(pass_, graph, run_pass, inputs)
+
+    return hypothesis_test(pass_.name, check, shapes, dtypes, examples)
 
 
 def _check_values(pass_: Pass, wanted: Graph, found: Graph, inputs: Sequence[Any]) -> None:
