@@ -1,4 +1,6 @@
-"""The encoder workloads: real MiniLM on real sentences, BERT-base and ViT-base at public shapes."""
+"""The workloads: real MiniLM on real sentences; BERT-base, ViT-base and the prefill of a Llama-type
+decoder at public shapes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from infopt.models.decoder import DECODER_340M, Decoder, DecoderConfig
 from infopt.models.encoder import BERT_BASE, MINILM_L6, Encoder, EncoderConfig
 from infopt.models.minilm import load_minilm, tokenize
 from infopt.models.sentences import SENTENCES
@@ -27,6 +30,7 @@ class Workload:
     inputs: Callable[[], tuple[Tensor, ...]]
     shape: EncoderConfig
     extra_flops: float = 0.0
+    causal_and_gated: bool = False
 
     def lengths(self) -> list[int]:
         """Tokens of every sequence, padding not counted."""
@@ -38,16 +42,21 @@ class Workload:
 
     def flops(self) -> float:
         """Multiplications and additions of the matrix products over real tokens."""
-        width, hidden = self.shape.width, self.shape.hidden
         lengths = self.lengths()
-        linears = 2 * sum(lengths) * (4 * width * width + 2 * width * hidden)
-        attention = 4 * sum(n * n for n in lengths) * width
+        linears = 2 * sum(lengths) * self.layer_weights()
+        attention = 4 * sum(n * n for n in lengths) * self.shape.width
+        if self.causal_and_gated:
+            attention //= 2
         return self.shape.layers * (linears + attention) + self.extra_flops * len(lengths)
 
     def weight_bytes(self, bytes_per_weight: int) -> float:
         """Weights of the layers, each read once."""
+        return bytes_per_weight * self.shape.layers * self.layer_weights()
+
+    def layer_weights(self) -> int:
+        """Weights of one layer's matrices."""
         width, hidden = self.shape.width, self.shape.hidden
-        return bytes_per_weight * self.shape.layers * (4 * width * width + 2 * width * hidden)
+        return 4 * width * width + (3 if self.causal_and_gated else 2) * width * hidden
 
 
 def texts(count: int, tokens: int) -> list[str]:
@@ -79,9 +88,9 @@ def ragged() -> tuple[Tensor, Tensor]:
     return made.ids[:, :128], made.mask[:, :128]
 
 
-def random_ids(batch: int, tokens: int) -> tuple[Tensor]:
+def random_ids(batch: int, tokens: int, vocabulary: int = BERT_BASE.vocabulary) -> tuple[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return (torch.randint(1000, BERT_BASE.vocabulary, (batch, tokens), generator=generator),)
+    return (torch.randint(1000, vocabulary, (batch, tokens), generator=generator),)
 
 
 def random_images(batch: int) -> tuple[Tensor]:
@@ -92,6 +101,22 @@ def random_images(batch: int) -> tuple[Tensor]:
 def build_bert() -> nn.Module:
     torch.manual_seed(0)
     return Encoder(BERT_BASE).eval()
+
+
+class Prefill(nn.Module):
+    """A prompt's last logits, all that generation asks of it."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.decoder(ids)[:, -1]
+
+
+def build_prefill() -> nn.Module:
+    torch.manual_seed(0)
+    return Prefill(DECODER_340M).eval()
 
 
 def deep(layers: int) -> Workload:
@@ -111,6 +136,9 @@ def build_vit() -> nn.Module:
 
 
 _VIT_SHAPE = EncoderConfig(width=VIT_BASE.width, layers=VIT_BASE.layers, hidden=VIT_BASE.hidden)
+_DECODER_SHAPE = EncoderConfig(
+    width=DECODER_340M.width, layers=DECODER_340M.layers, hidden=DECODER_340M.hidden
+)
 _PATCH_FLOPS = 2.0 * VIT_BASE.patches * 3 * VIT_BASE.patch**2 * VIT_BASE.width
 
 
@@ -125,6 +153,14 @@ def workloads() -> dict[str, Workload]:
         Workload("bert-8x384", "bert", build_bert, lambda: random_ids(8, 384), BERT_BASE),
         Workload("vit-1", "vit", build_vit, lambda: random_images(1), _VIT_SHAPE, _PATCH_FLOPS),
         Workload("vit-8", "vit", build_vit, lambda: random_images(8), _VIT_SHAPE, _PATCH_FLOPS),
+        Workload(
+            "prefill-512",
+            "decoder",
+            build_prefill,
+            lambda: random_ids(1, 512, DECODER_340M.vocabulary),
+            _DECODER_SHAPE,
+            causal_and_gated=True,
+        ),
     ]
     found += [deep(2), deep(48)]
     return {workload.name: workload for workload in found}

@@ -30,6 +30,9 @@ class DecoderConfig:
 
 
 LLAMA_1B = DecoderConfig()
+DECODER_340M = DecoderConfig(
+    vocabulary=32000, width=1024, layers=24, heads=16, kv_heads=16, hidden=2816
+)
 SMALL = DecoderConfig(vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, hidden=192)
 
 

@@ -184,6 +184,8 @@ def _table(table: Node | None | tuple, x: Node, o: Builder) -> Node | None:
     """The table [B or 1, T, R] behind one that broadcasts over the heads of x [B, H, T, R]."""
     if not isinstance(table, Node) or x.tensor_type.rank != 4:
         return None
+    if table.shape == x.shape[2:]:  # one table for all
+        return o.reshape(table, [1, *table.shape])
     if table.tensor_type.rank != 4 or table.shape[1] != 1 or table.shape[2:] != x.shape[2:]:
         return None
     if table.shape[0] not in (1, x.shape[0]):

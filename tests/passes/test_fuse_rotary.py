@@ -137,3 +137,15 @@ def test_gain() -> None:
     result, _ = run_pass(FuseRotary(), graph)
     target = Target.parse("cpu:avx2")
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+def test_rewrites_tables_without_a_batch() -> None:
+    """Plain models keep [T, R] tables, which broadcast over batch and heads."""
+
+    def before(o, q, k, cos, sin):
+        return tuple(o.add(o.mul(x, cos), o.mul(half(o, x), sin)) for x in (q, k))
+
+    def after(o, q, k, cos, sin):
+        return fused(o, q, k, o.reshape(cos, [1, 5, 16]), o.reshape(sin, [1, 5, 16]))
+
+    check_pass(FuseRotary(), before, after, [Q, K, COS[0], SIN[0]])
