@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "encoders": "time, first call, memory and accuracy of real encoders against every peer",
+    "opinfo": "PyTorch's operator database: every op, dtype and sample against eager",
     "zoo": "transformers architectures compared with eager at two sizes",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",

@@ -1,0 +1,41 @@
+"""A daily part of PyTorch's operator database; `python -m benchmarks opinfo` runs all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conformance import operators
+
+STRIDE = 61  # every so many-th pair of op and dtype
+
+
+def _daily() -> list[Any]:
+    chosen = list(operators.pairs(operators.database()))[::STRIDE]
+    return [pytest.param(op, dtype, id=f"{operators.name_of(op)}-{dtype}") for op, dtype in chosen]
+
+
+@pytest.mark.parametrize(("op", "dtype"), _daily())
+def test_operator(op: Any, dtype: torch.dtype) -> None:
+    calls = operators.samples(op, dtype, most=2)
+    with torch.no_grad():
+        result = operators.check_op(op, calls)
+    assert not result.differing, "\n".join(result.differing)
+    assert result.count == len(calls)
+
+
+def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check fails for a backend that gets one number wrong."""
+    op = next(o for o in operators.database() if o.name == "exp")
+    original = operators.compiled
+
+    def wrong(fn: Any, backend: str | None = None, **settings: Any) -> Any:
+        run = original(fn, "eager", **settings)
+        return run if backend else lambda *args: [r + 1e-3 for r in run(*args)]
+
+    monkeypatch.setattr(operators, "compiled", wrong)
+    with torch.no_grad():
+        result = operators.check_op(op, operators.samples(op, torch.float32)[:2])
+    assert len(result.differing) == 2
