@@ -100,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("passes", metavar="pass", nargs="*", help=PASS + "; default all")
         sub.add_argument("--compute", choices=["bf16"], help="permit computing in bf16")
         sub.add_argument("--target", default="native", help="such as cpu:avx2")
+        if name in ("run", "diff"):
+            sub.add_argument(
+                "--measure",
+                type=_positive,
+                metavar="SECONDS",
+                help="time each pass, without it against with it, for so long",
+            )
         if name == "diff":
             sub.add_argument("--html", metavar="FILE", help="write a page with all there is")
 

@@ -61,7 +61,9 @@ def _tiles(report: Report) -> str:
     applied = sum(len(e.applied) for e in report.passes)
     gain = sum(e.gain for e in report.passes)
     facts = [
-        (f"{report.native_share:.0%}", f"native, {report.native_nodes} of {total} operations"),
+        (f"{report.native_share:.0%}", f"native, {report.native_nodes} of {total} operations")
+        if total
+        else None,
         (str(applied), f"sites changed by {len(report.history)} of {len(report.passes)} passes"),
         (_time(gain), "gain per call that passes predict") if gain else None,
         (_time(sum(report.phases.values())), "to compile") if report.phases else None,
@@ -84,7 +86,7 @@ def _pass(entry: PassReport, step: Step | None) -> str:
         nodes,
         f"{len(entry.applied)} applied, {len(entry.declined)} declined",
         f"predicted gain {_time(entry.gain)}" if entry.gain else "",
-        "" if entry.measured is None else f"measured gain {_time(entry.measured)}",
+        "" if entry.measured is None else f"measured gain {_measured(entry)}",
         f"error {entry.error}" if entry.error else "",
         f"{entry.milliseconds:.1f} ms",
     ]
@@ -99,6 +101,10 @@ def _pass(entry: PassReport, step: Step | None) -> str:
         f"<details{kind}><summary><b>{escape(entry.name)}</b>{shown}</summary>"
         f"<div>{''.join(inside)}</div></details>"
     )
+
+
+def _measured(entry: PassReport) -> str:
+    return f"{_time(entry.measured or 0.0)} ± {_time(entry.noise or 0.0)}"
 
 
 def _sites(entry: PassReport) -> str:
@@ -121,7 +127,10 @@ def _sites(entry: PassReport) -> str:
         gain = gains[key]
         cells = [str(count), verdict, f"<code>{escape(where)}</code>", escape(reason)]
         rows.append([*cells, _time(gain) if gain else ""])
-    return _table(("count", "", "where", "why not", "gain"), rows, numbers=(0, 4))
+    head = ("count", "", "where", "why not", "gain")
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    shown = [[row[i] for i in kept] for row in rows]
+    return _table([head[i] for i in kept], shown, [n for n, i in enumerate(kept) if i in (0, 4)])
 
 
 def _diff(text: str) -> str:

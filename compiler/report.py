@@ -31,7 +31,8 @@ class PassReport:
     """One run of one pass.
 
     key: the content hash of the pass; error: the measured difference on the sample inputs as
-    text, "" where not measured; measured: seconds per call that it saves, timed with and without
+    text, "" where not measured; measured: seconds per call that it saves, timed with and
+    without it; noise: half the width of the middle half of those times
     milliseconds: what the pass itself took, verification included
     """
 
@@ -45,6 +46,7 @@ class PassReport:
     milliseconds: float = 0.0
     key: str = ""
     measured: float | None = None
+    noise: float | None = None
 
     @property
     def applied(self) -> list[Site]:
@@ -161,12 +163,23 @@ def pass_line(entry: PassReport) -> str:
     line += f" {len(entry.declined):4} declined {entry.milliseconds:7.1f} ms"
     if entry.gain:
         line += f"  gain {entry.gain * 1e6:.1f} us"
+    if entry.measured is not None:
+        line += f"  measured {measured_text(entry)}"
     return line + (f"  error {entry.error}" if entry.error else "")
+
+
+def measured_text(entry: PassReport) -> str:
+    """The measured gain with its noise."""
+    return f"{(entry.measured or 0.0) * 1e6:.2f} us +- {(entry.noise or 0.0) * 1e6:.2f} us"
 
 
 def explanation(entry: PassReport) -> str:
     """Where one pass applied, and where not and why: what `infopt.explain` prints."""
     lines = [f"{entry.name} ({entry.stage.lower()}, {entry.contract})"]
+    if entry.error:
+        lines.append(f"  error {entry.error}")
+    if entry.measured is not None:
+        lines.append(f"  measured gain {measured_text(entry)}")
     for site in entry.sites:
         gain = "" if site.gain is None else f", gain {site.gain * 1e6:.2f} us"
         verdict = f"applied{gain}" if site.applied else f"declined{gain}: {site.reason}"

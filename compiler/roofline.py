@@ -19,7 +19,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.types import dtype_name, hint
 
 _WIDTH, _HEIGHT = 720, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 30, 48
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Axes:
             parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" class="end">{10.0**e:g}</text>')
         middle = (_LEFT + right) / 2
         parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" class="mid">flop per byte</text>')
-        parts.append(f'<text x="8" y="{_TOP - 4}">GFLOP/s</text>')
+        parts.append('<text x="8" y="14">GFLOP/s</text>')
         return "".join(parts)
 
 

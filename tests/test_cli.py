@@ -246,6 +246,10 @@ class TestModels:
         assert all(set(row) == {"stage", "name", "contract", "runs", "what"} for row in rows)
         assert {"default", "on request"} == {row["runs"] for row in rows}
 
+    def test_brackets_in_tables_are_text(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["passes", "list"]) == 0
+        assert "f(x)[rows] -> f(x[rows])" in capsys.readouterr().out
+
 
 OWN = """
 import infopt
@@ -281,6 +285,15 @@ class TestPasses:
         assert cli.main(["passes", "run", own, "--json"]) == 0
         passes = json.loads(capsys.readouterr().out)["passes"]
         assert "fuse-norm" in [p["name"] for p in passes] and all(p["key"] for p in passes)
+
+    def test_run_measures(self, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ["passes", "run", own, "own.py:Doubled", "fuse-linear-epilogue", "canonicalize"]
+        assert cli.main([*command, "--measure", "0.001", "--json"]) == 0
+        found = {p["name"]: p for p in json.loads(capsys.readouterr().out)["passes"]}
+        assert isinstance(found["doubled"]["measured"], float) and found["doubled"]["noise"] > 0
+        assert isinstance(found["fuse-linear-epilogue"]["measured"], float)
+        assert cli.main([*command, "--measure", "0.001"]) == 0
+        assert "measured gain" in capsys.readouterr().out
 
     def test_run_checks_the_contract(self, own: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["passes", "run", own, "wrong.py:Doubled"]) == 1

@@ -11,7 +11,7 @@ def run(args: argparse.Namespace) -> int:
     _, compiled = compile_source(args)
     report = compiled.report
     if args.html:
-        report.html(args.html)
+        report.html(args.html, title=args.source)
     if args.json:
         entries = [report.find(args.pass_name)] if args.pass_name else report.passes
         print_json({"declined": report.declined, "passes": [e.to_json() for e in entries]})

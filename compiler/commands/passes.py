@@ -5,6 +5,7 @@ import inspect
 from dataclasses import asdict, dataclass
 
 from infopt.compiler.bisection import bisect_graph
+from infopt.compiler.commands.measuring import measure
 from infopt.compiler.commands.output import print_json, print_table, print_text, progress
 from infopt.compiler.commands.pass_argument import load_pass, pipeline
 from infopt.compiler.commands.source import Source, load_source
@@ -64,32 +65,36 @@ def _model(args: argparse.Namespace) -> _Model:
     return _Model(source, traced.graph, sample, Target.parse(args.target))
 
 
-def _through(model: _Model, passes: tuple[Pass, ...]) -> Report:
+def _through(args: argparse.Namespace, names: list[str]) -> Report:
     """Run the pipeline with every contract measured on the example. Raises ContractBroken."""
+    passes, model = pipeline(args, args.passes), _model(args)
     report = Report(target=model.target.name)
     settings = Settings.from_environment()
     checked = Settings(check=max(1, settings.check), dump=settings.dump, skip=settings.skip)
     Pipeline(passes).run(model.graph, PassContext(model.target, (model.sample,), report, checked))
+    if args.measure is not None:
+        every = names or [p.name for p in passes]
+        measure(report, model.graph, model.sample, passes, every, model.target, args.measure)
     return report
 
 
 def _run(args: argparse.Namespace) -> int:
     names = [load_pass(text).name for text in args.passes]
-    report = _through(_model(args), pipeline(args, args.passes))
+    report = _through(args, names)
     entries = [e for e in report.passes if not names or e.name in names]
     if args.json:
         print_json({"target": report.target, "passes": [e.to_json() for e in entries]})
     else:
-        print_text("\n".join(explanation(e) for e in entries))
+        print_text("\n".join([*(explanation(e) for e in entries), *report.notes]))
     return 0
 
 
 def _diff(args: argparse.Namespace) -> int:
     names = [load_pass(text).name for text in args.passes]
-    report = _through(_model(args), pipeline(args, args.passes))
+    report = _through(args, names)
     steps = [s for s in report.history if not names or s.name in names]
     if args.html:
-        report.html(args.html)
+        report.html(args.html, title=args.source)
     if args.json:
         print_json({"passes": [{"name": s.name, "diff": s.diff()} for s in steps]})
         return 0
@@ -108,6 +113,9 @@ def _bisect(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"found": asdict(found) if found else None, "passes": [p.name for p in passes]})
     else:
-        clean = f"all {len(passes)} passes keep their contracts on the example inputs"
+        clean = (
+            f"all {len(passes)} passes keep their contracts on the example inputs; "
+            "INFOPT_CHECK=2 infopt compile also checks the kernels of the program"
+        )
         print_text(str(found) if found else clean)
     return 1 if found else 0
