@@ -30,6 +30,7 @@ import infopt.compiler
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_INDUCTOR = "torch._inductor.custom_graph_pass"
 _NEVER_OWN = {"infopt", "torch", "numpy", "sympy", *sys.stdlib_module_names}
 # Globals of other kinds (loggers, locks, registries) are no part of what a function is.
 _LOOKED_INTO = (
@@ -138,11 +139,13 @@ class _Reader:
 
     def _tensor(self, tensor: torch.Tensor) -> None:
         self.add("tensor", str(tensor.dtype), str(tuple(tensor.shape)), str(tensor.device))
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            self.opaque.append(f"a {tensor.device.type} tensor of {tensor.layout}")
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        if not plain or tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            self.opaque.append(f"a {type(tensor).__name__} on {tensor.device.type}")
             return
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        self.add(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        held = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        held = torch.view_as_real(held).reshape(-1) if held.is_complex() else held
+        self.add(held.view(torch.uint8).numpy().tobytes() if held.numel() else b"")
 
     def _class(self, cls: type) -> None:
         """A class of the user: source, functions and attributes; of a package: its name."""
@@ -193,9 +196,8 @@ class _Reader:
 
     def _object(self, value: Any) -> None:
         """An instance: its class and its attributes, or the identity it declares itself."""
-        declared = getattr(value, "uuid", None)
-        if callable(declared):  # an Inductor pass knows its own content
-            identity = declared()
+        if any(c.__module__ == _INDUCTOR for c in type(value).__mro__):  # it knows its own content
+            identity = value.uuid()
             if identity is not None:
                 self.add("uuid", type(value).__qualname__, repr(identity))
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,29 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run. Raises InputMismatch naming the argument that does not fit the program."""
+        return self._rebuild(self._built.program(self._inputs(args, kwargs)))
+
+    def profile(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Seconds that each native kernel takes in one call, the fastest of five; also kept in
+        report.times. What torch runs is not in it.
+        """
+        inputs = self._inputs(args, kwargs)
+        found: dict[str, float] = {}
+        for _ in range(5):
+            total: Counter[str] = Counter()
+            for kernel, nanoseconds in self._built.program.profile(inputs):
+                total[kernel] += nanoseconds
+            for kernel, spent in total.items():
+                found[kernel] = min(found.get(kernel, float("inf")), spent / 1e9)
+        self.report.times = dict(sorted(found.items(), key=lambda item: -item[1]))
+        return self.report.times
+
+    def _inputs(self, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+        """The program's flat inputs for a call. Raises InputMismatch."""
         flat = self.signature.bind(args, kwargs)
         count = len(self._exported.graph.inputs) - len(self._exported.state)
         given = [flat[i] for i in self._exported.leaves]
-        inputs = given[:count] + self._exported.state + given[count:]
-        return self._rebuild(self._built.program(inputs))
+        return given[:count] + self._exported.state + given[count:]
 
     def save(
         self, path: str | Path, *, targets: Sequence[str | Target] = (), overwrite: bool = False

@@ -80,7 +80,8 @@ def _passes(report: Report) -> Iterable[str]:
 
 
 def _pass(entry: PassReport, step: Step | None) -> str:
-    nodes = f"{entry.nodes_before} → {entry.nodes_after} nodes" if step else "unchanged"
+    changed = step is not None or entry.applied or entry.nodes_before != entry.nodes_after
+    nodes = f"{entry.nodes_before} → {entry.nodes_after} nodes" if changed else "unchanged"
     facts = [
         entry.stage.lower(),
         nodes,
@@ -94,9 +95,11 @@ def _pass(entry: PassReport, step: Step | None) -> str:
     inside = [f"<p>promises {escape(entry.contract)}</p>", _sites(entry)]
     if step is not None:
         inside.append(f"<h3>What changed</h3>{_diff(step.diff())}")
+    elif changed:
+        inside.append("<p>the graphs between passes are kept for the newest programs only</p>")
     if entry.key:
         inside.append(f"<p>content <code>{entry.key[:16]}</code></p>")
-    kind = "" if step else ' class="idle"'
+    kind = "" if changed else ' class="idle"'
     return (
         f"<details{kind}><summary><b>{escape(entry.name)}</b>{shown}</summary>"
         f"<div>{''.join(inside)}</div></details>"
@@ -190,6 +193,14 @@ def _lowering(report: Report) -> str:
         rows = [[f"<code>{escape(op)}</code>", str(n)] for op, n in counts]
         table = _table(("operation", "count"), rows, numbers=(1,))
         parts.append(f'<h2>Kernels</h2><div class="card">{table}</div>')
+    if report.times:
+        total = sum(report.times.values())
+        measured = [
+            [f"<code>{escape(kernel)}</code>", _time(spent), f"{spent / total:.0%}"]
+            for kernel, spent in report.times.items()
+        ]
+        table = _table(("kernel", "measured per call", "share"), measured, numbers=(1, 2))
+        parts.append(f'<h2>Time in kernels</h2><div class="card">{table}</div>')
     if report.fallbacks:
         reasons = sorted(report.fallbacks.items())
         rows = [[f"<code>{escape(op)}</code>", escape(why)] for op, why in reasons]

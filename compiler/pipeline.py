@@ -179,6 +179,11 @@ class Pipeline:
             if p.name in ctx.settings.skip:
                 ctx.report.notes.append(f"pass {p.name} skipped by INFOPT_SKIP")
                 continue
+            if p.content.opaque:
+                ctx.report.notes.append(
+                    f"pass {p.name} holds {', '.join(p.content.opaque)}, whose content is unknown: "
+                    f"no cache will find what it makes"
+                )
             graph = self._run_one(index, p, graph, replace(ctx, builder=builder_for(graph.dims)))
         ctx.report.machine, ctx.report.graph = ctx.target, _without_data(graph)
         return graph

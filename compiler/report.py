@@ -91,6 +91,7 @@ class Report:
     declined    the reason why the whole program runs as torch runs it, "" if it does not
     memory      bytes: weights, arena at the sizes seen, and what else the plan knows
     phases      seconds of trace, passes, lower, build
+    times       kernel -> seconds of one call, after Compiled.profile
     machine, graph, history
                 the target, the final graph, and what each pass that changed something did; for
                 pages and diffs, no part of the JSON
@@ -106,6 +107,7 @@ class Report:
     kernels: dict[str, int] = field(default_factory=dict)
     target: str = ""
     notes: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
     machine: Target | None = field(default=None, repr=False, compare=False)
     graph: Graph | None = field(default=None, repr=False, compare=False)
     history: list[Step] = field(default_factory=list, repr=False, compare=False)

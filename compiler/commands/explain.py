@@ -5,12 +5,15 @@ import argparse
 import infopt
 from infopt.compiler.commands.compiling import compile_source
 from infopt.compiler.commands.output import print_json, print_text
+from infopt.compiler.model import Compiled
 
 
 def run(args: argparse.Namespace) -> int:
-    _, compiled = compile_source(args)
+    source, compiled = compile_source(args)
     report = compiled.report
     if args.html:
+        if isinstance(compiled, Compiled):
+            source.call(compiled.profile)
         report.html(args.html, title=args.source)
     if args.json:
         entries = [report.find(args.pass_name)] if args.pass_name else report.passes

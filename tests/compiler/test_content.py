@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sympy
 import torch
 
 import infopt
@@ -129,6 +131,42 @@ def test_what_has_no_content_is_never_equal() -> None:
     again = infopt.FxPass(one.function)
     assert one.content.opaque and "lock" in one.content.opaque[0]
     assert one.key != again.key and one.key == one.key
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.ones(2, dtype=torch.complex64).conj(),
+        torch.ones(2, 3).t(),
+        torch.ones(0),
+        torch.ones(()),
+        torch.nn.Linear(2, 2),
+        sympy.Symbol("s", positive=True) + 1,
+        functools.partial(max, 1),
+        infopt.Stage.FUSE,
+        math.sin,
+        torch.sin,
+        torch.ops.aten.sin.default,
+        {"a": {1, 2}, "b": [torch.float32, slice(1), ...]},
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_every_kind_has_content(value) -> None:
+    found = content_of(value)
+    assert found.digest == content_of(value).digest and not found.opaque
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, device="meta"), torch.eye(2).to_sparse()])
+def test_tensors_without_values_have_none(value) -> None:
+    assert "Tensor on" in content_of(value).opaque[0]
+
+
+def test_a_report_says_that_content_is_unknown() -> None:
+    lock = threading.Lock()
+    p = infopt.FxPass(lambda module: module if lock else None)
+    compiled = infopt.compile(torch.nn.ReLU(), (torch.ones(2),), passes=[p])
+    assert "whose content is unknown: no cache will find" in compiled.report.notes[0]
 
 
 def test_recursion_and_sharing_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_everything_is_on_it(compiled, tmp_path: Path) -> None:
     assert "Roofline" in text and "Fallbacks" in text and "Kernels" in text and "memory" in text
     assert compiled.report.find("relu-to-clamp").key[:16] in text
     assert sum(tag == "details" for tag, _ in reader.tags) == len(compiled.report.passes)
+
+
+def test_measured_times_of_kernels(compiled, tmp_path: Path) -> None:
+    times = compiled.profile(torch.randn(4, 8))
+    assert times and all(t >= 0 for t in times.values()) and compiled.report.times == times
+    assert compiled.report.to_json()["times"] == times
+    text = " ".join(read(compiled.report.html(tmp_path / "page.html")).text)
+    assert "measured per call" in text and all(kernel in text for kernel in times)
+
+
+def test_programs_whose_graphs_are_gone_say_so(compiled, tmp_path: Path) -> None:
+    report = replace(compiled.report, history=[])
+    text = " ".join(read(report.html(tmp_path / "page.html")).text)
+    assert "kept for the newest programs only" in text and "What changed" not in text
 
 
 def test_nothing_comes_from_elsewhere(compiled, tmp_path: Path) -> None:
