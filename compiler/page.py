@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from infopt.compiler.dump import text
 from infopt.compiler.page_style import STYLE
 from infopt.compiler.roofline import Point, points_of, roofline
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from infopt.compiler.report import PassReport, Report, Step
 
 _LONGEST_DIFF = 400  # lines; the pattern of equal layers is seen long before
+_LONGEST_GRAPH = 1000
 _SHOWN = 12  # equal sites or operations named before the rest is only counted
 # No scripts, no network: a page may hold names from anybody's model.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -44,6 +46,7 @@ def _program(report: Report) -> list[str]:
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         "<h2>Passes, in order</h2>",
         *_passes(report),
+        _final(report),
         _roofline(report),
         _lowering(report),
         _resources(report),
@@ -136,8 +139,8 @@ def _sites(entry: PassReport) -> str:
     return _table([head[i] for i in kept], shown, [n for n, i in enumerate(kept) if i in (0, 4)])
 
 
-def _diff(text: str) -> str:
-    lines = text.splitlines()
+def _diff(difference: str) -> str:
+    lines = difference.splitlines()
     kinds = {"+": "add", "-": "del", "@": "hunk"}
     shown = [
         f'<span class="{kinds.get(line[:1], "")}">{escape(line) or " "}</span>'
@@ -146,6 +149,21 @@ def _diff(text: str) -> str:
     more = len(lines) - 1 - _LONGEST_DIFF
     rest = f"<p>{more} more lines; INFOPT_DUMP writes all of them</p>" if more > 0 else ""
     return f"<p>{escape(lines[0])}</p><pre>{''.join(shown)}</pre>{rest}"
+
+
+def _final(report: Report) -> str:
+    """The whole graph that was lowered, closed at first."""
+    if report.graph is None:
+        return ""
+    lines = text(report.graph).splitlines()
+    shown = "".join(f"<span>{escape(line)}</span>" for line in lines[1 : _LONGEST_GRAPH + 1])
+    more = len(lines) - 1 - _LONGEST_GRAPH
+    rest = f"<p>{more} more lines; INFOPT_DUMP writes all of them</p>" if more > 0 else ""
+    return (
+        f"<details><summary><b>The final graph</b>"
+        f'<span class="dim">{len(report.graph.nodes())} nodes</span></summary>'
+        f"<div><pre>{shown}</pre>{rest}</div></details>"
+    )
 
 
 def _roofline(report: Report) -> str:

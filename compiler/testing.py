@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +28,15 @@ Build = Callable[..., "Node | tuple[Node, ...]"]
 def bisect(
     passes: Sequence[Pass],
     model: Graph | torch.nn.Module | Callable[..., Any],
-    *samples: tuple[Any, ...],
+    *samples: tuple[Any, ...] | Mapping[str, Any],
     dynamic_shapes: Any = None,
     target: str = "native",
 ) -> Culprit | None:
     """The first pass, and the first of its sites, that leaves its accuracy contract on the samples.
 
     model    a graph, or a model that is traced with the first sample
-    samples  tuples of arguments; of a graph's inputs where a graph is given
+    samples  tuples of arguments or dicts of keyword arguments; tuples of a graph's inputs where
+             a graph is given
 
     None where every pass keeps its contract. See `infopt passes bisect` for the command line.
     """
@@ -43,9 +44,11 @@ def bisect(
         raise ValueError("bisect: expected at least one tuple of example inputs, found none")
     machine = Target.parse(target)
     if isinstance(model, Graph):
-        return bisect_graph(passes, model, samples, machine)
-    exported = export(model, samples[0], {}, dynamic_shapes, leaf=lambda index: index)
-    return bisect_graph(passes, exported.graph, [exported.sample(s, {}) for s in samples], machine)
+        return bisect_graph(passes, model, [tuple(s) for s in samples], machine)
+    calls = [((), dict(s)) if isinstance(s, Mapping) else (s, {}) for s in samples]
+    exported = export(model, *calls[0], dynamic_shapes, leaf=lambda index: index)
+    flat = [exported.sample(args, kwargs) for args, kwargs in calls]
+    return bisect_graph(passes, exported.graph, flat, machine)
 
 
 def graph_of(build: Build, inputs: Sequence[torch.Tensor], pass_: Pass | None = None) -> Graph:

@@ -105,6 +105,31 @@ def test_names_the_wrong_pass_in_a_pipeline_of_twenty(net, kind, where: int) -> 
     assert f"site {found.number} of {found.sites}" in text
 
 
+def test_several_sizes_of_a_dynamic_model(net) -> None:
+    """The wrong site shows only in the second sample, of another size."""
+
+    class WrongTail(Pass):
+        """cos(x) -> cos(x) with all rows from the fourth on zero"""
+
+        name = "wrong-tail"
+
+        def run(self, graph, ctx):
+            o, changes = ctx.builder, {}
+            for n in graph.nodes():
+                if n.op.name == "aten.cos.default" and n.shape[-1] == 24:
+                    rows = o.arange(n.shape[0], dtype=torch.int64)
+                    changes[n] = o.mul(n, o.unsqueeze(o.lt(rows, 4), 1))
+            return ctx.exchange(graph, changes)
+
+    rows = torch.export.Dim("rows", min=1, max=64)
+    passes = [WrongTail(), *infopt.default_passes()]
+    small, large = {"x": torch.randn(3, 8)}, {"x": torch.randn(9, 8)}
+    shapes = {"x": {0: rows}}
+    assert bisect(passes, net, small, dynamic_shapes=shapes) is None
+    found = bisect(passes, net, small, large, dynamic_shapes=shapes)
+    assert found is not None and found.pass_name == "wrong-tail" and "aten.cos" in found.site
+
+
 def test_right_passes_are_left_alone(net) -> None:
     assert (
         bisect(infopt.default_passes(add=[right(1, infopt.Stage.FUSE)]), net, (torch.randn(4, 8),))

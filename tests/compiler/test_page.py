@@ -85,7 +85,8 @@ def test_everything_is_on_it(compiled, tmp_path: Path) -> None:
     assert re.search(r"\+%\+0 f32\[4, 32\] = aten\.clamp_min", text)
     assert "Roofline" in text and "Fallbacks" in text and "Kernels" in text and "memory" in text
     assert compiled.report.find("relu-to-clamp").key[:16] in text
-    assert sum(tag == "details" for tag, _ in reader.tags) == len(compiled.report.passes)
+    assert sum(tag == "details" for tag, _ in reader.tags) == len(compiled.report.passes) + 1
+    assert "The final graph" in text and "return %" in text
 
 
 def test_measured_times_of_kernels(compiled, tmp_path: Path) -> None:
