@@ -45,7 +45,9 @@ def compiled(
 
 def observe(fn: Callable[..., Any], inputs: tuple[Any, ...], seed: int = 0) -> Outcome:
     """Call `fn` on a deep copy of `inputs`; overlapping inputs stay overlapping in the copy."""
-    args = copy.deepcopy(inputs)
+    # a sparse tensor has no storage that deepcopy could copy
+    sparse = [v for v in tree_flatten(inputs)[0] if _is_sparse(v)]
+    args = copy.deepcopy(inputs, {id(v): v.clone() for v in sparse})
     torch.manual_seed(seed)
     error, result = None, None
     try:
@@ -57,9 +59,15 @@ def observe(fn: Callable[..., Any], inputs: tuple[Any, ...], seed: int = 0) -> O
     return Outcome(leaves, structure, arguments, _sharing([*arguments, *leaves]), error)
 
 
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is not torch.strided
+
+
 def _sharing(values: list[Any]) -> frozenset[tuple[int, int]]:
     storages = [
-        v.untyped_storage().data_ptr() if isinstance(v, torch.Tensor) and v.numel() else None
+        v.untyped_storage().data_ptr()
+        if isinstance(v, torch.Tensor) and not _is_sparse(v) and v.numel()
+        else None
         for v in values
     ]
     return frozenset(
