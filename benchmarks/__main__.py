@@ -9,6 +9,7 @@ COMMANDS = {
     "encoders": "time, first call, memory and accuracy of real encoders against every peer",
     "opinfo": "PyTorch's operator database: every op, dtype and sample against eager",
     "zoo": "transformers architectures compared with eager at two sizes",
+    "generate": "transformers' generate() with compiled decoders, token by token",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",
     "memory": "peak memory against eager",

@@ -241,11 +241,12 @@ _FORMS["getitem"] = _piece
 
 @_form("cat.default")
 def _cat(w: _Work, node: Node) -> Node | None:
-    """Parts without elements are left out; one part is itself."""
+    """Parts without elements are left out, also torch's [0] of any rank; one part is itself."""
     (parts,) = node.args
     assert isinstance(parts, tuple)
     rank = node.tensor_type.rank
-    full = [p for p in parts if p is not None and p.shape[node.attr("dim") % rank] != 0]
+    dim = node.attr("dim") % rank
+    full = [p for p in parts if p is not None and p.shape != (0,) and p.shape[dim] != 0]
     if len(full) == len(parts) or not full or any(p.tensor_type.rank != rank for p in full):
         return full[0] if len(parts) == 1 and full else None
     if any(p.dtype != node.dtype for p in full):

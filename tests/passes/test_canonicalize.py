@@ -79,6 +79,11 @@ REWRITES = {
         lambda o, x: o.relu(x),
         [X],
     ),
+    "cat with torch's empty one of any rank": (
+        lambda o, x, e: o.relu(o.cat([e, x], -1)),
+        lambda o, x, e: o.relu(x),
+        [X, torch.zeros(0)],
+    ),
     "cat of one": (lambda o, x: o.relu(o.cat([x], 0)), lambda o, x: o.relu(x), [X]),
     "dropout": (lambda o, x: o.relu(o.dropout(x, 0.5, False)), lambda o, x: o.relu(x), [X]),
     "contiguous already": (lambda o, x: o.contiguous(x), as_is, [X]),
