@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,5 +34,10 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     program = tmp_path / f"{page.stem.replace('-', '_')}_snippets.py"
     program.write_text(snippets(page))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a page may install a package and import it
+    before = set(sys.modules)
     namespace = {"__name__": program.stem, "__file__": str(program)}
     exec(compile(program.read_text(), str(program), "exec"), namespace)
+    for name in set(sys.modules) - before:
+        if "installed" in str(getattr(sys.modules[name], "__file__", "")).split("/"):
+            del sys.modules[name]
