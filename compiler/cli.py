@@ -93,7 +93,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "where passes apply in a model, where not and why, and how far results move"),
         ("diff", "what passes change in a model's graph"),
-        ("bisect", "the first pass, and its first site, that leaves its accuracy contract"),
+        (
+            "bisect",
+            "the first pass and its first site that leave the accuracy contract, or kernels",
+        ),
     ):
         sub = kind(name, text)
         sub.add_argument("source", help=SOURCE)

@@ -24,6 +24,8 @@ p, .dim { color: var(--dim); margin: 4px 0 }
 details { margin: 6px 0 }
 summary { cursor: pointer; padding: 9px 14px; display: flex; gap: 14px; align-items: baseline;
   flex-wrap: wrap }
+summary::before { content: "▸"; color: var(--dim); width: 8px }
+details[open] > summary::before { content: "▾" }
 summary:hover { color: var(--accent) }
 summary b { min-width: 200px; font-weight: 600 }
 details > div { padding: 2px 14px 14px; border-top: 1px solid var(--line) }

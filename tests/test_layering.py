@@ -26,6 +26,7 @@ ROOF = (
     "compiler.cli",
     "compiler.commands",
     "compiler.doctor",
+    "compiler.kernel_check",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need
 
