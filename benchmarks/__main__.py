@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "transformers' generate() with compiled decoders, token by token",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",
+    "robustness": "killed, forked, interrupted: what readers, children and next calls find",
     "memory": "peak memory against eager",
 }
 

@@ -48,6 +48,8 @@ def build(
     if settings.dump is not None:
         settings = replace(settings, dump=program_folder(settings.dump))
     report.target = target.name
+    if options.batch_invariant:
+        target = replace(target, batch_invariant=True)
     try:
         return _build(graph, options, target, report, samples, settings)
     finally:
@@ -89,6 +91,9 @@ def _build(
     report.native_nodes = lowered.report.native_nodes
     report.aten_nodes = lowered.report.aten_nodes
     report.fallbacks.update(lowered.report.reasons)
+    if options.batch_invariant and report.fallbacks:
+        listed = ", ".join(sorted(report.fallbacks))
+        report.notes.append(f"batch_invariant does not cover what torch runs: {listed}")
     report.kernels.update(lowered.report.native)
     report.memory["weights"] = sum(_bytes(t) for t in lowered.constants)
     hints = {d.name: d.hint for d in graph.dims}

@@ -26,6 +26,9 @@ class Options:
     threads    how many threads a call may use, None for torch.get_num_threads()
     max_error  the largest end-to-end relative error (RMS, on the example inputs) that lossy choices
                may add; beyond it ContractBroken is raised. None: only each pass's own contract
+    batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
+               in an order of their own for few rows are left out. What torch runs is not covered;
+               the report notes it
     """
 
     compute: str | None = None
@@ -34,6 +37,7 @@ class Options:
     strict: bool = False
     threads: int | None = None
     max_error: float | None = None
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         if self.compute not in (None, "bf16"):
@@ -42,8 +46,10 @@ class Options:
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
-        if not isinstance(self.strict, bool):
-            raise BadOption(f"strict: expected True or False, found {self.strict!r}")
+        for name in ("strict", "batch_invariant"):
+            if not isinstance(getattr(self, name), bool):
+                found = getattr(self, name)
+                raise BadOption(f"{name}: expected True or False, found {found!r}")
         if self.threads is not None and (
             not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1
         ):

@@ -60,6 +60,7 @@ class Target:
     peak: Mapping[str, float] = field(hash=False)
     bandwidth: float
     launch_cost: float
+    batch_invariant: bool = False  # asked of kernels: a row's result depends on that row alone
 
     @classmethod
     def detect(cls) -> Target:
@@ -133,7 +134,8 @@ class Target:
         """What compiled code depends on, as text."""
         features = ",".join(sorted(self.features))
         caches = ",".join(map(str, self.caches))
-        return f"{self.kind}:{self.arch}:{self.cores}:{caches}:{features}"
+        asked = ":batch_invariant" if self.batch_invariant else ""
+        return f"{self.kind}:{self.arch}:{self.cores}:{caches}:{features}{asked}"
 
     def lacks(self, *features: str) -> str | None:
         """None where the target has all of these features or levels, else the reason against it."""

@@ -252,6 +252,8 @@ def products(
 
     calls = []
     few = m <= FEW if isinstance(m, int) else sympy.Le(m, FEW)
+    if target.batch_invariant:
+        few = False  # that kernel sums in another order
     if few not in (False, sympy.false):
         chunk = few_chunk(n, target.cores)
         calls.append(
