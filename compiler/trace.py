@@ -45,6 +45,9 @@ _IDENTITY_IN_EVAL = {
     aten.alpha_dropout.default: "train",
     aten.feature_alpha_dropout.default: "train",
 }
+# Ops whose shape rule in torch gives other strides than the operator itself (found by the operator
+# database): what a caller would see of them cannot be promised.
+_WRONG_STRIDES = {aten.max_unpool2d.default, aten.max_unpool3d.default}
 _SCALAR_FORM = {
     "Tensor": "Scalar",
     "Tensor_Tensor": "Tensor_Scalar",
@@ -327,6 +330,8 @@ class _Tracer:
         overload = node.target
         if overload is aten.as_strided.default and node.args[0] not in self.input_nodes:
             raise TraceDeclined(f"{overload} reads the memory layout of an intermediate value")
+        if overload in _WRONG_STRIDES:
+            raise TraceDeclined(f"{overload}: its shape rule in torch promises other strides")
         position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[call-overload]
         if position is not None and node.args[position]:
             raise TraceDeclined(f"{overload} in training mode updates its running statistics")

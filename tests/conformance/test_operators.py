@@ -39,3 +39,12 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         result = operators.check_op(op, operators.samples(op, torch.float32)[:2])
     assert len(result.differing) == 2
+
+
+def test_an_operator_whose_shape_rule_is_wrong_runs_as_torch_runs_it() -> None:
+    """max_unpool2d of channels-last input: torch's rule says contiguous, the operator does not."""
+    name = "nn.functional.max_unpool2d.grad"
+    op = next(o for o in operators.database() if operators.name_of(o) == name)
+    with torch.no_grad():
+        result = operators.check_op(op, operators.samples(op, torch.float32)[8:12])
+    assert not result.differing and result.fallback == 4
