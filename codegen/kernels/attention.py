@@ -189,6 +189,8 @@ def _aten_legal(
         return "dropout"
     if not enable_gqa and q.rank == 4 and q.shape[1] != k.shape[1] and k.shape[1] != 1:
         return "heads that are broadcast"
+    if scale is None and not isinstance(q.shape[3], int):
+        return "a scale that depends on an open size"
     return _reason(q, k, v, mask)
 
 

@@ -13,6 +13,7 @@ from infopt.codegen.kernels.rows import (
     FLOATS,
     as_rows,
     ceil_div,
+    contiguous,
     is_positive,
     round_up,
     row_strides,
@@ -116,6 +117,7 @@ def _add_legal(
 
 
 _LAYOUTS = {"input": row_strides, "x": row_strides, "residual": row_strides}
+_LAYOUTS |= {"weight": contiguous, "bias": contiguous}
 
 
 @aten_kernel("layer_norm.default", legal=_legal, layouts=_LAYOUTS)

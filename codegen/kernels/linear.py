@@ -20,6 +20,7 @@ from infopt.codegen.kernels.rows import (
     dense_last,
     is_positive,
     round_up,
+    row_stride,
     row_strides,
 )
 from infopt.compiler.accuracy import Exact
@@ -124,6 +125,8 @@ def _gated_legal(
 ) -> str | None:
     if (gate.shape, gate.dtype) != (up.shape, up.dtype) or (gate_bias is None) != (up_bias is None):
         return "gate and up differ"
+    if gate.rank == up.rank == 2 and row_stride(gate) != row_stride(up):
+        return "rows of gate and up that lie differently"
     return _legal(target, x, gate, gate_bias, **attrs)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, activate, products
-from infopt.codegen.kernels.rows import as_rows, dense_last, is_positive, row_strides
+from infopt.codegen.kernels.rows import as_rows, dense_last, is_positive, row_stride, row_strides
 from infopt.compiler.accuracy import Bounded
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -84,6 +84,8 @@ def _gated_legal(
 ) -> str | None:
     if (gate.shape, gate.dtype) != (up.shape, up.dtype) or (gate_bias is None) != (up_bias is None):
         return "gate and up differ"
+    if gate.rank == up.rank == 2 and row_stride(gate) != row_stride(up):
+        return "rows of gate and up that lie differently"
     return _legal(target, x, gate, gate_bias, None, **attrs)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from infopt.codegen.kernel import Call, Config, aten_kernel, kernel_op
 from infopt.codegen.kernels.layer_norm import FEW_ROWS, norm_call, norm_reason
-from infopt.codegen.kernels.rows import row_strides
+from infopt.codegen.kernels.rows import contiguous, row_strides
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -78,6 +78,7 @@ def _add_legal(
 
 
 _LAYOUTS = {"x": row_strides, "residual": row_strides, "input": row_strides}
+_LAYOUTS |= {"weight": contiguous}
 
 
 @rms_norm.kernel("cpu", legal=_legal, layouts=_LAYOUTS)

@@ -42,6 +42,8 @@ def as_rows(t: TensorType) -> Rows | None:
     if t.rank == 0:
         return None
     width = t.shape[-1]
+    if 0 in t.shape:
+        return Rows(0, width, width)
     if t.strides[-1] != 1 and width != 1:
         return None
     count: Size = 1
@@ -71,6 +73,11 @@ def dense_last(t: TensorType) -> tuple[Size, ...] | None:
     """Wanted strides for a kernel that needs neighbouring elements in the last dimension."""
     fine = t.rank == 0 or t.strides[-1] == 1 or t.shape[-1] == 1
     return None if fine else contiguous_strides(t.shape)
+
+
+def row_stride(t: TensorType) -> Size:
+    """Elements between two rows of a matrix once `dense_last` holds; of one row, its width."""
+    return (dense_last(t) or t.strides)[0] if t.shape[0] != 1 else t.shape[1]
 
 
 def contiguous(t: TensorType) -> tuple[Size, ...] | None:

@@ -1,0 +1,148 @@
+"""Random programs against eager; `python -m benchmarks random` runs thousands of them.
+
+A program that once differed is in `FOUND`, shrunk.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infopt.codegen.build import find_compiler
+from infopt.compiler.target import LEVELS, Target
+from tests.conformance.program import Input, Program, Statement
+from tests.conformance.program_check import judge
+from tests.conformance.program_draw import draw, seeded
+from tests.conformance.program_shrink import runs, shrink
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+
+def one(code: str, *inputs: Input, free: bool = True, **more: object) -> Program:
+    """A program of one statement over inputs x0, x1 .."""
+    names = tuple(i.name for i in inputs)
+    rounded = frozenset({"v0"} if free else ())
+    statement = Statement("v0", code, names, free)
+    return Program(inputs, (statement,), ("v0",), rounded=rounded, **more)  # type: ignore[arg-type]
+
+
+def tensor(name: str, *shapes: tuple[int, ...], **more: object) -> Input:
+    return Input(name, shapes, **more)  # type: ignore[arg-type]
+
+
+def across_calls(name: str, *width: int) -> Input:
+    return tensor(name, *((1, 1, 5, w) for w in width))
+
+
+WIDE = tensor("x0", (33, 33))
+FOUND = {
+    "layer norm with a weight in steps of 0": one(
+        "F.layer_norm({0}, (33,), {1}, {2})",
+        WIDE,
+        tensor("x1", (33,), layout="expanded"),
+        tensor("x2", (33,), layout="every second"),
+    ),
+    "rms norm with a weight in steps": one(
+        "F.rms_norm({0}, (33,), {1}, 1e-6)", WIDE, tensor("x1", (33,), layout="every second")
+    ),
+    "gate and up whose rows lie differently": one(
+        "F.linear({0}, {2}) * F.gelu(F.linear({0}, {1}))",
+        WIDE,
+        tensor("x1", (8, 33), layout="part of rows", values="small"),
+        tensor("x2", (8, 33), values="small"),
+    ),
+    "layer norm of nothing": one(
+        "F.layer_norm({0}, (1,), {1})",
+        tensor("x0", (0, 0, 1), dtype=torch.float16),
+        tensor("x1", (1,), dtype=torch.float16),
+    ),
+    "attention whose scale is an open size": one(
+        "F.scaled_dot_product_attention({0}, {1}, {2})",
+        across_calls("x0", 4, 8),
+        across_calls("x1", 4, 8),
+        across_calls("x2", 4, 8),
+        calls=2,
+        dynamic=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str) -> None:
+    assert judge(FOUND[name]).difference == ""
+
+
+@pytest.mark.parametrize("first", range(0, 16, 4))
+def test_programs_of_fixed_seeds(first: int) -> None:
+    for seed in range(first, first + 4):
+        check(seeded(seed))
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", ["cpu:scalar", "cpu:avx2", "native"])
+def test_programs_of_fixed_seeds_through_compile(target: str) -> None:
+    detected = Target.detect()
+    level = target.removeprefix("cpu:")
+    if level in LEVELS and not (
+        detected.arch == "x86_64" and detected.features.issuperset(LEVELS[level])
+    ):
+        pytest.skip(f"this machine has no {level}")
+    for seed in range(100, 102):
+        check(seeded(seed), "infopt.compile", target)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_drawn_programs(data: st.DataObject) -> None:
+    program = draw(lambda options: data.draw(st.sampled_from(options)))
+    found = judge(program)
+    assert not found.difference, f"{found.difference}\n\n{program.script()}"
+
+
+def check(program: Program, door: str = "torch.compile", target: str = "native") -> None:
+    """Fails with a script that shows the difference."""
+    found = judge(program, door, target)
+    if not found.difference:
+        return
+    small = shrink(program, lambda p: bool(judge(p, door, target).difference), 30)
+    pytest.fail(f"{found.difference}\n\n{small.script(door, target)}")
+
+
+def test_a_seed_gives_one_program_that_torch_runs() -> None:
+    for seed in range(200, 230):
+        assert seeded(seed) == seeded(seed)
+        assert runs(seeded(seed))
+
+
+def test_a_failing_program_is_made_small() -> None:
+    program = Program(
+        (tensor("x0", (4, 5), layout="transposed"), tensor("x1", (4, 5))),
+        (
+            Statement("v0", "{0} + {1}", ("x0", "x1")),
+            Statement("v1", "{0} * 2", ("v0",)),
+            Statement("v2", "torch.sin({0})", ("v1",), True),
+            Statement("v3", "-{0}", ("v2",)),
+        ),
+        ("v3", "v1"),
+        rounded=frozenset({"v2", "v3"}),
+    )
+
+    def differs(p: Program) -> bool:  # as if sin were wrong
+        return any("sin" in s.code for s in p.statements)
+
+    small = shrink(program, differs)
+    assert len(small.statements) == 1 and len(small.inputs) == 1
+    assert small.inputs[0].layout == "dense"
+
+
+def test_the_script_runs_by_itself(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "repro.py"
+    text = seeded(3).script().replace("backend='infopt'", "backend='eager'")
+    file.write_text(text.replace("import infopt\n", ""))
+    subprocess.run([sys.executable, str(file)], check=True, capture_output=True, timeout=120)
