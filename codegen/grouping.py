@@ -8,9 +8,10 @@ them leaves the region (that would be a cycle), or their loops differ in kind.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from infopt.codegen import fills, pointwise, views
 from infopt.codegen.sizes import same
@@ -209,6 +210,9 @@ class Grouping:
         rename = {
             theirs: mine for theirs, mine in zip(labels, own, strict=True) if theirs is not None
         }
+        back = {mine: theirs for theirs, mine in rename.items()}
+        if not (self._agree(a, second, rename) and self._agree(b, first, back)):
+            return
         for member in b.nodes:
             a.labels[member] = tuple(None if s is None else rename[s] for s in b.labels[member])
             self.unit_of[member] = first
@@ -224,6 +228,21 @@ class Grouping:
         for i, deps in enumerate(self._deps):
             if deps & (one | two):
                 self._deps[i] = (deps | one | more) & ~two
+
+    def _agree(self, reader: Unit, number: int, rename: Mapping[Any, Any]) -> bool:
+        """Whether every node of a region that reads another one does so along the same axes.
+
+        rename: an axis of the region read -> the reader's.
+        """
+        for node in reader.nodes:
+            if number not in self._sources(node):
+                continue
+            seen = self._labels(node, number)
+            if seen is None:
+                return False
+            if tuple(map(rename.get, seen)) != reader.labels[node]:
+                return False
+        return True
 
     @property
     def _index(self) -> dict[Node, int]:

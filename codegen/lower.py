@@ -21,10 +21,11 @@ from infopt.codegen.assemble import parts as assembled_parts
 from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
 from infopt.codegen.expand import expand
-from infopt.codegen.grouping import MADE, PIECE, VIEW, Grouping, Unit, basic_kind
+from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, find_emitter
 from infopt.codegen.lower_region import Texts, copy, fill, lower_region, make
 from infopt.codegen.plan_writer import PlanWriter, Value
+from infopt.codegen.results import Results
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
@@ -35,10 +36,8 @@ from infopt.runtime.plan import (
     Mutation,
     Output,
     OutputConst,
-    OutputInput,
     OutputInt,
     OutputNone,
-    OutputTensor,
     Plan,
 )
 
@@ -313,13 +312,12 @@ class _Lowering:
 
     def outputs(self) -> list[Output]:
         made: list[Output] = []
-        seen: set[Node] = set()
-        written = {i for i, _ in self.graph.updates}
-        for output, wanted in zip(self.graph.outputs, self.graph.results, strict=True):
+        memory = self.graph.memory or (None,) * len(self.graph.outputs)
+        ends = zip(self.graph.outputs, self.graph.results, memory, strict=True)
+        results = Results(self.graph, self)
+        for output, wanted, owner in ends:
             if isinstance(output, Node):
-                made.append(self.output(output, wanted, output in seen, written))
-                if self.grouping.kinds[output] not in (VIEW, PIECE):
-                    seen.add(output)  # equal computed values are one node, but two tensors in torch
+                made.append(results.output(output, wanted or output.tensor_type, owner))
             elif output is None:
                 made.append(OutputNone())
             elif isinstance(output, int | sympy.Expr) and not isinstance(output, bool):
@@ -327,20 +325,6 @@ class _Lowering:
             else:
                 made.append(OutputConst(output))
         return made
-
-    def output(
-        self, node: Node, wanted: TensorType | None, again: bool, written: set[int]
-    ) -> Output:
-        if node.op is INPUT:
-            return OutputInput(self.doors.position[node])
-        value = self.value(node)
-        wanted = wanted or node.tensor_type
-        old_value = self._input_of(value) in written  # the write must not show in it
-        if again or old_value or not value.layout.has_strides(wanted.strides):
-            value = self.copied(value, wanted)
-        layout = Layout(value.layout.offset, wanted.shape, wanted.strides, value.layout.dtype)
-        self.writer.hand_out(value)
-        return OutputTensor(self.writer.view(Value(value.buffer, layout)))
 
 
 RESHAPING = {

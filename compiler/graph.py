@@ -137,6 +137,8 @@ class Graph:
     updates   input index -> node whose value that input holds after the call (in-place programs)
     stage     how far the pipeline has come
     results   the type each output had in torch's own run: the strides a caller sees
+    memory    whose memory each output lies in: the name of an input, or a number that outputs in
+              one new piece of memory share; empty where nobody asks
     """
 
     inputs: tuple[Node, ...]
@@ -147,6 +149,7 @@ class Graph:
     stage: Stage = Stage.NORMALIZE
     results: tuple[TensorType | None, ...] = ()
     scalars: tuple[Size, ...] = ()
+    memory: tuple[int | str | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -262,7 +265,9 @@ class Graph:
         dims = [(d.name, d.lo, d.hi, d.counts) for d in self.dims]
         results = [str(t) for t in self.results]
         scalars = [str(s) for s in self.scalars]
-        digest.update(repr((ends, updates, dims, results, scalars, int(self.stage))).encode())
+        digest.update(
+            repr((ends, updates, dims, results, scalars, self.memory, int(self.stage))).encode()
+        )
         return digest.hexdigest()
 
     def __str__(self) -> str:

@@ -363,6 +363,8 @@ class _Tracer:
         for index, source in enumerate(self.input_nodes):
             storage = self.values.storage(source)
             if storage is not None and storage.base is source and storage.version:
+                if _overlaps_itself(TensorType.of(source.meta["val"])):
+                    raise TraceDeclined(f"{source.name}, which is written to, may overlap itself")
                 updates.append((index, self.values.read(source)))
         written = {self.values.key(self.input_nodes[i]): i for i, _ in updates}
         for item in flat:
@@ -393,8 +395,37 @@ class _Tracer:
             tuple(updates),
             results=tuple(results),
             scalars=tuple(self.scalars),
+            memory=self.memory(flat),
         )
         return graph.with_consts({})
+
+    def memory(self, results: list[Any]) -> tuple[int | str | None, ...]:
+        """Whose memory each result lies in, see Graph."""
+        owners: dict[int | None, int | str] = {
+            self.values.key(source): node.attr("name")
+            for source, node in reversed(list(zip(self.input_nodes, self.inputs, strict=True)))
+        }
+        return tuple(
+            owners.setdefault(self.values.key(item), len(owners))
+            if isinstance(item, fx.Node) and item not in self.plain
+            else None
+            for item in results
+        )
+
+
+def _overlaps_itself(type: TensorType) -> bool:
+    """Whether two elements may lie in one place: a step of 0, or one within another's span."""
+    steps = [(s, n) for n, s in zip(type.shape, type.strides, strict=True) if n != 1]
+    if any(s == 0 for s, _ in steps):
+        return True
+    if not all(isinstance(s, int) and isinstance(n, int) for s, n in steps) or 0 in type.shape:
+        return False
+    span = 0
+    for step, size in sorted(steps):  # type: ignore[type-var]
+        if step <= span:
+            return True
+        span += step * (size - 1)
+    return False
 
 
 def _same_view(item: fx.Node, source: fx.Node) -> bool:

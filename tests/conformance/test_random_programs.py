@@ -61,6 +61,41 @@ FOUND = {
         tensor("x0", (0, 0, 1), dtype=torch.float16),
         tensor("x1", (1,), dtype=torch.float16),
     ),
+    "a copy of an argument is no argument": Program(
+        (tensor("x0", (4, 5)),),
+        (
+            Statement("v0", "torch.zeros_like({0})", ("x0",)),
+            Statement("v1", "{0}.copy_({1})", ("v0", "x0")),
+        ),
+        ("v1",),
+    ),
+    "a view of the same shape is a view": Program(
+        (tensor("x0", (4, 5)),),
+        (
+            Statement("v0", "{0} + 1", ("x0",)),
+            Statement("v1", "{0}.reshape({0}.shape)", ("v0",)),
+            Statement("v2", "{0} + 1", ("x0",)),
+            Statement("v3", "{0}.t()", ("v2",)),
+        ),
+        ("v0", "v1", "v3", "v2"),
+    ),
+    "a write to an argument whose rows are one row": Program(
+        (tensor("x0", (4, 5), layout="expanded"), tensor("x1", (5,))),
+        (
+            Statement("", "{0}[-1] = {1}", ("x0", "x1")),
+            Statement("v1", "{0} * 2", ("x0",)),
+        ),
+        ("v1",),
+    ),
+    "two regions that one node would merge, and another reads across": Program(
+        (tensor("x0", (4, 4)),),
+        (
+            Statement("v0", "{0}.t() + 1", ("x0",)),
+            Statement("v1", "{0} - {0}.t()", ("v0",)),
+            Statement("v2", "{0} - {1}.t()", ("v1", "v0")),
+        ),
+        ("v2",),
+    ),
     "attention whose scale is an open size": one(
         "F.scaled_dot_product_attention({0}, {1}, {2})",
         across_calls("x0", 4, 8),
