@@ -19,7 +19,7 @@ from torch._logging import trace_structured
 from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.capture import aten_module
 from infopt.compiler.compiled import build
-from infopt.compiler.errors import FallbackRefused, InfoptError, TraceDeclined
+from infopt.compiler.errors import CannotInfer, FallbackRefused, InfoptError, TraceDeclined
 from infopt.compiler.graph import Graph
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
@@ -74,17 +74,23 @@ def infopt(
                 f"strict=True, and the program cannot be compiled: {declined}"
             ) from None
         return _as_torch(module, report, str(declined))
-    except InfoptError:
-        raise
-    except Exception as error:
-        # A fault of ours must not stop the user's program: it is loud, counted, fatal in strict.
-        if parsed.strict:
+    except InfoptError as error:
+        if not isinstance(error, CannotInfer):  # which is about our rewrites, not the user's input
             raise
-        counters["infopt"]["internal_errors"] += 1
-        log.warning(
-            "internal error, please report it; this part runs as torch runs it", exc_info=True
-        )
-        return _as_torch(module, report, f"internal error: {type(error).__name__}: {error}")
+        return _after_fault(module, report, error, parsed.strict)
+    except Exception as error:
+        return _after_fault(module, report, error, parsed.strict)
+
+
+def _after_fault(
+    module: fx.GraphModule, report: Report, error: Exception, strict: bool
+) -> Callable[..., Any]:
+    """A fault of ours must not stop the user's program: it is loud, counted, fatal in strict."""
+    if strict:
+        raise error
+    counters["infopt"]["internal_errors"] += 1
+    log.warning("internal error, please report it; this part runs as torch runs it", exc_info=error)
+    return _as_torch(module, report, f"internal error: {type(error).__name__}: {error}")
 
 
 def _as_torch(module: fx.GraphModule, report: Report, reason: str) -> Callable[..., Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InfoptError(Exception):
     """Every error that infopt raises on purpose."""
@@ -16,7 +18,14 @@ class CannotInfer(InfoptError):
 
 
 class DependsOnSize(CannotInfer):
-    """An op's result type depends on the value of a dim, which only torch's own guards decide."""
+    """An op's result type depends on the value of a dim, which only torch's own guards decide.
+
+    seen: the type it has at the sizes seen in tracing.
+    """
+
+    def __init__(self, message: str, seen: object = None) -> None:
+        super().__init__(message)
+        self.seen: Any = seen
 
 
 class UnknownOp(InfoptError):

@@ -101,8 +101,18 @@ class Builder:
             return node
         if node.op is GETITEM:
             return self.getitem(args[0], node.attr("index"))
-        same = types_of(args) == types_of(node.args)
-        return self.node(node.op, args, node.attrs, node.type if same else None, node.serial)
+        if types_of(args) == types_of(node.args):
+            return self.node(node.op, args, node.attrs, node.type, node.serial)
+        try:
+            return self.node(node.op, args, node.attrs, None, node.serial)
+        except DependsOnSize as error:
+            # Sizes decided the same way when torch ran the node, under guards that the program's
+            # door checks; only the strides are new.
+            if shapes_of(args) != shapes_of(node.args) or error.seen is None:
+                raise
+            if _shapes(error.seen) != _shapes(node.type):
+                raise
+            return self.node(node.op, args, node.attrs, error.seen, node.serial)
 
     def infer(self, op: Op, tensors: tuple, attributes: tuple) -> Type:
         """The type of a bound call, from its reference. CannotInfer if the reference refuses."""
@@ -147,6 +157,19 @@ def types_of(args: Any) -> Any:
     if isinstance(args, tuple):
         return tuple(types_of(a) for a in args)
     return None if args is None else args.type
+
+
+def shapes_of(args: Any) -> Any:
+    """The shapes and dtypes of nested arguments."""
+    if isinstance(args, tuple):
+        return tuple(shapes_of(a) for a in args)
+    return None if args is None else _shapes(args.type)
+
+
+def _shapes(type: Type | None) -> Any:
+    if isinstance(type, tuple):
+        return tuple(map(_shapes, type))
+    return None if type is None else (type.shape, type.dtype)
 
 
 def overloads(name: str) -> tuple[Op, ...]:
@@ -270,7 +293,10 @@ class FakeWorld:
                 raise CannotInfer(f"{op.name}({described}) {attributes or ''}: {error}") from error
         if len(self.env.guards) > guards:
             guard = self.env.guards[-1].expr
-            raise DependsOnSize(f"{op.name} behaves differently depending on a size: {guard}")
+            raise DependsOnSize(
+                f"{op.name} behaves differently depending on a size: {guard}",
+                self.type_of(op, result),
+            )
         return self.type_of(op, result)
 
     def type_of(self, op: Op, result: Any) -> Type:

@@ -6,6 +6,7 @@ import torch
 
 from infopt.compiler.errors import CannotInfer, DependsOnSize
 from infopt.compiler.infer import Builder, builder_for
+from infopt.compiler.ops import from_overload
 from infopt.compiler.types import Dim, TensorType
 
 S = sympy.Symbol("s0", integer=True, positive=True)
@@ -101,3 +102,22 @@ def test_several_results(o: Builder) -> None:
 def test_a_builder_is_shared_per_dims() -> None:
     dims = (Dim(S, 2, None, 5),)
     assert builder_for(dims) is builder_for(dims) and builder_for(()) is not builder_for(dims)
+
+
+def test_rebuilding_keeps_what_torch_decided_under_guards() -> None:
+    """A slice from a negative symbolic start depends on sizes; torch's own run decided it, and the
+    same shapes in other strides are decided alike."""
+    s, t = (sympy.Symbol(n, positive=True, integer=True) for n in "st")
+    o = Builder((Dim(s, 2, None, 5), Dim(t, 2, None, 9)))
+    x = o.input("x", TensorType((t, 4), torch.float32, (1, t)))
+    y = o.input("y", TensorType.dense((t, 4), torch.float32))
+    wide = o.input("z", TensorType.dense((t, 5), torch.float32))
+    op, attrs = from_overload(torch.ops.aten.slice.Tensor), {"dim": 0, "start": 1 - s, "step": 1}
+    tensors, bound = op.bind((y,), attrs)
+    with pytest.raises(DependsOnSize):
+        o.node(op, tensors, bound)
+    node = o.node(op, tensors, bound, TensorType.dense((s - 1, 4), torch.float32))
+    made = o.rebuild(node, (x,))
+    assert made.shape == (s - 1, 4) and made.tensor_type.strides == (1, t)
+    with pytest.raises(CannotInfer):
+        o.rebuild(node, (wide,))
