@@ -69,13 +69,17 @@ class LoweringReport:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A plan with what it needs: constants by index, and C++ texts by the library they make."""
+    """A plan with what it needs: constants by index, and C++ texts by the library they make.
+
+    names: what the graph calls each constant.
+    """
 
     plan: Plan
     constants: list[torch.Tensor]
     sources: Mapping[str, str]
     level: str
     report: LoweringReport
+    names: tuple[str, ...] = ()
 
 
 def lower(graph: Graph, target: Target, *, shipped: bool = True, generated: bool = True) -> Lowered:
@@ -101,6 +105,7 @@ class _Lowering:
         self.values: dict[Node, Value] = {}
         self.several: dict[Node, tuple[Value | None, ...]] = {}
         self.constants: list[torch.Tensor] = []
+        self.names: list[str] = []
         self.grouping = Grouping(self.graph, lambda n: basic_kind(n, self.has_kernel, generated))
 
     def has_kernel(self, node: Node) -> bool:
@@ -135,7 +140,8 @@ class _Lowering:
             guards,
         )
         sources = {**self.texts.files(), **self.calls.sources}
-        return Lowered(plan, self.constants, sources, self.target.level, self.report)
+        level, names = self.target.level, tuple(self.names)
+        return Lowered(plan, self.constants, sources, level, self.report, names)
 
     def unit(self, unit: Unit) -> None:
         if unit.is_region:
@@ -200,6 +206,7 @@ class _Lowering:
     def constant(self, node: Node) -> Value:
         tensor = self.graph.consts[node.attr("name")]
         self.constants.append(tensor)
+        self.names.append(node.attr("name"))
         t = TensorType.of(tensor)
         buffer = self.writer.buffer("const", t.nbytes, len(self.constants) - 1)
         return Value(buffer, Layout.of(t))

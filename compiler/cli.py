@@ -58,12 +58,20 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", metavar="PATH", help="keep the artifact here")
 
-    _compiling(command("compile", "compile a model and write the artifact")).add_argument(
+    compile = _compiling(command("compile", "compile a model and write the artifact"))
+    compile.add_argument(
         "-o", "--output", required=True, metavar="PATH", help="where to write the artifact"
+    )
+    compile.add_argument(
+        "--also", metavar="TARGET", action="append", default=[], help="a further target, cpu:avx2"
+    )
+    compile.add_argument(
+        "--golden", type=int, default=0, metavar="N", help="store N calls and their results"
     )
 
     run = command("run", "load an artifact and call it once")
     run.add_argument("artifact")
+    run.add_argument("--key", metavar="FILE", help="the signer's public key (.pem)")
     _inputs(run)
     run.add_argument("--output", metavar="FILE", help="write the result tensors (.safetensors)")
 
@@ -74,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", "what an artifact holds: signature, targets, passes, files")
     inspect.add_argument("artifact")
+
+    verify = command("verify", "check every byte of an artifact, and its signature with --key")
+    verify.add_argument("artifact")
+    verify.add_argument("--key", metavar="FILE", help="the signer's public key (.pem)")
+    verify.add_argument("--golden", action="store_true", help="replay its stored calls")
+
+    sign = command("sign", "sign an artifact: writes model.sig in the OpenSSF form")
+    sign.add_argument("artifact")
+    sign.add_argument("--key", metavar="FILE", required=True, help="an EC private key (.pem)")
 
     explain = _compiling(command("explain", "where a pass applied, and where not and why"))
     explain.add_argument("pass_name", metavar="pass", nargs="?", help="one pass; default all")

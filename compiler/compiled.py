@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from infopt.codegen.lower import Lowered
 from infopt.compiler.accuracy import Exact, compare
 from infopt.compiler.dump_folder import program_folder, write
 from infopt.compiler.errors import ContractBroken
-from infopt.compiler.graph import Graph
+from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import interpret
 from infopt.compiler.options import Options
 from infopt.compiler.page import page
@@ -28,12 +28,13 @@ from infopt.runtime.executor import Program
 
 @dataclass
 class Built:
-    """A graph and the program that computes it."""
+    """A graph and the program that computes it. derived: see PassContext."""
 
     graph: Graph
     lowered: Lowered
     program: Program
     report: Report
+    derived: Mapping[str, Node] = field(default_factory=dict)
 
 
 def build(
@@ -99,7 +100,7 @@ def _build(
     hints = {d.name: d.hint for d in graph.dims}
     if all(d.name in hints for d in lowered.plan.dims):
         report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
-    return Built(graph, lowered, made, report)
+    return Built(graph, lowered, made, report, ctx.derived)
 
 
 def _check_error(

@@ -80,7 +80,7 @@ def _compile(
     samples = [exported.sample(args, kwargs)] if args or kwargs else []
     built = build(exported.graph, options, target, report, samples)
     refuse_fallbacks(options, report)
-    return Compiled(exported, built)
+    return Compiled(exported, built, (args, kwargs))
 
 
 def explain(compiled: Any, pass_name: str | None = None, *, html: str | Path | None = None) -> str:

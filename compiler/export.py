@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -20,6 +20,7 @@ from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
+from infopt.compiler.rename import rename_dims
 from infopt.compiler.trace import check_tensor, from_fx
 from infopt.compiler.types import Dim, as_size, substitute
 
@@ -46,6 +47,8 @@ class Exported:
     leaves     for every graph input and scalar of the caller, the leaf number it comes from
     outputs    the model's result with `leaf(i)` for the graph's i-th output
     rebuild    the graph's flat outputs -> the model's result, of its own classes
+    names      const or state input of the graph -> the parameter or buffer of the model it is
+    parameters all of the model's parameters and buffers by name
     """
 
     graph: Graph
@@ -54,6 +57,18 @@ class Exported:
     leaves: tuple[int, ...]
     outputs: Any
     rebuild: Callable[[list], Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def state_names(self) -> list[str]:
+        """What the graph calls the buffers it writes to."""
+        count = len(self.graph.inputs) - len(self.state)
+        return [str(n.attr("name")) for n in self.graph.inputs[count:]]
+
+    def without_tensors(self) -> Exported:
+        """Without the model's constants, for keeping when passes have made others of them."""
+        return replace(self, graph=replace(self.graph, consts={}), parameters={})
 
     def sample(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The graph's inputs for one call of the model."""
@@ -87,6 +102,7 @@ def export(
     program, names = _program(model, args, dict(kwargs), dynamic_shapes)
     graph, state = graph_of(program)
     graph = replace(graph, dims=_promised_ranges(program, graph.dims))
+    graph = rename_dims(graph, _dim_names(program, args, kwargs, names, dynamic_shapes))
     user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     markers = [a.value if isinstance(a, ConstantArgument) else leaf(i) for i, a in enumerate(user)]
     tensors = [i for i, a in enumerate(user) if isinstance(a, TensorArgument)]
@@ -106,7 +122,51 @@ def export(
         tuple(tensors + sizes),
         outputs,
         lambda flat: pytree.tree_unflatten(flat, out_spec),
+        _parameter_origins(program),
+        {n: t.detach() for n, t in program.state_dict.items() if isinstance(t, torch.Tensor)},
     )
+
+
+def _parameter_origins(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder -> parameter or buffer, as state_dict() calls it."""
+    specs = program.graph_signature.input_specs
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    return {
+        s.arg.name: s.target
+        for s in specs
+        if s.kind in kinds and s.target is not None and s.target in program.state_dict
+    }
+
+
+def _dim_names(
+    program: ExportedProgram, args: tuple, kwargs: Mapping[str, Any], names: list[str], given: Any
+) -> dict[sympy.Symbol, str]:
+    """What the user calls the sizes of a program: torch.export.Dim("batch") names one."""
+    user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    metas = {n.name: n.meta.get("val") for n in program.graph_module.graph.nodes}
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    found: dict[sympy.Symbol, str] = {}
+
+    def walk(spec: Any, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            index = next(i for i, leaf in enumerate(leaves) if leaf is value)
+            meta = metas.get(user[index].name) if index < len(user) else None
+            axes = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+            for axis, dim in axes:
+                name = getattr(dim, "__name__", None)  # Dim.AUTO and numbers have none
+                size = as_size(meta.shape[axis]) if isinstance(meta, torch.Tensor) else 0
+                if isinstance(name, str) and isinstance(size, sympy.Symbol):
+                    found[size] = name
+        elif isinstance(spec, Mapping) and isinstance(value, Mapping):
+            for key, inner in spec.items():
+                walk(inner, value.get(key))
+        elif isinstance(spec, list | tuple) and isinstance(value, list | tuple):
+            for inner, part in zip(spec, value):
+                walk(inner, part)
+
+    by_name = {**dict(zip(names, args)), **kwargs}
+    walk(given, by_name if isinstance(given, Mapping) else [*args, *kwargs.values()])
+    return found
 
 
 def _program(

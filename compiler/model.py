@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import infopt
 from infopt.codegen.build import executor_library
-from infopt.codegen.load import library_files, lower_for
+from infopt.codegen.load import library_files, lower_for, program
+from infopt.codegen.lower import LoweringDeclined, lower
 from infopt.compiler.compiled import Built
 from infopt.compiler.errors import FallbackRefused
 from infopt.compiler.export import Exported
 from infopt.compiler.graph import Graph
+from infopt.compiler.provenance import provenance
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
-from infopt.runtime.artifact import EXECUTOR, Artifact, Parameter, Signature, Source, Variant
+from infopt.runtime import swap
+from infopt.runtime.artifact import (
+    EXECUTOR,
+    Artifact,
+    Golden,
+    Parameter,
+    Signature,
+    Source,
+    Variant,
+)
+from infopt.runtime.executor import Program
+from infopt.runtime.golden import limit_for
 from infopt.runtime.structure import describe
+from infopt.runtime.swap import Weights
 
 
 class Compiled:
@@ -27,22 +44,26 @@ class Compiled:
     graph   the final graph, None where the whole model runs as torch runs it
     """
 
-    def __init__(self, exported: Exported, built: Built) -> None:
+    def __init__(
+        self, exported: Exported, built: Built, examples: tuple[tuple, Mapping[str, Any]]
+    ) -> None:
         self.report: Report = built.report
         self.graph: Graph | None = built.graph
-        self._exported, self._built = exported, built
+        self._origin = provenance(exported, built.graph, built.derived)
+        self._exported, self._built = exported.without_tensors(), built
+        self._examples = examples
         self.signature = signature_of(exported)
         self._rebuild = exported.rebuild
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run. Raises InputMismatch naming the argument that does not fit the program."""
-        return self._rebuild(self._built.program(self._inputs(args, kwargs)))
+        return self._rebuild(self._built.program(self._call_inputs(args, kwargs)))
 
     def profile(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Seconds that each native kernel takes in one call, the fastest of five; also kept in
         report.times. What torch runs is not in it.
         """
-        inputs = self._inputs(args, kwargs)
+        inputs = self._call_inputs(args, kwargs)
         found: dict[str, float] = {}
         for _ in range(5):
             total: Counter[str] = Counter()
@@ -53,26 +74,60 @@ class Compiled:
         self.report.times = dict(sorted(found.items(), key=lambda item: -item[1]))
         return self.report.times
 
-    def _inputs(self, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+    def _call_inputs(self, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
         """The program's flat inputs for a call. Raises InputMismatch."""
-        flat = self.signature.bind(args, kwargs)
-        count = len(self._exported.graph.inputs) - len(self._exported.state)
+        return self._inputs(self.signature.bind(args, kwargs), self._exported.state)
+
+    def _inputs(self, flat: Sequence[Any], state: list[torch.Tensor]) -> list[Any]:
+        count = len(self._exported.graph.inputs) - len(state)
         given = [flat[i] for i in self._exported.leaves]
-        return given[:count] + self._exported.state + given[count:]
+        return given[:count] + state + given[count:]
+
+    def load_weights(self, weights: Weights) -> None:
+        """Exchange weights without compiling: a mapping of the module's parameter and buffer names
+        to tensors (its state_dict()), or the path of a safetensors file with those.
+
+        What lossy passes measured, they measured with the old weights. The module that was
+        compiled is not changed. Raises WeightsMismatch; nothing was changed then.
+        """
+        built, entry = self._built, self._origin.entry
+        given = swap.checked(entry, weights)
+        changed = swap.constants(entry, self._origin.plan, given, built.graph.consts)
+        names = built.lowered.names
+        consts = {**built.graph.consts, **changed}
+        lowered = replace(built.lowered, constants=[consts[name] for name in names])
+        made = program(lowered, built.program.threads)
+        state = list(self._exported.state)
+        for name, index in entry.states.items():
+            if name in given:
+                state[index] = given[name].clone()
+        graph = replace(built.graph, consts=consts)
+        self._built = replace(built, graph=graph, lowered=lowered, program=made)
+        self._exported, self.graph = replace(self._exported, state=state), graph
 
     def save(
-        self, path: str | Path, *, targets: Sequence[str | Target] = (), overwrite: bool = False
+        self,
+        path: str | Path,
+        *,
+        targets: Sequence[str | Target] = (),
+        golden: bool | int = False,
+        overwrite: bool = False,
     ) -> Path:
         """Write the artifact, a folder (docs/artifact-format.md); infopt.load reads it.
 
         targets: further machines it shall run on, "cpu:avx2" or "cpu:scalar"; the best one is
-        chosen at load. Raises FileExistsError, and LoweringDeclined or BuildFailed for a target.
+        chosen at load, the weights are stored once.
+        golden: store the example call and its result, or so many calls (the further ones are the
+        example's tensors with their values moved around), for infopt.load(check=True). They take
+        the size of their inputs and outputs.
+        Raises FileExistsError, and LoweringDeclined or BuildFailed for a target.
         """
         built, exported = self._built, self._exported
         variants = [_variant(built.lowered)]
         for target in targets:
             machine = target if isinstance(target, Target) else Target.parse(target)
             variants.append(_variant(lower_for(built.graph, machine)))
+        reference = reference_of(built.graph) if variants[0].libraries else None
         count = len(exported.graph.inputs) - len(exported.state)
         sources = [Source(leaf=i) for i in exported.leaves]
         state = [Source(state=i) for i in range(len(exported.state))]
@@ -86,8 +141,32 @@ class Compiled:
             passes=self.report.to_json()["passes"],
             about={"target": self.report.target},
             versions={"infopt": infopt.__version__},
+            reference=reference,
+            golden=[self._golden(i, reference) for i in range(int(golden))],
+            weights=self._origin.entry,
+            weights_plan=self._origin.plan,
         )
         return artifact.save(path, overwrite=overwrite)
+
+    def _golden(self, number: int, reference: Variant | None) -> Golden:
+        """The example call with its tensors' values moved `number` places, and what it gives."""
+        args, kwargs = self._examples
+        flat = [
+            v.flatten().roll(number).view(v.shape) if isinstance(v, torch.Tensor) else v
+            for v in self.signature.bind(args, kwargs)
+        ]
+
+        def run(of: Program) -> list[Any]:
+            inputs = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
+            return of(self._inputs(inputs, [t.clone() for t in self._exported.state]))
+
+        outputs = run(self._built.program)
+        limits: list[float | None] = [None] * len(outputs)
+        if reference is not None:
+            spaces = {s.op.partition(".")[0] for s in reference.plan.steps if hasattr(s, "op")}
+            plain = run(Program(reference.plan, reference.constants, allow_ops=spaces))
+            limits = [limit_for(a, b) for a, b in zip(outputs, plain, strict=True)]
+        return Golden(flat, outputs, limits)
 
     def __repr__(self) -> str:
         return f"<infopt.Compiled for {self.report.target}>"
@@ -122,9 +201,18 @@ def signature_of(exported: Exported) -> Signature:
     )
 
 
+def reference_of(graph: Graph) -> Variant | None:
+    """The graph in torch calls alone, or None where an op's reference has no such form."""
+    try:
+        lowered = lower(graph, Target.parse("cpu:scalar"), shipped=False, generated=False)
+    except LoweringDeclined:
+        return None
+    return Variant(lowered.level, lowered.plan, lowered.constants, {}, lowered.names)
+
+
 def _variant(lowered: Any) -> Variant:
     libraries = dict(library_files(lowered))
     executor = executor_library()
     if libraries and executor is not None:
         libraries[EXECUTOR] = executor  # for machines where infopt was installed without a compiler
-    return Variant(lowered.level, lowered.plan, lowered.constants, libraries)
+    return Variant(lowered.level, lowered.plan, lowered.constants, libraries, lowered.names)

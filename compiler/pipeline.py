@@ -23,6 +23,7 @@ from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder, builder_for
 from infopt.compiler.interpret import interpret
+from infopt.compiler.ops import CONST
 from infopt.compiler.report import PassReport, Report, Site, Step
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
@@ -54,6 +55,7 @@ class PassContext:
     samples   example inputs of the whole program, for measuring accuracy; may be empty
     report    where decisions are recorded
     limit     None, or how many sites may be applied
+    derived   constant -> how passes made it from the model's own, see `derive`
     """
 
     target: Target
@@ -63,6 +65,28 @@ class PassContext:
     builder: Builder = field(default_factory=Builder)
     entry: PassReport | None = None
     limit: SiteLimit | None = None
+    derived: dict[str, Node] = field(default_factory=dict)
+
+    def derive(self, name: str, expression: Node) -> None:
+        """Say how the new constant `name` is computed from constants, so that the weights of a
+        compiled model can be exchanged; one that is not explained here holds them fixed."""
+        images: dict[Node, Node] = {}
+
+        def image(arg: Any) -> Any:
+            if isinstance(arg, tuple):
+                return tuple(map(image, arg))
+            if not isinstance(arg, Node):
+                return arg
+            if arg not in images:
+                if arg.op is CONST and arg.attr("name") in self.derived:
+                    images[arg] = self.derived[arg.attr("name")]
+                else:
+                    args = image(arg.args)
+                    kept = arg if args == arg.args else None
+                    images[arg] = kept or Node(arg.op, args, arg.attrs, arg.type, arg.serial)
+            return images[arg]
+
+        self.derived[name] = image(expression)
 
     def site(
         self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None

@@ -45,18 +45,26 @@ if TYPE_CHECKING:
     from infopt.compiler.types import Dim as Dim
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
-    from infopt.runtime.artifact import load as load
     from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
     from infopt.runtime.errors import ArtifactError as ArtifactError
     from infopt.runtime.errors import ArtifactIncompatible as ArtifactIncompatible
     from infopt.runtime.errors import ArtifactTooNew as ArtifactTooNew
     from infopt.runtime.errors import ArtifactUnsafe as ArtifactUnsafe
+    from infopt.runtime.errors import ArtifactUntrusted as ArtifactUntrusted
+    from infopt.runtime.errors import GoldenMismatch as GoldenMismatch
     from infopt.runtime.errors import InfoptRuntimeError as InfoptRuntimeError
     from infopt.runtime.errors import InputMismatch as InputMismatch
     from infopt.runtime.errors import KernelError as KernelError
     from infopt.runtime.errors import LibraryError as LibraryError
     from infopt.runtime.errors import PlanError as PlanError
     from infopt.runtime.errors import SizeError as SizeError
+    from infopt.runtime.errors import WeightsMismatch as WeightsMismatch
+    from infopt.runtime.loading import load as load
+    from infopt.runtime.loading import sign as sign
+    from infopt.runtime.loading import verify as verify
+    from infopt.runtime.trust import NativeCodeRefused as NativeCodeRefused
+    from infopt.runtime.verdict import Verdict as Verdict
+    from infopt.runtime.verdict import verdicts as verdicts
 
 __version__ = "0.1.0"
 
@@ -68,6 +76,7 @@ _HOMES = {
     "ArtifactIncompatible": "runtime.errors",
     "ArtifactTooNew": "runtime.errors",
     "ArtifactUnsafe": "runtime.errors",
+    "ArtifactUntrusted": "runtime.errors",
     "BadOption": "compiler.errors",
     "Bounded": "compiler.accuracy",
     "BuildFailed": "codegen.build",
@@ -80,6 +89,7 @@ _HOMES = {
     "Exact": "compiler.accuracy",
     "FallbackRefused": "compiler.errors",
     "FxPass": "compiler.fx_pass",
+    "GoldenMismatch": "runtime.errors",
     "Graph": "compiler.graph",
     "IllegalGraph": "compiler.errors",
     "InductorPass": "compiler.inductor",
@@ -88,6 +98,7 @@ _HOMES = {
     "InputMismatch": "runtime.errors",
     "KernelError": "runtime.errors",
     "LibraryError": "runtime.errors",
+    "NativeCodeRefused": "runtime.trust",
     "Node": "compiler.graph",
     "Op": "compiler.ops",
     "Pass": "compiler.pipeline",
@@ -104,12 +115,17 @@ _HOMES = {
     "TensorType": "compiler.types",
     "TraceDeclined": "compiler.errors",
     "UnknownOp": "compiler.errors",
+    "Verdict": "runtime.verdict",
+    "WeightsMismatch": "runtime.errors",
     "compile": "compiler.driver",
     "default_passes": "passes.pipelines",
     "explain": "compiler.driver",
     "kernel_op": "codegen.kernel",
-    "load": "runtime.artifact",
+    "load": "runtime.loading",
     "op": "compiler.ops",
+    "sign": "runtime.loading",
+    "verdicts": "runtime.verdict",
+    "verify": "runtime.loading",
 }
 _MODULES = {"testing": "compiler.testing"}
 
@@ -120,6 +136,7 @@ __all__ = [
     "ArtifactIncompatible",
     "ArtifactTooNew",
     "ArtifactUnsafe",
+    "ArtifactUntrusted",
     "BadOption",
     "Bounded",
     "BuildFailed",
@@ -132,6 +149,7 @@ __all__ = [
     "Exact",
     "FallbackRefused",
     "FxPass",
+    "GoldenMismatch",
     "Graph",
     "IllegalGraph",
     "InductorPass",
@@ -140,6 +158,7 @@ __all__ = [
     "InputMismatch",
     "KernelError",
     "LibraryError",
+    "NativeCodeRefused",
     "Node",
     "Op",
     "Pass",
@@ -156,13 +175,18 @@ __all__ = [
     "TensorType",
     "TraceDeclined",
     "UnknownOp",
+    "Verdict",
+    "WeightsMismatch",
     "compile",
     "default_passes",
     "explain",
     "kernel_op",
     "load",
     "op",
+    "sign",
     "testing",
+    "verdicts",
+    "verify",
 ]
 
 

@@ -53,6 +53,7 @@ class FoldConstants(Pass):
                     name = _unused(f"folded_{len(tensors)}", graph, tensors)
                     tensors[name] = values[node]
                     changes[node] = ctx.builder.const(name, TensorType.of(values[node]))
+                    ctx.derive(name, node)
                     ctx.site(node, True)
         if not changes:
             return graph

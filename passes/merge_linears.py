@@ -78,6 +78,7 @@ def _merged(
         while name in graph.consts:
             name += "_"
         tensors[name] = value
+        ctx.derive(name, o.call("aten.cat.default", tuple(parts), 0))
         return o.const(name, TensorType.of(value))
 
     whole = o.call("aten.linear.default", linears[0].args[0], joined(1), joined(2))

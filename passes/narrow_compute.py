@@ -103,6 +103,7 @@ class _Narrowing:
             name = f"{node.attr('name')}_bf16"
             self.consts[name] = self.graph.consts[node.attr("name")].to(BF16)
             self.narrow[node] = self.o.const(name, TensorType.of(self.consts[name]))
+            self.ctx.derive(name, _cast(self.o, node, BF16))
         elif node.op.name in _VIEWS and self.weight(node.args[0]).dtype == BF16:  # type: ignore[arg-type]
             self.narrow[node] = self.o.rebuild(node, (self.narrow[node.args[0]],))  # type: ignore[index]
         else:

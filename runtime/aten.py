@@ -48,9 +48,28 @@ def find_op(name: str, allow_ops: Collection[str]) -> Any:
             "pass allow_ops to permit it"
         )
     try:
-        return getattr(getattr(getattr(torch.ops, namespace), op), overload)
+        found = getattr(getattr(getattr(torch.ops, namespace), op), overload)
     except AttributeError:
         raise PlanError(f"torch {torch.__version__} has no op {name!r}") from None
+    if name not in allow_ops and namespace not in allow_ops and not computes(found):
+        raise PlanError(
+            f"the plan calls {name!r}, which does more than compute tensors from tensors; "
+            "pass allow_ops to permit it"
+        )
+    return found
+
+
+def computes(op: Any) -> bool:
+    """Whether an op only computes tensors from tensors and numbers: it writes to nothing but a
+    copy's target, and takes no file name, storage or untyped object (aten.save, aten.from_file)."""
+    schema = op._schema
+    if schema.is_mutable and op.overloadpacket.__name__ not in ("copy_", "fill_"):
+        return False
+    taken = {str(argument.type) for argument in schema.arguments}
+    odd = "t" in taken or any(w in k for k in taken for w in ("Storage", "Dict", "Any", "Stream"))
+    named = any(argument.name in ("filename", "path") for argument in schema.arguments)
+    given = [str(result.type) for result in schema.returns]
+    return not odd and not named and bool(given) and all("Tensor" in kind for kind in given)
 
 
 def maker(value: Any) -> Maker:

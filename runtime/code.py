@@ -7,25 +7,10 @@ import fcntl
 import os
 import tempfile
 
-from infopt.runtime.errors import ArtifactUnsafe
 from infopt.runtime.native import open_library
 
-POLICIES = ("same-owner", "any", "never")
 # The loader knows a library by its path, so a descriptor's number must not be used again.
 _kept: list[int] = []
-
-
-def check_policy(policy: str, name: str, owner: int) -> None:
-    """Whether a file owned by user id `owner` may be run as code. Raises ArtifactUnsafe."""
-    if policy not in POLICIES:
-        raise ValueError(f"native: expected one of {POLICIES}, found {policy!r}")
-    if policy == "never":
-        raise ArtifactUnsafe(f"{name} is native code, and native='never' was asked for")
-    if policy == "same-owner" and owner not in (0, os.geteuid()):
-        raise ArtifactUnsafe(
-            f"{name} is native code and belongs to another user: expected user id 0 or "
-            f"{os.geteuid()}, found {owner}; pass native='any' to run it"
-        )
 
 
 def map_code(name: str, code: bytes) -> ctypes.CDLL:

@@ -55,3 +55,15 @@ class ArtifactCorrupt(ArtifactError):
 
 class ArtifactIncompatible(ArtifactError):
     """An artifact has nothing that this machine can run."""
+
+
+class ArtifactUntrusted(ArtifactError):
+    """A signature is missing, is not by the key, or is for other content."""
+
+
+class GoldenMismatch(ArtifactError):
+    """A stored input does not give the stored output here; names the output, and how far it is."""
+
+
+class WeightsMismatch(InfoptRuntimeError, ValueError):
+    """New weights do not fit the program; names them, expected and found."""

@@ -11,9 +11,9 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,27 @@ class OpenFile:
 
     name: str
     descriptor: int
-    size: int
-    owner: int
+    status: os.stat_result
     content: memoryview | None = None
 
+    @property
+    def size(self) -> int:
+        return self.status.st_size
+
     def data(self) -> memoryview:
-        """Its bytes. Read once, so what is verified is what is used; weights are mapped
-        privately instead, so that writing to them never reaches the file."""
+        """Its bytes. Read once, so what is verified is what is used. Weights that only this user
+        or root can change are mapped instead, privately: writing to them never reaches the file."""
         if self.content is None:
-            if self.name.endswith(".safetensors") and self.size:
+            if self.name.endswith(".safetensors") and self.size and self._is_own():
                 access = mmap.ACCESS_COPY
                 self.content = memoryview(mmap.mmap(self.descriptor, self.size, access=access))
             else:
                 with open(self.descriptor, "rb", closefd=False) as file:
                     self.content = memoryview(file.read(self.size))
         return self.content
+
+    def _is_own(self) -> bool:
+        return self.status.st_uid in (0, os.geteuid()) and not self.status.st_mode & stat.S_IWOTH
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -81,12 +87,16 @@ def open_inside(root: int, name: str) -> OpenFile:
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise ArtifactUnsafe(f"expected a regular file {name}, found another kind")
-    return OpenFile(name, descriptor, found.st_size, found.st_uid)
+    return OpenFile(name, descriptor, found)
 
 
-def files_inside(root: int, prefix: str = "", depth: int = 3) -> list[str]:
-    """The names of all files below `root`. Raises ArtifactUnsafe for a link."""
+def files_inside(
+    root: int, statuses: dict[str, os.stat_result], prefix: str = "", depth: int = 3
+) -> list[str]:
+    """The names of all files below `root`; `statuses` gets those of the folders. Raises
+    ArtifactUnsafe for a link."""
     found = []
+    statuses[prefix or "the folder"] = os.fstat(root)
     with os.scandir(root) as entries:
         listed = sorted(entries, key=lambda e: e.name)
     for entry in listed:
@@ -101,7 +111,7 @@ def files_inside(root: int, prefix: str = "", depth: int = 3) -> list[str]:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
         inner = os.open(entry.name, flags, dir_fd=root)
         try:
-            found += files_inside(inner, name + "/", depth - 1)
+            found += files_inside(inner, statuses, name + "/", depth - 1)
         finally:
             os.close(inner)
     return found
@@ -113,20 +123,25 @@ def digests(data: memoryview | bytes) -> list[str]:
 
 
 def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, list[str]]) -> None:
-    """Compare every chunk of every file with its digest, on several threads (hashing releases
-    the interpreter lock). Raises ArtifactCorrupt naming the file and the place."""
+    """Compare every chunk of every file with its digest, small files first, on several threads
+    (hashing releases the interpreter lock). Raises ArtifactCorrupt naming the file and the place,
+    without looking at the rest."""
     jobs = []
-    for name, file in files.items():
+    for name, file in sorted(files.items(), key=lambda item: item[1].size):
         data = file.data()
         if len(chunks[name]) != -(-file.size // CHUNK):
             raise ArtifactCorrupt(
                 f"{name}: expected {-(-file.size // CHUNK)} digests, found {len(chunks[name])}"
             )
         jobs += [(name, i, data[i * CHUNK : (i + 1) * CHUNK]) for i in range(len(chunks[name]))]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)
+    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
+    with ThreadPoolExecutor(threads) as pool:
+        # small pieces are hashed sooner than a thread takes them over
+        spread = pool.map if sum(len(job[2]) for job in jobs) > CHUNK // 4 else map
+        found = spread(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)
         for (name, i, _), digest in zip(jobs, found, strict=True):
             if digest != chunks[name][i]:
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise ArtifactCorrupt(
                     f"{name}: the content was changed at bytes {i * CHUNK} to "
                     f"{min((i + 1) * CHUNK, files[name].size)}: expected sha256 "
@@ -156,6 +171,25 @@ def write_file(path: Path, parts: Parts) -> dict[str, Any]:
     if filled:
         chunks.append(chunk.hexdigest())
     return {"size": size, "sha256": whole.hexdigest(), "chunks": chunks}
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` when all went well."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent.parent)
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.rename(name, path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 class NewFolder:

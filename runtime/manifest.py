@@ -51,7 +51,8 @@ class Source:
 
 @dataclass(frozen=True)
 class VariantEntry:
-    """A program for one instruction-set level. constants: indices into the manifest's tensors."""
+    """A program for one instruction-set level. constants: indices into the manifest's tensors;
+    names: what the graph calls them."""
 
     level: str
     arch: str  # "any" when it needs no library
@@ -60,11 +61,56 @@ class VariantEntry:
     plan: str
     libraries: Mapping[str, str]
     constants: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One call and its result: {"tensor": i} of the manifest's tensors, or a scalar, for every
+    leaf of the arguments and every flat output. limits: relative RMS error each output may
+    have, None for that of infopt.runtime.golden.LIMITS."""
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    limits: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """A parameter or buffer of the model. sha256: of its bytes where its values may not change,
+    because rewrites may rest on them (integers, flags and single numbers)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """How the constants come from the model's parameters and buffers, so that these can be swapped.
+
+    parameters: all of them by their names in the model. aliases: other names of the same memory.
+    direct: constant -> the parameter it is. plan: computes the constants `made` from the
+    parameters `made_from`. fixed: a constant of unknown origin -> what is known of it.
+    states: parameter -> index into the manifest's state.
+    """
+
+    parameters: Mapping[str, WeightType]
+    aliases: Mapping[str, str]
+    direct: Mapping[str, str]
+    plan: str | None
+    made: tuple[str, ...]
+    made_from: tuple[str, ...]
+    fixed: Mapping[str, str]
+    states: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything but the files. passes, about: what the compiler reported, for people."""
+    """Everything but the files. passes, about: what the compiler reported, for people.
+
+    reference: the program in torch calls alone, for where no native code may or can run.
+    """
 
     versions: Mapping[str, str]
     abi: int
@@ -78,6 +124,9 @@ class Manifest:
     passes: Any
     about: Any
     files: Mapping[str, FileEntry]
+    reference: VariantEntry | None = None
+    golden: tuple[GoldenCase, ...] = ()
+    weights: WeightsEntry | None = None
 
     def to_text(self) -> str:
         """The file's text, the digest of the rest in it."""
@@ -112,18 +161,33 @@ class Manifest:
         manifest._check()
         return manifest
 
+    @property
+    def programs(self) -> tuple[VariantEntry, ...]:
+        """All variants and the reference."""
+        return (*self.variants, *([self.reference] if self.reference else []))
+
     def _check(self) -> None:
-        for name in self.files:
+        for name, file in self.files.items():
             check_name(name)
+            if len(file.chunks) == 1 and file.chunks[0] != file.sha256:
+                raise ArtifactCorrupt(f"{NAME}: {name}: its digest and that of its chunk differ")
         used = [WEIGHTS, GRAPH]
-        for variant in self.variants:
+        for variant in self.programs:
             used += [variant.plan, *variant.libraries.values()]
             if variant.level not in LEVELS:
                 raise ArtifactCorrupt(f"{NAME}: unknown level {variant.level!r}")
             _in_range(variant.constants, len(self.tensors), "constants")
-        if set(used) != set(self.files):
-            odd = sorted(set(used) ^ set(self.files))[0]
-            raise ArtifactCorrupt(f"{NAME}: {odd!r} is listed but not used, or used but not listed")
+            if variant.names and len(variant.names) != len(variant.constants):
+                raise ArtifactCorrupt(f"{NAME}: {variant.level}: not every constant has a name")
+        if self.reference is not None and self.reference.libraries:
+            raise ArtifactCorrupt(f"{NAME}: the reference program has native libraries")
+        if self.weights is not None and self.weights.plan is not None:
+            used.append(self.weights.plan)
+        if len(set(used)) != len(used) or set(used) != set(self.files):
+            odd = sorted({n for n in used if used.count(n) > 1} or set(used) ^ set(self.files))[0]
+            raise ArtifactCorrupt(
+                f"{NAME}: {odd!r} is listed but not used, used but not listed, or used twice"
+            )
         _in_range(self.state, len(self.tensors), "state")
         for i, source in enumerate(self.inputs):
             if (source.leaf is None) == (source.state is None):
@@ -131,10 +195,29 @@ class Manifest:
         for parameter in self.signature.parameters:
             structure.check(parameter.structure, f"{NAME}: argument {parameter.name!r}")
         structure.check(self.outputs, f"{NAME}: outputs")
-        _in_range(
-            [s.leaf for s in self.inputs if s.leaf is not None], self.signature.leaf_count, "inputs"
-        )
+        leaves = self.signature.leaf_count
+        _in_range([s.leaf for s in self.inputs if s.leaf is not None], leaves, "inputs")
         _in_range([s.state for s in self.inputs if s.state is not None], len(self.state), "inputs")
+        for i, case in enumerate(self.golden):
+            self._check_golden(case, f"{NAME}: golden[{i}]")
+        if self.weights is not None:
+            _in_range(self.weights.states.values(), len(self.state), "weights.states")
+
+    def _check_golden(self, case: GoldenCase, place: str) -> None:
+        if len(case.inputs) != self.signature.leaf_count:
+            raise ArtifactCorrupt(f"{place}: expected {self.signature.leaf_count} inputs")
+        if len(case.limits) != len(case.outputs):
+            raise ArtifactCorrupt(f"{place}: expected a limit for every output")
+        for value in (*case.inputs, *case.outputs):
+            index = value.get("tensor") if isinstance(value, Mapping) else None
+            if set(value) == {"tensor"} if isinstance(value, Mapping) else False:
+                if type(index) is not int:
+                    raise ArtifactCorrupt(f"{place}: expected a number of a tensor")
+                _in_range([index], len(self.tensors), place)
+            elif not isinstance(value, (type(None), bool, int, float, str)) and not (
+                isinstance(value, Mapping) and set(value) == {"float"}
+            ):
+                raise ArtifactCorrupt(f"{place}: expected a tensor or a scalar")
 
 
 def _in_range(values: Any, limit: int, what: str) -> None:

@@ -119,6 +119,23 @@ def leaves(structure: Structure) -> Iterator[int]:
                 yield from leaves(child)
 
 
+def paths(structure: Structure) -> dict[int, str]:
+    """The name of each position, as "hidden.0"; a single one is "result"."""
+    found: dict[int, str] = {}
+
+    def walk(part: Structure, path: str) -> None:
+        form, content = _form(part)
+        if form == "leaf":
+            found[content] = path or "result"
+        elif form != "const":
+            pairs = enumerate(content) if form in ("tuple", "list") else content
+            for key, child in pairs:
+                walk(child, f"{path}.{key}" if path else str(key))
+
+    walk(structure, "")
+    return found
+
+
 def check(structure: Any, place: str, depth: int = _DEPTH) -> None:
     """Raises ArtifactCorrupt unless `structure`, read by `read_json`, has one of these forms."""
     bad = ArtifactCorrupt(f"{place}: expected a structure, found {str(structure)[:60]}")

@@ -8,7 +8,7 @@ from infopt.compiler.commands.output import print_json, print_text
 
 def run(args: argparse.Namespace) -> int:
     _, compiled = compile_source(args)
-    path = compiled.save(args.output)
+    path = compiled.save(args.output, targets=args.also, golden=args.golden)
     if args.json:
         print_json({"artifact": str(path), "report": compiled.report.to_json()})
     else:

@@ -5,14 +5,18 @@ import json
 from collections.abc import Mapping
 
 from infopt.compiler.commands.output import bytes_text, print_json, print_table, print_text
-from infopt.runtime.artifact import read_manifest
+from infopt.runtime.loading import read_manifest
 from infopt.runtime.manifest import Manifest
+from infopt.runtime.verdict import verdicts
 
 
 def run(args: argparse.Namespace) -> int:
     manifest = read_manifest(args.artifact)
     if args.json:
-        print_json(json.loads(manifest.to_text()))
+        here = [(v.program, v.answer, v.reason) for v in verdicts(manifest)]
+        names = ("program", "answer", "reason")
+        shown = [dict(zip(names, verdict)) for verdict in here]
+        print_json({**json.loads(manifest.to_text()), "here": shown})
         return 0
     print_text(describe(manifest))
     rows = [[name, bytes_text(f.size), f.sha256[:16]] for name, f in sorted(manifest.files.items())]
@@ -27,9 +31,13 @@ def describe(manifest: Manifest) -> str:
     for dim in manifest.dims:
         limit = "any" if dim.hi is None else dim.hi
         lines.append(f"  {dim.name}: {dim.lo} to {limit}")
-    for variant in manifest.variants:
-        needs = ", ".join(variant.features) or "nothing special"
-        lines.append(f"for {variant.system} on {variant.arch}, {variant.level}: needs {needs}")
+    for verdict in verdicts(manifest):
+        entry = verdict.entry
+        where = f"{entry.system} on {entry.arch}" if entry.libraries else "any machine"
+        text = f"{verdict.program} for {where}: {verdict.answer} here"
+        lines.append(text + (f", {verdict.reason}" if verdict.reason else ""))
+    if manifest.golden:
+        lines.append(f"{len(manifest.golden)} golden calls")
     lines += [f"pass {_text(entry)}" for entry in manifest.passes or ()]
     return "\n".join(lines)
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 import infopt
 from infopt.compiler.commands.output import milliseconds, print_json, print_text
 from infopt.compiler.commands.timing import time_call
-from infopt.runtime.artifact import LoadedProgram
 from infopt.runtime.expression import evaluate
+from infopt.runtime.loaded import LoadedProgram
 from infopt.runtime.plan import InputSpec, Plan
 from infopt.runtime.plan_check import dtype_of
 from infopt.runtime.structure import builder
@@ -28,7 +28,7 @@ class BadInputs(ValueError):
 def run(args: argparse.Namespace) -> int:
     program: LoadedProgram
     holder: list[Any] = []
-    load_seconds = time_call(lambda: holder.append(infopt.load(args.artifact)))
+    load_seconds = time_call(lambda: holder.append(load(args)))
     program = holder.pop()
     if args.inputs:
         arguments: Mapping[str, Any] = load_file(args.inputs)
@@ -53,9 +53,15 @@ def run(args: argparse.Namespace) -> int:
         f"loaded {Path(args.artifact).name} for {program.level} in {milliseconds(load_seconds)}, "
         f"first call {milliseconds(call_seconds)}"
     )
+    for note in program.notes:
+        print_text(f"  note: {note}")
     for name, text in shown.items():
         print_text(f"  {name}: {text}")
     return 0
+
+
+def load(args: argparse.Namespace) -> LoadedProgram:
+    return infopt.load(args.artifact, verify_with=args.key)
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:

@@ -12,16 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import infopt.runtime.artifact as artifact_module
+import infopt.runtime.loading as loading_module
 from infopt.runtime import cpu
+from infopt.runtime import verdict as verdict_module
 from infopt.runtime.artifact import (
     Artifact,
     Parameter,
     Signature,
     Source,
     Variant,
-    load,
-    read_manifest,
 )
 from infopt.runtime.errors import (
     ArtifactCorrupt,
@@ -32,6 +31,7 @@ from infopt.runtime.errors import (
     InputMismatch,
     PlanError,
 )
+from infopt.runtime.loading import load, read_manifest
 from infopt.runtime.manifest import Manifest, _digest, _render
 from infopt.runtime.plan import AtenStep, Mutation
 from infopt.runtime.structure import Leaf, describe
@@ -216,7 +216,7 @@ def no_code(monkeypatch):
     def refuse(name, code):
         raise AssertionError(f"{name} was mapped as code")
 
-    monkeypatch.setattr(artifact_module, "map_code", refuse)
+    monkeypatch.setattr(loading_module, "map_code", refuse)
 
 
 def test_every_flipped_bit_is_noticed(saved, no_code):
@@ -367,7 +367,7 @@ def test_not_an_artifact(tmp_path):
 
 def on_cpu(monkeypatch, level, arch="x86_64"):
     found = cpu.Cpu(arch, "a test", frozenset(cpu.FEATURES[level]), 2, {})
-    monkeypatch.setattr(artifact_module, "detect", lambda: found)
+    monkeypatch.setattr(verdict_module, "detect", lambda: found)
 
 
 def test_the_best_level_this_machine_can_run(parts, tmp_path, monkeypatch):
@@ -396,18 +396,6 @@ def test_a_machine_that_lacks_features(parts, tmp_path, monkeypatch, no_code):
     on_cpu(monkeypatch, "scalar", arch="aarch64")
     with pytest.raises(ArtifactIncompatible, match="avx512 needs linux on x86_64"):
         load(path)
-
-
-def test_who_may_supply_code(saved, monkeypatch):
-    with pytest.raises(ArtifactUnsafe, match="native='never'"):
-        load(saved, native="never")
-    monkeypatch.setattr("infopt.runtime.code.os.geteuid", lambda: os.getuid() + 12345)
-    if os.getuid() != 0:
-        with pytest.raises(ArtifactUnsafe, match="belongs to another user"):
-            load(saved)
-    load(saved, native="any")
-    with pytest.raises(ValueError, match="native: expected one of"):
-        load(saved, native="sure")
 
 
 def test_the_manifest_text_is_stable(saved):

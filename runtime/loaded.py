@@ -1,0 +1,116 @@
+"""A loaded artifact: called as the model was, replayed against its golden calls, given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infopt.runtime import golden, swap
+from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
+from infopt.runtime.executor import Program
+from infopt.runtime.manifest import GoldenCase, Manifest, VariantEntry
+from infopt.runtime.plan import Plan
+from infopt.runtime.structure import builder, paths
+
+Make = Callable[[Sequence[torch.Tensor]], Program]  # a program from its constants
+
+
+class LoadedProgram:
+    """A loaded artifact: call it as the model was called.
+
+    manifest  what the artifact says of itself
+    level     the instruction-set level that runs, or "reference": torch calls alone
+    notes     what a user should know of this load: why it is not the best program
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        entry: VariantEntry,
+        tensors: list[torch.Tensor],
+        make: Make,
+        graph_text: str,
+        weights_plan: Plan | None,
+        notes: Sequence[str],
+    ) -> None:
+        self.path, self.manifest, self.notes = path, manifest, tuple(notes)
+        self.level = "reference" if entry is manifest.reference else entry.level
+        self.graph_text = graph_text
+        self.program = make([tensors[i] for i in entry.constants])
+        self._entry, self._tensors, self._make = entry, tensors, make
+        self._weights_plan = weights_plan
+        self._state = [tensors[i].clone() for i in manifest.state]
+        self._sources = [(s.state is None, s.leaf or s.state or 0) for s in manifest.inputs]
+        self._rebuild = builder(manifest.outputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InputMismatch naming the argument that does not fit."""
+        flat = self.manifest.signature.bind(args, kwargs)
+        return self._rebuild(self.program(self._inputs(flat, self._state)))
+
+    @property
+    def is_native(self) -> bool:
+        """Whether native kernels run; otherwise torch calls compute everything."""
+        return bool(self.program.plan.libraries)
+
+    def check_golden(self) -> int:
+        """Replay every stored call on fresh state; how many there are.
+
+        Raises GoldenMismatch naming the output and how far it is from the stored one.
+        """
+        for number, case in enumerate(self.manifest.golden):
+            self._check(number, case)
+        return len(self.manifest.golden)
+
+    def load_weights(self, weights: swap.Weights) -> None:
+        """Exchange weights without compiling: a mapping of the module's parameter and buffer names
+        to tensors (its state_dict()), or the path of a safetensors file with those.
+
+        Calls that run meanwhile end with the old weights. Tensors that fit as they are stay
+        shared with the caller. Raises WeightsMismatch; nothing was changed then.
+        """
+        entry = self.manifest.weights
+        if entry is None or len(self._entry.names) != len(self._entry.constants):
+            raise WeightsMismatch("this artifact does not say where its constants come from")
+        given = swap.checked(entry, weights)
+        current = dict(zip(self._entry.names, self.program.constants, strict=True))
+        changed = swap.constants(entry, self._weights_plan, given, current)
+        program = self._make([changed.get(name, old) for name, old in current.items()])
+        for name, index in entry.states.items():
+            if name in given:
+                self._state[index] = given[name].clone()
+        self.program = program
+
+    def _inputs(self, flat: Sequence[Any], state: Sequence[torch.Tensor]) -> list[Any]:
+        return [flat[i] if is_leaf else state[i] for is_leaf, i in self._sources]
+
+    def _check(self, number: int, case: GoldenCase) -> None:
+        flat = [self._value(v, copy=True) for v in case.inputs]
+        state = [self._tensors[i].clone() for i in self.manifest.state]
+        place = f"golden call {number}"
+        try:
+            found = self.program(self._inputs(flat, state))
+        except InfoptRuntimeError as error:
+            raise GoldenMismatch(f"{place}: it cannot be made: {error}") from None
+        if len(found) != len(case.outputs):
+            raise GoldenMismatch(f"{place}: {len(case.outputs)} outputs, found {len(found)}")
+        names = paths(self.manifest.outputs)
+        for i, (stored, result) in enumerate(zip(case.outputs, found, strict=True)):
+            reason = golden.difference(self._value(stored), result, case.limits[i])
+            if reason:
+                raise GoldenMismatch(f"{place}, output {names.get(i, i)}: {reason}")
+
+    def _value(self, stored: Any, copy: bool = False) -> Any:
+        if isinstance(stored, Mapping):
+            if "tensor" not in stored:
+                return float(stored["float"])
+            tensor = self._tensors[stored["tensor"]]
+            return tensor.clone() if copy else tensor
+        return stored
+
+    def __repr__(self) -> str:
+        return f"<infopt.LoadedProgram {self.path.name} for {self.level}>"
