@@ -15,6 +15,7 @@ COMMANDS = {
     "compile_time": "first call cold and warm, and its growth with depth",
     "robustness": "killed, forked, interrupted: what readers, children and next calls find",
     "memory": "peak memory against eager",
+    "bitflips": "damage to artifacts: is every flipped bit found, and what it costs",
 }
 MODULES = {"random": "random_programs"}  # where a command's module is not named like it
 
