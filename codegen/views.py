@@ -314,8 +314,6 @@ def viewed_strides(source: Layout, shape: Sequence[Size], sizes: Sizes) -> tuple
             if not old or not same_stride(old[-1][1], base * have):
                 return None
             have = product((have, old.pop()[0]))
-            if j < 0 and not same(want, have):
-                return None
         step = base
         for d in range(end, j, -1):
             strides.append(step)
