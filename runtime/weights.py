@@ -99,6 +99,11 @@ def read(data: torch.Tensor, records: Iterable[Stored]) -> list[torch.Tensor]:
                 f"weight {record.name!r}: expected {size} bytes for "
                 f"{record.dtype} {record.shape}, found {last - first}"
             )
+        if (start + first) % ALIGNMENT:
+            raise ArtifactCorrupt(
+                f"weights.safetensors: {record.name!r} starts at byte {start + first}, expected a "
+                f"multiple of {ALIGNMENT}"
+            )
         flat = data[start + first : start + last].view(dtype)
         found.append(flat.as_strided(record.shape, record.strides, flat.storage_offset()))
     return found
