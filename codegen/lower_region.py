@@ -120,6 +120,8 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
             outputs.append(
                 (region.access(value, value.layout, unit.labels[node], node.shape), node)
             )
+    if not outputs:  # read for its shape only
+        return
     dtypes = {n.dtype for n in unit.nodes} | {a.dtype for a in region.accesses}
     vector = not unit.scalar and dtypes <= VECTOR_TYPES and dtypes != {torch.bool}
 

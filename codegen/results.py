@@ -54,7 +54,7 @@ class Results:
         if not value.layout.has_strides(wanted.strides):
             key = (node, owner, wanted)
             if owner is None or key not in self._copies:
-                self._copies[key] = low.copied(value, wanted)
+                self._copies[key] = self._copied(value, wanted)
             value = self._copies[key]
         self._owners.setdefault(value.buffer, owner)
         layout = Layout(value.layout.offset, wanted.shape, wanted.strides, value.layout.dtype)
@@ -65,15 +65,25 @@ class Results:
         """A copy of a value; views of one memory become views of one copy."""
         base = self.low.grouping.base[node]
         whole = self.low.value(base)
-        if owner is None or whole.buffer != value.buffer or base.op is INPUT:
-            return self.low.copied(value, wanted)
+        if owner is None or whole.buffer != value.buffer:
+            return self._copied(value, wanted)
         key = (base, owner, base.tensor_type)
         if key not in self._copies:
             self._copies[key] = self.low.copied(whole, base.tensor_type)
         copy = self._copies[key]
         if copy.layout != whole.layout:
-            return self.low.copied(value, wanted)
+            return self._copied(value, wanted)
         return Value(copy.buffer, value.layout)
+
+    def _copied(self, value: Value, wanted: TensorType) -> Value:
+        """The value in new memory; along a step of 0 there is one element, for all to see."""
+        layout = value.layout
+        steps = zip(layout.shape, wanted.strides, strict=True)
+        kept = tuple(1 if s == 0 else n for n, s in steps)
+        one = Layout(layout.offset, kept, layout.strides, layout.dtype)
+        return self.low.copied(
+            Value(value.buffer, one), TensorType(kept, wanted.dtype, wanted.strides)
+        )
 
     def _foreign(self, node: Node, value: Value, owner: Owner) -> bool:
         """Whether a value lies in memory that is not this result's."""

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
+from infopt.compiler.broadcast_strides import misses_strides
 from infopt.compiler.errors import CannotInfer, TraceDeclined
 from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
 from infopt.compiler.graph import Graph, Node, Output, Type
@@ -265,6 +266,10 @@ class _Tracer:
             type = tuple(None if m is None else TensorType.of(m) for m in meta)
         if any(isinstance(v, int | float | complex | sympy.Expr) for v in tensors):
             return self.with_scalar(node, tensors, attrs, type)
+        if isinstance(type, TensorType):
+            operands = [t.tensor_type for t in tensors if isinstance(t, Node)]
+            if misses_strides(node.target, operands, type):
+                raise TraceDeclined(f"{node.target}: torch's rule for its strides is wrong here")
         return self.o.node(op, tensors, tuple(attrs.items()), type)
 
     def with_scalar(

@@ -87,6 +87,20 @@ FOUND = {
         ),
         ("v1",),
     ),
+    "an expanded result of a value that is computed in part": one(
+        "torch.log1p({0}.abs())[:, 0].unsqueeze(0).expand(3, 6, 4)", tensor("x0", (6, 4, 4))
+    ),
+    "a value that is read for its shape": Program(
+        (tensor("x0", (4, 5)),),
+        (
+            Statement("v0", "{0} * 2", ("x0",)),
+            Statement("v1", "torch.zeros_like({0})", ("v0",)),
+        ),
+        ("v1",),
+    ),
+    "strides of a broadcast result that torch's rule misses": one(
+        "torch.copysign({0}, {1})", tensor("x0", (15, 2), layout="transposed"), tensor("x1", (2,))
+    ),
     "two regions that one node would merge, and another reads across": Program(
         (tensor("x0", (4, 4)),),
         (
