@@ -48,3 +48,14 @@ def test_an_operator_whose_shape_rule_is_wrong_runs_as_torch_runs_it() -> None:
     with torch.no_grad():
         result = operators.check_op(op, operators.samples(op, torch.float32)[8:12])
     assert not result.differing and result.fallback == 4
+
+
+@pytest.mark.parametrize("name", ["cat", "complex", "dot"])
+def test_what_torch_refuses_is_refused(name: str) -> None:
+    """Two of these name the device, dot has a case only for a device that is an object."""
+    op = next(o for o in operators.database() if o.name == name)
+    calls = operators.error_samples(op)
+    with torch.no_grad():
+        result = operators.check_op(op, calls, 1)
+    assert result.count == len(calls) >= 4
+    assert not result.differing, "\n".join(result.differing)
