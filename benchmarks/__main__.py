@@ -8,7 +8,7 @@ import sys
 COMMANDS = {
     "encoders": "time, first call, memory and accuracy of real encoders against every peer",
     "opinfo": "PyTorch's operator database: every op, dtype and sample against eager",
-    "random": "random programs compared with eager through a front door",
+    "random_programs": "random programs compared with eager through a front door",
     "zoo": "transformers architectures compared with eager at two sizes",
     "generate": "transformers' generate() with compiled decoders, token by token",
     "overhead": "cost of one call beyond dynamo's guards",
@@ -17,17 +17,16 @@ COMMANDS = {
     "memory": "peak memory against eager",
     "bitflips": "damage to artifacts: is every flipped bit found, and what it costs",
 }
-MODULES = {"random": "random_programs"}  # where a command's module is not named like it
 
 
 def main(arguments: list[str]) -> int:
     """Dispatch to `benchmarks.<name>.main`; returns the exit status."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in COMMANDS:
-        return importlib.import_module(f"benchmarks.{MODULES.get(name, name)}").main(rest)
+        return importlib.import_module(f"benchmarks.{name}").main(rest)
     print("usage: python -m benchmarks NAME [options]\n")
     for known, what in COMMANDS.items():
-        print(f"  {known:14s}{what}")
+        print(f"  {known:16s}{what}")
     return 0 if name in ("-h", "--help") else 2
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks random`: random programs through a front door, against eager.
+"""`python -m benchmarks random_programs`: random programs through a front door, against eager.
 
 Values (the bits, where no rounding is free), dtypes, shapes, strides, memory shared, writes to
 inputs and exceptions. A program that differs is made small and printed as a script.
@@ -21,7 +21,9 @@ from tests.conformance.program_shrink import shrink
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks random", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks random_programs", description=__doc__
+    )
     parser.add_argument("--count", type=int, default=2000, help="how many programs")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first one")
     parser.add_argument("--door", choices=DOORS, default=DOORS[0])

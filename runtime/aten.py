@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from infopt.runtime.call import Call
 
 ALLOWED = frozenset({"aten", "prims"})
+_IN_PLACE = frozenset({"add_", "copy_", "fill_", "mul_", "zero_"})
 Maker = Callable[["Call"], Any]  # makes an argument for one call
 
 
@@ -60,10 +61,13 @@ def find_op(name: str, allow_ops: Collection[str]) -> Any:
 
 
 def computes(op: Any) -> bool:
-    """Whether an op only computes tensors from tensors and numbers: it writes to nothing but a
-    copy's target, and takes no file name, storage or untyped object (aten.save, aten.from_file)."""
+    """Whether an op only computes tensors from tensors and numbers: it writes to nothing but the
+    elements of its first operand or its `out`, and takes no file name, storage or untyped object
+    (aten.save, aten.from_file)."""
     schema = op._schema
-    if schema.is_mutable and op.overloadpacket.__name__ not in ("copy_", "fill_"):
+    written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    in_place = op.overloadpacket.__name__ in _IN_PLACE
+    if not in_place and not all(a.kwarg_only and a.name.startswith("out") for a in written):
         return False
     taken = {str(argument.type) for argument in schema.arguments}
     odd = "t" in taken or any(w in k for k in taken for w in ("Storage", "Dict", "Any", "Stream"))

@@ -1,4 +1,4 @@
-"""Random programs against eager; `python -m benchmarks random` runs thousands of them.
+"""Random programs against eager; `python -m benchmarks random_programs` runs thousands of them.
 
 A program that once differed is in `FOUND`, shrunk.
 """
