@@ -21,6 +21,7 @@ from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
+from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
@@ -34,7 +35,8 @@ from infopt.passes.unfold_patches import UnfoldPatches
 GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldConstants, SimplifyMasks, UnfoldPatches),
-    *(FuseActivation, FuseAddNorm, FuseAttention, FuseGatedMlp, FuseLinearEpilogue, FuseNorm),
+    *(FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm, FuseGatedMlp),
+    *(FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}

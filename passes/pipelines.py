@@ -12,6 +12,7 @@ from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
+from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
@@ -69,4 +70,5 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     yield FuseLinearEpilogue()
     if compute == "bf16":
         yield NarrowCompute()
+    yield FuseEmbeddingNorm()
     yield FuseAddNorm()
