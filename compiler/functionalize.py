@@ -166,6 +166,10 @@ _SHAPE_ONLY = {
     aten.resolve_neg.default,
 }
 
+# The only ones that change the number of elements. For the others it is the same by definition,
+# also where the expressions of both sides cannot be shown to be equal: (n//4)**2 // (n//4) * (n//4)
+_BROADCASTING = {aten.expand.default, aten.expand_as.default}
+
 
 def view_of(o: Builder, node: fx.Node, parent: fx.Node, args: dict[str, Any]) -> View | None:
     """The View that an aten call makes of its first argument, or None where it is not a known one.
@@ -175,11 +179,11 @@ def view_of(o: Builder, node: fx.Node, parent: fx.Node, args: dict[str, Any]) ->
     target = node.target
     before, after = TensorType.of(parent.meta["val"]), TensorType.of(node.meta["val"])
     if target in _SHAPE_ONLY:
-        same_size = sympy.simplify(before.numel - after.numel) == 0
+        same_size = target not in _BROADCASTING or _equal(before.numel, after.numel)
         return View(
             parent,
-            lambda base: _reshaped(o, base, after),
-            (lambda base, value: _reshaped(o, value, before)) if same_size else None,
+            lambda base: _reshaped(o, base, after, same_size),
+            (lambda base, value: _reshaped(o, value, before, True)) if same_size else None,
             str(target),
         )
     order = _permutation(target, before.rank, args)
@@ -260,11 +264,14 @@ def _at_most(a: Size, b: Size) -> bool:
     return a == b or (isinstance(a, int) and isinstance(b, int) and a < b)
 
 
-def _reshaped(o: Builder, value: Node, like: TensorType) -> Node:
+def _equal(a: Size, b: Size) -> bool:
+    return bool(sympy.simplify(a - b) == 0)
+
+
+def _reshaped(o: Builder, value: Node, like: TensorType, same_size: bool) -> Node:
     """`value` in another shape of the same elements, or broadcast to it."""
     if value.shape == like.shape:
         return value
-    same_size = sympy.simplify(value.tensor_type.numel - like.numel) == 0
     overload = aten.reshape.default if same_size else aten.expand.default
     return _typed(o, overload, (value,), (list(like.shape),), like)
 

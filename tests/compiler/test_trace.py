@@ -281,3 +281,14 @@ def test_batch_norm_in_training_is_torchs() -> None:
 
 def _call(module, a):
     return module(a)
+
+
+def test_a_view_keeps_its_elements_where_sizes_cannot_show_it():
+    """n*n // n * n is n * n, which no simplification of the sizes says."""
+
+    def windows(a):
+        rows = a.shape[1] // 4
+        b = a[:, : rows * rows] * 2.0
+        return b.view(a.shape[0], rows, (rows * rows) // rows, 3) + 1
+
+    check(windows, x(2, 16, 3), dynamic=True)
