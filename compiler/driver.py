@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.compiled import build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
-from infopt.compiler.errors import BadOption, FallbackRefused, TraceDeclined
+from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
 from infopt.compiler.export import export
 from infopt.compiler.model import AsTorch, Compiled
 from infopt.compiler.options import Options
@@ -56,7 +56,7 @@ def compile(
             return _compile(
                 model, args, dict(kwargs or {}), machine, dynamic_shapes, parsed, report
             )
-    except (TraceDeclined, LoweringDeclined, PlanError) as declined:
+    except (TraceDeclined, LoweringDeclined, PlanError, DependsOnSize) as declined:
         if parsed.strict:
             raise FallbackRefused(
                 f"strict=True, and the model cannot be compiled: {declined}"

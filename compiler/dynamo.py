@@ -19,7 +19,13 @@ from torch._logging import trace_structured
 from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.capture import aten_module
 from infopt.compiler.compiled import build
-from infopt.compiler.errors import CannotInfer, FallbackRefused, InfoptError, TraceDeclined
+from infopt.compiler.errors import (
+    CannotInfer,
+    DependsOnSize,
+    FallbackRefused,
+    InfoptError,
+    TraceDeclined,
+)
 from infopt.compiler.graph import Graph
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
@@ -68,7 +74,7 @@ def infopt(
     try:
         with torch_threads():
             return _compile(module, example_inputs, parsed, entry)
-    except (TraceDeclined, LoweringDeclined) as declined:
+    except (TraceDeclined, LoweringDeclined, DependsOnSize) as declined:
         if parsed.strict:
             raise FallbackRefused(
                 f"strict=True, and the program cannot be compiled: {declined}"
