@@ -36,6 +36,10 @@ class TraceDeclined(InfoptError):
     """This program cannot become a graph; it runs as torch runs it. The message is the reason."""
 
 
+class IllegalTrace(IllegalGraph, TraceDeclined):
+    """What tracing made is no legal graph: our fault, not the program's, which torch then runs."""
+
+
 class PatternError(InfoptError):
     """A pattern is not a tree of op calls over its variables."""
 

@@ -18,7 +18,7 @@ from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.content import Content, content_of
 from infopt.compiler.dump import diff, text
 from infopt.compiler.dump_folder import write
-from infopt.compiler.errors import ContractBroken
+from infopt.compiler.errors import ContractBroken, IllegalGraph, IllegalTrace
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder, builder_for
@@ -196,7 +196,10 @@ class Pipeline:
 
         Raises IllegalGraph or ContractBroken naming the pass that broke the graph.
         """
-        verify(graph, after="trace")
+        try:
+            verify(graph, after="trace")
+        except IllegalGraph as error:
+            raise IllegalTrace(str(error)) from error
         if ctx.settings.dump is not None:
             write(ctx.settings.dump, "traced.txt", text(graph))
         for index, p in enumerate(self.passes):

@@ -170,3 +170,17 @@ def test_overlapping_written_inputs_take_torchs_way():
     base, again = torch.arange(8.0), torch.arange(8.0)
     assert torch.equal(fast(base[:6], base[2:]), f(again[:6], again[2:]))
     assert torch.equal(base, again)
+
+
+def test_a_trace_that_breaks_the_rules_runs_as_torch_runs_it() -> None:
+    """What an in-place write through a view leaves may lie in other strides than torch says."""
+
+    def program(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        turned = x.repeat_interleave(2, 1).transpose(1, 0)
+        filled = turned.masked_fill_(mask, 1)
+        return turned.masked_fill(filled > 0, 2)
+
+    x, mask = torch.randn(2, 34), torch.rand(68, 2) > 0.5
+    torch._dynamo.reset()
+    found = torch.compile(program, backend="infopt")(x, mask)
+    assert torch.equal(found, program(x, mask)) and found.stride() == program(x, mask).stride()
