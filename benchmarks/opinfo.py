@@ -59,7 +59,12 @@ def main(arguments: list[str]) -> int:
         highlight=False,
     )
     if options.json:
-        write_json(options.json, {"total": total, "missing": missing, "pairs": found})
+        counts = {
+            k: f"{r['native']}/{r['fallback']}/{r['torch']}/{len(r['differing'])}"
+            for k, r in found.items()
+        }
+        columns = "native/fallback/torch/differing"
+        write_json(options.json, {"total": total, "missing": missing, columns: counts})
     return 1 if total["differing"] or missing else 0
 
 
