@@ -263,14 +263,18 @@ def _package(value: Any) -> str:
 
 @cache
 def _is_installed(name: str) -> bool:
-    """True for infopt, the standard library and what lies in site-packages."""
+    """True for infopt, the standard library and what lies in site-packages, this environment's or
+    one that it shares."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if file is None:
         return name in sys.stdlib_module_names
     places = sysconfig.get_paths()
-    return name == "infopt" or any(
-        Path(file).is_relative_to(places[p]) for p in ("stdlib", "purelib", "platlib")
+    shared = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    return (
+        name == "infopt"
+        or shared
+        or any(Path(file).is_relative_to(places[p]) for p in ("stdlib", "purelib", "platlib"))
     )
 
 
