@@ -79,21 +79,8 @@ static StageKind stage(const void *x, int64_t element, int64_t stride, int64_t n
   return kIntegerStage;
 }
 
-// bf16 with denormals kept, which the conversion instruction flushes to zero.
 #ifdef INFOPT_AVX512
-static void narrow(const float *from, int64_t n, bf16 *y) {
-  const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
-  each_vec(n, [&](int64_t i, int64_t count) {
-    const __m512 x = count == 16 ? _mm512_loadu_ps(from + i) : load(from + i, count).v;
-    const __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
-    const __m512i even = _mm512_add_epi32(u, _mm512_add_epi32(odd, half));
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i r = _mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x400000));
-    _mm256_mask_storeu_epi16(y + i, first_lanes(count).m,
-                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
-  });
-}
-static void narrow(const float *from, int64_t n, f16 *y) {
+template <class T> static void narrow(const float *from, int64_t n, T *y) {
   each_vec(n, [&](int64_t i, int64_t count) { store(y + i, load(from + i, count), count); });
 }
 #endif

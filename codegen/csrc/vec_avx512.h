@@ -69,19 +69,25 @@ template <int n> INFOPT_INLINE IVec shr(IVec a) { return {_mm512_srli_epi32(a.v,
 INFOPT_INLINE __m512 widen_bf16(__m256i h) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
-// The hardware conversion flushes denormals to zero, as the dot instruction does.
-INFOPT_INLINE __m256i narrow_bf16(__m512 x) {
-#ifdef __AVX512BF16__
-  return (__m256i)_mm512_cvtneps_pbh(x);
-#else
+INFOPT_INLINE __m256i narrow_in_integers(__m512 x) {
   const __m512i u = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
-#endif
 }
+#ifdef __AVX512BF16__
+// The hardware's conversion takes denormals for zero, as its dot product does; they are rare.
+INFOPT_INLINE bool has_denormals(__m512 x) {
+  return __builtin_expect(_mm512_fpclass_ps_mask(x, 0x20) != 0, 0);
+}
+INFOPT_INLINE __m256i narrow_bf16(__m512 x) {
+  return has_denormals(x) ? narrow_in_integers(x) : (__m256i)_mm512_cvtneps_pbh(x);
+}
+#else
+INFOPT_INLINE __m256i narrow_bf16(__m512 x) { return narrow_in_integers(x); }
+#endif
 
 INFOPT_INLINE Vec load(const float *p) { return {_mm512_loadu_ps(p)}; }
 INFOPT_INLINE Vec load(const float *p, int64_t n) {
@@ -131,10 +137,10 @@ INFOPT_INLINE BVec to_pairs(Vec even, Vec odd) {
 }
 INFOPT_INLINE BVec to_row(Vec first, Vec next) {
 #ifdef __AVX512BF16__
-  return {(__m512i)_mm512_cvtne2ps_pbh(next.v, first.v)};
-#else
-  return {_mm512_inserti64x4(_mm512_castsi256_si512(narrow_bf16(first.v)), narrow_bf16(next.v), 1)};
+  if (!has_denormals(first.v) && !has_denormals(next.v))
+    return {(__m512i)_mm512_cvtne2ps_pbh(next.v, first.v)};
 #endif
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(narrow_bf16(first.v)), narrow_bf16(next.v), 1)};
 }
 INFOPT_INLINE Vec even_lanes(BVec b) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16))};

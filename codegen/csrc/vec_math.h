@@ -56,7 +56,7 @@ INFOPT_INLINE Vec tanh(Vec x) {
   const Vec p = polynomial(s, {-0.00566075434f, 0.020601973f, -0.0537292179f, 0.133313288f,
                                -0.333332783f});
   const Vec large = broadcast(1) - broadcast(2) / (exp(t + t) + broadcast(1));
-  return select(lt(t, broadcast(0.625f)), fma(x * s, p, x), copysign(large, x));
+  return copysign(select(lt(t, broadcast(0.625f)), fma(x * s, p, x), large), x);
 }
 
 INFOPT_INLINE Vec erf(Vec x) {
