@@ -20,6 +20,7 @@ from benchmarks.report import wide_console, write_json
 from benchmarks.robust_forks import forks
 from benchmarks.robust_interrupts import interrupts
 from benchmarks.robust_kills import cache_kills, model_kills, save_kills
+from benchmarks.robust_soak import soak
 from benchmarks.robust_subject import subject
 
 console = wide_console()
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
         ("saving killed", args.save_kills, lambda n: save_kills(n, generator)),
         ("interrupted", args.interrupts, lambda n: _interrupts(n, generator)),
         ("forks", args.forks, forks),
+        ("soak", args.soak_minutes, lambda minutes: soak(minutes, args.seed)),
     )
     for name, count, part in parts:
         if count:
@@ -83,6 +85,8 @@ def _show(name: str, result: Any, seconds: float) -> None:
     console.print(f"[bold]{name}[/bold] ({seconds:.0f} s)")
     parts = result.items() if isinstance(result, dict) and not isinstance(result, Counter) else ()
     for part, counts in parts or [("", result)]:
+        if not isinstance(counts, dict):  # the samples behind a figure
+            continue
         text = ", ".join(
             f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in counts.items()
         )
@@ -99,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         ("forks", 5, "children of each kind"),
     ):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} (default {count})")
+    parser.add_argument("--soak-minutes", type=float, default=0.2, help="of mixed load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
     return parser
