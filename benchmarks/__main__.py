@@ -14,6 +14,7 @@ COMMANDS = {
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",
     "robustness": "killed, forked, interrupted: what readers, children and next calls find",
+    "sanitize": "native code under address and undefined-behaviour sanitizers",
     "memory": "peak memory against eager",
     "bitflips": "damage to artifacts: is every flipped bit found, and what it costs",
 }

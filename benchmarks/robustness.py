@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import wide_console, write_json
+from benchmarks.robust_busy import busy
 from benchmarks.robust_forks import forks
 from benchmarks.robust_interrupts import interrupts
 from benchmarks.robust_kills import cache_kills, model_kills, save_kills
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
         ("saving killed", args.save_kills, lambda n: save_kills(n, generator)),
         ("interrupted", args.interrupts, lambda n: _interrupts(n, generator)),
         ("forks", args.forks, forks),
+        ("busy cores", args.busy_rounds, busy),
         ("soak", args.soak_minutes, lambda minutes: soak(minutes, args.seed)),
     )
     for name, count, part in parts:
@@ -101,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         ("save-kills", 10, "savings of an artifact killed"),
         ("interrupts", 5, "first calls interrupted"),
         ("forks", 5, "children of each kind"),
+        ("busy-rounds", 20, "calls of each arm, idle and beside a busy process"),
     ):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} (default {count})")
     parser.add_argument("--soak-minutes", type=float, default=0.2, help="of mixed load")

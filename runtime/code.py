@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import tempfile
 
@@ -11,10 +12,19 @@ from infopt.runtime.native import open_library
 
 # The loader knows a library by its path, so a descriptor's number must not be used again.
 _kept: list[int] = []
+_mapped: dict[bytes, ctypes.CDLL] = {}  # by the digest of the code; never unmapped
 
 
 def map_code(name: str, code: bytes) -> ctypes.CDLL:
-    """The shared library with these bytes. Raises LibraryError."""
+    """The shared library with these bytes, mapped once per process. Raises LibraryError."""
+    digest = hashlib.sha256(code).digest()
+    library = _mapped.get(digest)
+    if library is None:
+        library = _mapped.setdefault(digest, _map(name, code))
+    return library
+
+
+def _map(name: str, code: bytes) -> ctypes.CDLL:
     descriptor = _sealed(name, code)
     if descriptor is not None:
         _kept.append(descriptor)

@@ -403,3 +403,13 @@ def test_the_manifest_text_is_stable(saved):
     assert Manifest.from_text(text).to_text() == text
     with pytest.raises(ArtifactCorrupt):
         Manifest.from_text(text + " ")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_loading_again_opens_nothing_more(saved):
+    """A server that reloads a model must not run out of descriptors, nor map its code again."""
+    load(saved)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        load(saved)
+    assert len(os.listdir("/proc/self/fd")) == before
