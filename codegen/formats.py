@@ -1,0 +1,120 @@
+"""Formats of stored weights: what a matrix becomes in memory, and which matrix that stands for.
+
+One declaration per format: encode, reference decode, layout, bytes. A weight [N, K] becomes
+
+    values   the integers, see the format
+    scales   [N, groups]: one factor for each run of `group` neighbours along K, or for a row
+
+and stands for  decode(values, scales, K)[n, k] = integer[n, k] * scales[n, k // group].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+BLOCK = 64  # a row of int4 is stored in blocks of 64 values: 32 bytes
+
+
+class Encoded(NamedTuple):
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Signed integers of 8 or 4 bits with a factor per group along K.
+
+    bits   8: values int8 [N, K] in [-127, 127].
+           4: values uint8 [N, 32 ceil(K / 64)] for integers in [-8, 7]; byte j of a block of 64
+           holds integer j + 8 in its low half and integer j + 32, + 8, in its high half; the
+           places from K on hold 8, that is 0
+    group  values that share a factor; 0: a whole row. A row's factors are f32, a group's bf16:
+           what the rounding of a factor costs is taken into account when integers are chosen
+    """
+
+    bits: int
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.group else torch.float32
+
+    def groups(self, k: int) -> int:
+        return -(-k // self.group) if self.group else 1
+
+    def bytes(self, n: int, k: int) -> int:
+        """What values and scales of an [n, k] weight occupy."""
+        row = k if self.bits == 8 else -(-k // BLOCK) * BLOCK // 2
+        return n * (row + self.groups(k) * self.scale_dtype.itemsize)
+
+    def encode(self, weight: torch.Tensor) -> Encoded:
+        """The nearest integers to a float weight [N, K], computed in f32.
+
+        8 bits: the largest magnitude of a group becomes 127. 4 bits: it becomes -8, whatever its
+        sign is, so that no code is lost (the factor may be negative).
+        """
+        n, k = weight.shape
+        grouped = _grouped(weight.float(), self.group or k)
+        if self.bits == 8:
+            extreme = grouped.abs().amax(-1, keepdim=True)
+            scales = (extreme / 127).to(self.scale_dtype)
+        else:
+            where = grouped.abs().argmax(-1, keepdim=True)
+            scales = (grouped.gather(-1, where) / -8).to(self.scale_dtype)
+        factor = torch.where(scales == 0, torch.ones_like(scales), scales).float()
+        low, high = (-127, 127) if self.bits == 8 else (-8, 7)
+        integers = torch.round(grouped / factor).clamp(low, high).to(torch.int8)
+        integers = integers.reshape(n, -1)[:, :k].contiguous()
+        values = integers if self.bits == 8 else _pack(integers)
+        return Encoded(values, scales.reshape(n, -1))
+
+    def integers(self, values: torch.Tensor, k: int) -> torch.Tensor:
+        """The stored integers [N, K], int8."""
+        if self.bits == 8:
+            return values
+        blocks = values.reshape(values.shape[0], -1, BLOCK // 2)
+        halves = torch.stack((blocks & 15, blocks >> 4), -2)
+        return (halves.reshape(values.shape[0], -1)[:, :k].to(torch.int16) - 8).to(torch.int8)
+
+    def decode(self, values: torch.Tensor, scales: torch.Tensor, k: int) -> torch.Tensor:
+        """The f32 matrix [N, k] that is stored."""
+        integers = self.integers(values, k).float()
+        if not self.group:
+            return integers * scales
+        grouped = _grouped(integers, self.group) * scales.float()[..., None]
+        return grouped.reshape(integers.shape[0], -1)[:, :k]
+
+
+def _grouped(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """[N, groups, group], zeros behind the last column."""
+    missing = -weight.shape[1] % group
+    padded = torch.nn.functional.pad(weight, (0, missing))
+    return padded.reshape(weight.shape[0], -1, group)
+
+
+def _pack(integers: torch.Tensor) -> torch.Tensor:
+    n, k = integers.shape
+    codes = torch.nn.functional.pad((integers.to(torch.int16) + 8), (0, -k % BLOCK), value=8)
+    low, high = codes.to(torch.uint8).reshape(n, -1, 2, BLOCK // 2).unbind(2)
+    return (low | (high << 4)).reshape(n, -1)
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Integers(8),
+        Integers(8, 32),
+        Integers(8, 64),
+        Integers(8, 128),
+        Integers(4, 32),
+        Integers(4, 64),
+        Integers(4, 128),
+    )
+}
