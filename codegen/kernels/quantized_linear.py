@@ -17,7 +17,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     """Rows of x [..., K] as bytes: (codes [..., K] in 0..255 as f32, steps, zeros), both [..., 1].
 
     A row stands for steps * (codes - zeros). The range of a row always contains 0, which is
-    therefore exact. In f32, in this order: step = (hi - lo) / 255, codes from x * (255 / (hi - lo)).
+    therefore exact. In f32, in this order: step = (hi - lo) / 255, and codes from
+    x * (255 / (hi - lo)).
     """
     x = x.float()
     low = x.amin(-1, keepdim=True).clamp(max=0)
