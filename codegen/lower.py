@@ -260,9 +260,12 @@ class _Lowering:
         layout = value.layout
         type = dense_form(TensorType(layout.shape, layout.dtype, wanted.strides))
         target = self.writer.allocate(type)
+        self.copy_into(value, target)
+        return target
+
+    def copy_into(self, value: Value, target: Value) -> None:
         if not (self.generated and copy(self, self.texts, value, target)):
             self.writer.aten("aten.copy_.default", (target, value), (), {})
-        return target
 
     # Torch calls
 
@@ -319,12 +322,10 @@ class _Lowering:
 
     def outputs(self) -> list[Output]:
         made: list[Output] = []
-        memory = self.graph.memory or (None,) * len(self.graph.outputs)
-        ends = zip(self.graph.outputs, self.graph.results, memory, strict=True)
         results = Results(self.graph, self)
-        for output, wanted, owner in ends:
+        for index, output in enumerate(self.graph.outputs):
             if isinstance(output, Node):
-                made.append(results.output(output, wanted or output.tensor_type, owner))
+                made.append(results.output(index))
             elif output is None:
                 made.append(OutputNone())
             elif isinstance(output, int | sympy.Expr) and not isinstance(output, bool):

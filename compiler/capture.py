@@ -19,6 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.trace import check_tensor
 
+aten = torch.ops.aten
+
 
 def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     """The aten program of one dynamo graph; inputs are the real ones dynamo passes to a backend.
@@ -42,8 +44,7 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
         if name.endswith("_increment_nesting") or name.endswith("_enter_dual_level"):
             raise TraceDeclined(f"the program uses a function transform ({name})")
     try:
-        with mode, torch.no_grad():
-            return make_fx(module, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+        return _traced(module, fakes, mode)
     except TraceDeclined:
         raise
     except Exception as error:
@@ -51,6 +52,21 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
         raise TraceDeclined(
             f"torch could not trace it: {reason[0] if reason else error!r}"
         ) from error
+
+
+def _same_tensor(x: Any, p: float, train: bool) -> Any:
+    """Dropout outside training hands back its very argument; its shape rule says a new tensor."""
+    return NotImplemented if train else x
+
+
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_IN_EVAL = {getattr(aten, n + end).default: _same_tensor for n in _DROPOUTS for end in ("", "_")}
+
+
+def _traced(module: fx.GraphModule, fakes: list[Any], mode: FakeTensorMode) -> fx.GraphModule:
+    with mode, torch.no_grad():
+        trace = make_fx(module, _IN_EVAL, pre_dispatch=True, _allow_non_fake_inputs=True)
+        return trace(*fakes)
 
 
 def check_mode() -> None:
@@ -68,7 +84,6 @@ def retraced(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         fakes = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in inputs]
-        with mode, torch.no_grad():
-            return make_fx(module, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+        return _traced(module, fakes, mode)
     except Exception as error:
         raise TraceDeclined(f"torch could not trace it: {error}") from error

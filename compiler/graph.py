@@ -139,6 +139,7 @@ class Graph:
     results   the type each output had in torch's own run: the strides a caller sees
     memory    whose memory each output lies in: the name of an input, or a number that outputs in
               one new piece of memory share; empty where nobody asks
+    offsets   where in that memory each output begins, in its own elements; empty like memory
     """
 
     inputs: tuple[Node, ...]
@@ -150,6 +151,7 @@ class Graph:
     results: tuple[TensorType | None, ...] = ()
     scalars: tuple[Size, ...] = ()
     memory: tuple[int | str | None, ...] = ()
+    offsets: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -265,8 +267,9 @@ class Graph:
         dims = [(d.name, d.lo, d.hi, d.counts) for d in self.dims]
         results = [str(t) for t in self.results]
         scalars = [str(s) for s in self.scalars]
+        memory = (self.memory, [str(s) for s in self.offsets])
         digest.update(
-            repr((ends, updates, dims, results, scalars, self.memory, int(self.stage))).encode()
+            repr((ends, updates, dims, results, scalars, memory, int(self.stage))).encode()
         )
         return digest.hexdigest()
 

@@ -43,4 +43,5 @@ def rename_dims(graph: Graph, names: Mapping[sympy.Symbol, str]) -> Graph:
         dims=tuple(replace(d, symbol=symbols.get(d.symbol, d.symbol)) for d in graph.dims),
         results=renamed(graph.results),
         scalars=renamed(graph.scalars),
+        offsets=renamed(graph.offsets),
     )

@@ -22,7 +22,7 @@ from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
 from infopt.compiler.graph import Graph, Node, Output, Type
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import Op, from_overload
-from infopt.compiler.types import Dim, TensorType, as_size
+from infopt.compiler.types import Dim, Size, TensorType, as_size
 
 aten = torch.ops.aten
 
@@ -401,6 +401,7 @@ class _Tracer:
             results=tuple(results),
             scalars=tuple(self.scalars),
             memory=self.memory(flat),
+            offsets=tuple(self.offset(item) for item in flat),
         )
         return graph.with_consts({})
 
@@ -410,12 +411,37 @@ class _Tracer:
             self.values.key(source): node.attr("name")
             for source, node in reversed(list(zip(self.input_nodes, self.inputs, strict=True)))
         }
-        return tuple(
-            owners.setdefault(self.values.key(item), len(owners))
-            if isinstance(item, fx.Node) and item not in self.plain
-            else None
-            for item in results
-        )
+        names = dict(zip(self.input_nodes, self.inputs, strict=True))
+
+        def owner(item: Any) -> int | str | None:
+            if not isinstance(item, fx.Node) or item in self.plain:
+                return None
+            # two inputs may share memory: the one that this result is read from
+            root = self.root(item)
+            if root in names:
+                return str(names[root].attr("name"))
+            return owners.setdefault(self.values.key(item), len(owners))
+
+        return tuple(owner(item) for item in results)
+
+    def root(self, node: fx.Node) -> fx.Node:
+        """The value that a view, a view of a view .. is read from.
+
+        Raises TraceDeclined where tracing saw a copy in torch's place of the very same tensor.
+        """
+        while True:
+            view = self.values.views.get(node)
+            parent = view.parent if view is not None else node.args[0] if node.args else None
+            if not isinstance(parent, fx.Node) or not self.shares_memory(node, parent):
+                return node
+            if node.target in _IDENTITY_IN_EVAL and not _same_view(node, parent):
+                raise TraceDeclined(f"{node.target}: tracing gives it other strides than torch")
+            node = parent
+
+    def offset(self, item: Any) -> Size:
+        if not isinstance(item, fx.Node) or item in self.plain:
+            return 0
+        return as_size(item.meta["val"].storage_offset())
 
 
 def _overlaps_itself(type: TensorType) -> bool:

@@ -110,6 +110,43 @@ FOUND = {
         ),
         ("v2",),
     ),
+    "views of what was filled from a smaller value": Program(
+        (tensor("x0", (2, 16)), tensor("x1", (), dtype=torch.uint8)),
+        (
+            Statement("v0", "{0}.roll(1, 1)", ("x0",)),
+            Statement("v1", "{0}[..., ::2].copy_({1})", ("v0", "x1")),
+            Statement("v2", "{0}.flatten()", ("v1",)),
+        ),
+        ("v2", "v1"),
+    ),
+    "a part of what was filled from a row": Program(
+        (tensor("x0", (3, 3), (5, 3)), tensor("x1", (3,), (3,))),
+        (
+            Statement("v0", "{0} - {0}", ("x0",)),
+            Statement("v1", "{0}.copy_({1})", ("v0", "x1")),
+            Statement("v2", "{0}.narrow(0, 1, 1)", ("v0",)),
+        ),
+        ("v1", "v2", "v1"),
+        calls=2,
+        dynamic=True,
+    ),
+    "a view of one of two arguments in one memory": Program(
+        (tensor("x0", (2, 15, 2)), tensor("x1", (1, 15, 2), view_of="x0[1:]")),
+        (Statement("v0", "{0}.abs()", ("x1",)), Statement("v1", "{0}[:2]", ("x0",))),
+        ("v0", "v1"),
+    ),
+    "an inactive dropout of a part": one(
+        "F.dropout({0}[:, 1:], 0.1, False)", tensor("x0", (4, 6)), free=False
+    ),
+    "an inactive dropout of a part of something new": Program(
+        (tensor("x0", (4, 6)),),
+        (
+            Statement("v0", "({0} + 1)[:, 1:]", ("x0",)),
+            Statement("v1", "F.dropout({0}, 0.1, False)", ("v0",)),
+            Statement("v2", "{0}[1:]", ("v1",)),
+        ),
+        ("v0", "v1", "v2"),
+    ),
     "attention whose scale is an open size": one(
         "F.scaled_dot_product_attention({0}, {1}, {2})",
         across_calls("x0", 4, 8),
