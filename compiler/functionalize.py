@@ -15,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from infopt.compiler.errors import DependsOnSize, TraceDeclined
 from infopt.compiler.graph import Node
@@ -83,7 +84,7 @@ class Values:
         if key is not None and key not in self.storages:
             self.storages[key] = Storage(node, value)
         version = self.storages[key].version if key is not None else 0
-        self._seen[node] = (version, value)
+        self._seen[node] = (version, self._with_ones(node, value))
 
     def define_view(self, node: fx.Node, view: View) -> None:
         self.views[node] = view
@@ -104,8 +105,24 @@ class Values:
             raise TraceDeclined(f"{node.name} shares memory with a value that {by} writes to")
         else:
             raise TraceDeclined(f"{node.name} ({node.target}) is not a tensor value")
+        value = self._with_ones(node, value)
         self._seen[node] = (version, value)
         return value
+
+    def _with_ones(self, node: fx.Node, value: Node) -> Node:
+        """The value with 1 for every size that is 1 under the guards, although torch writes it as
+        an expression: who reads it may broadcast it, which is seen in its type.
+        """
+        sizes = node.meta["val"].shape
+        if not any(map(is_one, sizes)) or len(sizes) != value.tensor_type.rank:
+            return value
+        shape = [1 if is_one(s) else known for s, known in zip(sizes, value.shape, strict=True)]
+        if tuple(shape) == value.shape:
+            return value
+        op = from_overload(aten.view.default)
+        t = value.tensor_type
+        type = TensorType(tuple(shape), t.dtype, t.strides, t.device)
+        return self.o.node(op, *op.bind((value, shape), {}), type)
 
     def write(self, node: fx.Node, value: Node, by: str) -> None:
         """`node` holds `value` from now on, and so does every view of its memory."""
@@ -125,6 +142,13 @@ class Values:
         storage.value = value
         storage.version += 1
         storage.written_by = by
+
+
+def is_one(size: Any) -> bool:
+    """Whether an expression over open sizes is always 1, as a guard of torch's says."""
+    if not isinstance(size, torch.SymInt) or size.node.hint != 1:
+        return False
+    return statically_known_true(size == 1)
 
 
 def storage_key(node: fx.Node) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from infopt.compiler.broadcast_strides import misses_strides
-from infopt.compiler.errors import CannotInfer, TraceDeclined
+from infopt.compiler.errors import CannotInfer, DependsOnSize, TraceDeclined
 from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
 from infopt.compiler.graph import Graph, Node, Output, Type
 from infopt.compiler.infer import Builder
@@ -329,7 +330,15 @@ class _Tracer:
         op = from_overload(found)
         if any(isinstance(v, int | float | sympy.Expr) for v in tensors):
             return self.with_scalar(_call(node, found, *node.args), tensors, attrs)
-        return self.o.node(op, tensors, tuple(attrs.items()))
+        attributes = tuple(attrs.items())
+        try:
+            return self.o.node(op, tensors, attributes)
+        except DependsOnSize as error:
+            # what is written keeps its shape, where only torch's guards could tell it
+            if torch.Tag.pointwise not in found.tags or not isinstance(error.seen, TensorType):
+                raise
+            kept = replace(tensors[0].tensor_type, dtype=error.seen.dtype)
+            return self.o.node(op, tensors, attributes, kept)
 
     def check_call(self, node: fx.Node) -> None:
         overload = node.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import TypeAlias
 
 import sympy
 import torch
+from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, ToFloat
 
 Size: TypeAlias = "int | sympy.Expr"
 
@@ -39,7 +41,26 @@ def as_size(value: object) -> Size:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | sympy.Expr):
         raise TypeError(f"expected a size (int or sympy expression), found {value!r}")
+    if isinstance(value, sympy.Expr) and value.has(CeilToInt):
+        value = value.replace(CeilToInt, _rounded_up)
+        return int(value) if isinstance(value, sympy.Integer) else value
     return value
+
+
+def _rounded_up(number: sympy.Expr) -> sympy.Expr:
+    """ceil(n + c) as n + ceil(c), for a whole n and a multiple c of 0.5: exact in floating point.
+
+    torch counts the elements of arange(0.5, n) so, and elsewhere knows that they are n.
+    """
+    inner = number
+    if isinstance(inner, FloatTrueDiv) and inner.args[1].is_number and float(inner.args[1]) == 1:
+        inner = inner.args[0]
+    terms = sympy.Add.make_args(inner)
+    whole = [t.args[0] for t in terms if isinstance(t, ToFloat)]
+    rest = sum([t for t in terms if not isinstance(t, ToFloat)], sympy.S.Zero)
+    if not whole or not rest.is_number or not (2 * float(rest)).is_integer():
+        return CeilToInt(number)
+    return sympy.Add(*whole, math.ceil(float(rest)))
 
 
 def contiguous_strides(shape: Iterable[Size]) -> tuple[Size, ...]:

@@ -41,7 +41,11 @@ class FuseRotary(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         pairs: dict[tuple[Node, Node], list[_Turned]] = defaultdict(list)
         for node in graph.nodes():
-            found = _turned(graph, node, ctx.builder)
+            try:
+                found = _turned(graph, node, ctx.builder)
+            except CannotInfer as error:
+                ctx.site(node, False, str(error))
+                continue
             if found is not None:
                 pairs[found.cos, found.sin].append(found)
         changes: dict[Node, Node] = {}

@@ -292,3 +292,13 @@ def test_a_view_keeps_its_elements_where_sizes_cannot_show_it():
         return b.view(a.shape[0], rows, (rows * rows) // rows, 3) + 1
 
     check(windows, x(2, 16, 3), dynamic=True)
+
+
+def test_an_in_place_sum_keeps_its_shape_where_only_guards_could_tell_it():
+    def grow(a, b):
+        n = ((a.shape[0] - 1) // 4 + 1) ** 2
+        c = torch.zeros(n, 3)
+        c += b[:n].to(torch.bfloat16)
+        return c
+
+    check(grow, x(9), x(16, 3), dynamic=True)

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import sympy
 import torch
+from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, ToFloat
 
 from infopt.compiler.types import (
     Dim,
@@ -33,6 +34,15 @@ def test_dense_is_what_torch_makes(shape) -> None:
 def test_contiguity_agrees_with_torch(make) -> None:
     tensor = make(torch.empty(4, 6))
     assert TensorType.of(tensor).is_contiguous == tensor.is_contiguous()
+
+
+def test_the_length_of_a_range_of_middles_is_whole() -> None:
+    """torch counts arange(0.5, n) in floating point."""
+    middles = ToFloat(S) - sympy.Float(0.5)
+    assert as_size(CeilToInt(middles)) == S
+    assert as_size(CeilToInt(FloatTrueDiv(middles, sympy.Float(1.0))) ** 2) == S**2
+    for other in (FloatTrueDiv(middles, sympy.Float(2.0)), ToFloat(S) - sympy.Float(0.3)):
+        assert as_size(CeilToInt(other)) == CeilToInt(other)
 
 
 def test_expanded_tensors() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from infopt.codegen.build import find_compiler
 from infopt.compiler.target import LEVELS, Target
+from tests.conformance import harness
 from tests.conformance.program import Input, Program, Statement
 from tests.conformance.program_check import judge
 from tests.conformance.program_draw import draw, seeded
@@ -198,6 +199,32 @@ def check(program: Program, door: str = "torch.compile", target: str = "native")
         return
     small = shrink(program, lambda p: bool(judge(p, door, target).difference), 30)
     pytest.fail(f"{found.difference}\n\n{small.script(door, target)}")
+
+
+def test_broadcast_of_a_part_whose_open_size_is_one() -> None:
+    def added(x, y):
+        part = x[: (x.shape[0] // 4) ** 2]
+        return y * 2 + part, torch.where(y > 0, y, part), part.expand(y.shape)
+
+    def in_place(x, y):
+        y = y * 3
+        y += x[: (x.shape[0] // 4) ** 2]
+        return y
+
+    ones = [
+        (torch.randn(5), torch.randn(7)),
+        (torch.randn(6), torch.randn(9)),
+        (torch.randn(7), torch.randn(300)),
+    ]
+    for fn in (added, in_place):
+        harness.check(fn, *ones, dynamic=True)
+        harness.check(
+            fn,
+            (torch.randn(17), torch.randn(16)),
+            *ones,
+            (torch.randn(16), torch.randn(16)),
+            dynamic=True,
+        )
 
 
 def test_a_seed_gives_one_program_that_torch_runs() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from infopt.codegen.kernels.rotary import rotary
 from infopt.compiler.cost import graph_seconds
+from infopt.compiler.dynamo import reports_of
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.passes.fuse_rotary import FuseRotary
@@ -149,3 +150,24 @@ def test_rewrites_tables_without_a_batch() -> None:
         return fused(o, q, k, o.reshape(cos, [1, 5, 16]), o.reshape(sin, [1, 5, 16]))
 
     check_pass(FuseRotary(), before, after, [Q, K, COS[0], SIN[0]])
+
+
+def test_a_table_whose_length_only_guards_could_tell_is_declined_at_its_site() -> None:
+    def turned(q, k, cos, sin):
+        n = (q.shape[2] // 8) ** 2
+        tables = cos[:n] * 2, sin[:n] * 2
+        return [
+            x * tables[0] + torch.cat([-x[..., 8:], x[..., :8]], -1) * tables[1]
+            for x in (q[:, :, :n], k[:, :, :n])
+        ]
+
+    inputs = [torch.randn(2, 4, 17, 16), torch.randn(2, 4, 17, 16), *torch.randn(2, 17, 16)]
+    for t in inputs:
+        torch._dynamo.mark_dynamic(t, t.dim() - 2)
+    torch._dynamo.reset()
+    run = torch.compile(turned, backend="infopt")
+    torch.testing.assert_close(run(*inputs), turned(*inputs))
+    (report,) = reports_of(run)
+    (entry,) = [p for p in report.passes if p.name == "fuse-rotary"]
+    assert not report.declined and entry.declined
+    assert all("depending on a size" in site.reason for site in entry.declined)
