@@ -9,7 +9,7 @@ import sympy
 from infopt.codegen.doors import Doors
 from infopt.codegen.grouping import PIECE, VIEW, Grouping
 from infopt.codegen.plan_writer import PlanWriter, Value, span_bytes
-from infopt.codegen.sizes import LoweringDeclined, same
+from infopt.codegen.sizes import same
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import INPUT
@@ -49,7 +49,7 @@ class Results:
         self._seen: set[Node] = set()
 
     def output(self, index: int) -> Output:
-        """One result. Raises LoweringDeclined where a view of an input has become a copy."""
+        """One result."""
         node, low = self._node(index), self.low
         owner = self.graph.memory[index] if self.graph.memory else None
         if node.op is INPUT and owner in (None, node.attr("name")):
@@ -77,15 +77,13 @@ class Results:
         return self.low.writer.buffers[value.buffer]
 
     def _view_of_input(self, index: int, owner: str) -> Value:
-        value, wanted = self.low.value(self._node(index)), self._wanted(index)
-        buffer = self._buffer(value)
-        if (
-            (buffer.kind, buffer.index) != ("input", self._names.get(owner))
-            or buffer.index in self._written
-            or not value.layout.has_strides(wanted.strides)
-        ):
-            raise LoweringDeclined(f"result {index} is a view of {owner}, and no longer one here")
-        return _as(value, wanted)
+        """A view of an input shows what is written to it: the value that it has is not asked."""
+        wanted = self._wanted(index)
+        if owner not in self._names:  # a parameter that has become a constant
+            return self._value_of_its_own(index)
+        source = self.low.value(self.graph.inputs[self._names[owner]])
+        offset = self.graph.offsets[index]
+        return Value(source.buffer, Layout(offset, wanted.shape, wanted.strides, wanted.dtype))
 
     def _value_of_its_own(self, index: int) -> Value:
         """Nobody says whose memory it is: a node's own is handed out once, views as they lie."""

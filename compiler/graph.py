@@ -139,7 +139,8 @@ class Graph:
     results   the type each output had in torch's own run: the strides a caller sees
     memory    whose memory each output lies in: the name of an input, or a number that outputs in
               one new piece of memory share; empty where nobody asks
-    offsets   where in that memory each output begins, in its own elements; empty like memory
+    offsets   where in that memory each output begins, in its own elements: counted from the begin
+              of the input, or of the new memory; empty like memory
     """
 
     inputs: tuple[Node, ...]

@@ -286,6 +286,8 @@ class _Tracer:
         try:
             scalar = from_overload(found)
             return self.o.node(scalar, *scalar.bind(tensors, attrs), type)
+        except DependsOnSize:
+            raise
         except (CannotInfer, TypeError) as error:
             raise TraceDeclined(f"{overload} with a number: {error}") from error
 
@@ -327,18 +329,22 @@ class _Tracer:
             if value.shape != tensors[0].shape:
                 value = self.o.call(aten.expand.default, value, list(tensors[0].shape))
             return value
-        op = from_overload(found)
-        if any(isinstance(v, int | float | sympy.Expr) for v in tensors):
-            return self.with_scalar(_call(node, found, *node.args), tensors, attrs)
-        attributes = tuple(attrs.items())
         try:
-            return self.o.node(op, tensors, attributes)
+            return self.pure_call(node, found, tensors, attrs)
         except DependsOnSize as error:
             # what is written keeps its shape, where only torch's guards could tell it
-            if torch.Tag.pointwise not in found.tags or not isinstance(error.seen, TensorType):
+            target: Any = node.target
+            if torch.Tag.inplace_view in target.tags or not isinstance(error.seen, TensorType):
                 raise
             kept = replace(tensors[0].tensor_type, dtype=error.seen.dtype)
-            return self.o.node(op, tensors, attributes, kept)
+            return self.pure_call(node, found, tensors, attrs, kept)
+
+    def pure_call(
+        self, node: fx.Node, found: Any, tensors: tuple, attrs: dict, type: Type | None = None
+    ) -> Node:
+        if any(isinstance(v, int | float | sympy.Expr) for v in tensors):
+            return self.with_scalar(_call(node, found, *node.args), tensors, attrs, type)
+        return self.o.node(from_overload(found), tensors, tuple(attrs.items()), type)
 
     def check_call(self, node: fx.Node) -> None:
         overload = node.target
@@ -385,11 +391,9 @@ class _Tracer:
             if isinstance(item, fx.Node) and item not in self.plain:
                 key = self.values.key(item)
                 if key in written:
-                    # the caller gets the very input back, or must see the write through a view
-                    source = self.input_nodes[written[key]]
-                    if not _same_view(item, source):
-                        raise TraceDeclined(f"the result {item.name} is a view of a written input")
-                    outputs.append(self.inputs[written[key]])
+                    # the caller gets the very input back, or sees the write through a view of it
+                    very = _same_view(item, self.input_nodes[written[key]])
+                    outputs.append(self.inputs[written[key]] if very else self.values.read(item))
                 else:
                     outputs.append(self.values.read(item))
                 results.append(TensorType.of(item.meta["val"]))
@@ -448,9 +452,18 @@ class _Tracer:
             node = parent
 
     def offset(self, item: Any) -> Size:
+        """Where in new memory, or from the begin of the input that it lies in, a result begins."""
         if not isinstance(item, fx.Node) or item in self.plain:
             return 0
-        return as_size(item.meta["val"].storage_offset())
+        value, root = item.meta["val"], self.root(item)
+        offset = as_size(value.storage_offset())
+        if root not in self.input_nodes:
+            return offset
+        source = root.meta["val"]
+        first = as_size(source.storage_offset())
+        if first != 0 and source.dtype.itemsize != value.dtype.itemsize:
+            raise TraceDeclined(f"the result {item.name} is a view of a part, in another dtype")
+        return offset - first
 
 
 def _overlaps_itself(type: TensorType) -> bool:

@@ -103,9 +103,12 @@ def reinterpret(
     same = base.dtype is dtype
     if same and offset == 0 and base.shape == shape and base.stride() == strides:
         return base
+    elements = extent(shape, strides)
+    if not elements:
+        offset = 0  # nothing is read: where it would begin may lie beyond the end
     first = base.storage_offset() * base.itemsize + offset
     storage = base.untyped_storage()
-    last = first + extent(shape, strides) * dtype.itemsize
+    last = first + elements * dtype.itemsize
     if first < 0 or first % dtype.itemsize or last > storage.nbytes():
         raise PlanError(
             f"views[{index}]: bytes {first} to {last} of {dtype} do not fit "

@@ -136,6 +136,18 @@ FOUND = {
         (Statement("v0", "{0}.abs()", ("x1",)), Statement("v1", "{0}[:2]", ("x0",))),
         ("v0", "v1"),
     ),
+    "views of a written argument": Program(
+        (tensor("x0", (4, 6), (5, 7), layout="part of rows"),),
+        (
+            Statement("v0", "{0}[1:].mul_(2)", ("x0",)),
+            Statement("v1", "{0}.t()", ("x0",)),
+            Statement("v2", "{0}[:, 2:].view(torch.int32)", ("x0",)),
+            Statement("v3", "{0} + 1", ("v1",)),
+        ),
+        ("v0", "v1", "v2", "v3", "x0"),
+        calls=2,
+        dynamic=True,
+    ),
     "an inactive dropout of a part": one(
         "F.dropout({0}[:, 1:], 0.1, False)", tensor("x0", (4, 6)), free=False
     ),
@@ -162,6 +174,10 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:
     assert judge(FOUND[name]).difference == ""
+
+
+def test_views_of_a_written_argument_are_native() -> None:
+    assert judge(FOUND["views of a written argument"]).kind == "native"
 
 
 @pytest.mark.parametrize("first", range(0, 16, 4))
