@@ -173,7 +173,14 @@ def _dot(node: Node) -> Size:
 
 
 @flops_of(
-    "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.convolution.default"
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.conv3d.default",
+    "aten.conv1d.padding",
+    "aten.conv2d.padding",
+    "aten.conv3d.padding",
+    "aten.convolution.default",
+    "conv_act",
 )
 def _convolution(node: Node) -> Size:
     weight = _arg(node, 1)

@@ -9,13 +9,7 @@ from infopt.codegen.kernels.linear import linear_act
 from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
-
-_ACTIVATIONS = {
-    "aten.relu.default": "relu",
-    "aten.silu.default": "silu",
-    "aten.sigmoid.default": "sigmoid",
-    "aten.tanh.default": "tanh",
-}
+from infopt.passes.epilogue import activated, summed, why_not
 
 
 @dataclass(frozen=True)
@@ -37,10 +31,10 @@ class FuseLinearEpilogue(Pass):
             if not node.tensor_type.is_float:
                 ctx.site(node, False, f"the result is {node.dtype}")
                 continue
-            root, activation = _activated(graph, node)
-            root, residual = _summed(graph, root)
+            root, activation = activated(graph, node)
+            root, residual = summed(graph, root)
             if root is node:
-                ctx.site(node, False, _why_not(graph, node))
+                ctx.site(node, False, why_not(graph, node))
                 continue
             try:
                 changes[root] = ctx.builder.call(
@@ -50,60 +44,3 @@ class FuseLinearEpilogue(Pass):
             except CannotInfer as error:
                 ctx.site(root, False, str(error))
         return ctx.exchange(graph, changes) if changes else graph
-
-
-def _reader(graph: Graph, node: Node) -> Node | None:
-    """The only reader of a value nobody else sees."""
-    users = graph.users(node)
-    return users[0] if len(users) == 1 and not graph.is_output(node) else None
-
-
-def _activated(graph: Graph, node: Node) -> tuple[Node, str]:
-    """(the activation of a value, its name), or the value itself and "none"."""
-    reader = _reader(graph, node)
-    if reader is not None and reader.op.name in _ACTIVATIONS:
-        return reader, _ACTIVATIONS[reader.op.name]
-    if reader is not None and reader.op.name == "aten.gelu.default":
-        return reader, "gelu" if reader.attr("approximate") == "none" else "gelu_tanh"
-    quick = _quick_gelu(graph, node)
-    return (quick, "quick_gelu") if quick is not None else (node, "none")
-
-
-def _quick_gelu(graph: Graph, node: Node) -> Node | None:
-    """x * sigmoid(1.702 x), whose x is read twice and only there."""
-    users = graph.users(node)
-    if graph.is_output(node) or len(users) != 2:
-        return None
-    for scaled, product in (users, users[::-1]):
-        if scaled.op.name != "aten.mul.Scalar" or scaled.attr("other") != 1.702:
-            continue
-        gate = _reader(graph, scaled)
-        if (
-            gate is None
-            or gate.op.name != "aten.sigmoid.default"
-            or _reader(graph, gate) is not product
-        ):
-            continue
-        if product.op.name == "aten.mul.Tensor" and set(product.args) == {node, gate}:
-            return product
-    return None
-
-
-def _summed(graph: Graph, node: Node) -> tuple[Node, Node | None]:
-    """(the sum of a value and a residual like it, that residual), or the value and None."""
-    reader = _reader(graph, node)
-    if reader is None or reader.op.name != "aten.add.Tensor" or reader.attr("alpha") != 1:
-        return node, None
-    a, b = reader.args
-    other = b if a is node else a
-    assert isinstance(other, Node)
-    if other is node or (other.shape, other.dtype) != (node.shape, node.dtype):
-        return node, None
-    return reader, other
-
-
-def _why_not(graph: Graph, node: Node) -> str:
-    if graph.is_output(node):
-        return "is a result"
-    readers = [u.op.name for u in graph.users(node)]
-    return f"is read by {', '.join(dict.fromkeys(readers))}" + (" twice" * (len(readers) > 1))

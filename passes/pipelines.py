@@ -8,10 +8,12 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
+from infopt.passes.fold_batch_norm import FoldBatchNorm
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
+from infopt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
@@ -51,6 +53,7 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
+    yield FoldBatchNorm()
     yield SimplifyMasks()
     yield FoldConstants()
     yield Canonicalize()
@@ -68,6 +71,7 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     # What follows a product is done while it is in cache.
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
+    yield FuseConvEpilogue()
     if compute == "bf16":
         yield NarrowCompute()
     yield FuseEmbeddingNorm()

@@ -14,7 +14,8 @@ class UnfoldPatches(Rule):
 
     Where patches do not overlap (the patch embedding of vision transformers) the convolution is one
     matrix product, and the weight's rows are already contiguous: no copy of it is made.
-    Declines padding, dilation, groups, overlapping patches and sizes that do not divide.
+    Declines 1x1 kernels (images stay images), padding, dilation, groups, overlapping patches and
+    sizes that do not divide.
     """
 
     name = "unfold-patches"
@@ -30,6 +31,8 @@ class UnfoldPatches(Rule):
         if m.x.tensor_type.rank != 4:
             return f"x is {m.x.type}, expected [batch, channels, height, width]"
         kernel = m.weight.shape[2:]
+        if kernel == (1, 1):
+            return "the kernel is 1x1: every pixel is a patch, and lies well as it is"
         if tuple(m.stride) not in (kernel, kernel[:1]):
             return f"patches overlap or leave gaps: kernel {kernel}, stride {tuple(m.stride)}"
         if m.groups != 1 or set(m.dilation) != {1} or m.padding == "same":

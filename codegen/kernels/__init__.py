@@ -2,6 +2,7 @@
 
 from infopt.codegen.kernels import (
     attention,
+    conv,
     embedding,
     gather,
     layer_norm,
@@ -18,6 +19,7 @@ from infopt.codegen.kernels import (
 
 __all__ = [
     "attention",
+    "conv",
     "embedding",
     "gather",
     "layer_norm",

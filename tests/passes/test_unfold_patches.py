@@ -39,6 +39,7 @@ def test_rewrites(bias):
     [
         (conv(stride=(2, 2)), inputs(), "patches overlap or leave gaps"),
         (conv(padding=(1, 1)), inputs(), "padding"),
+        (conv(stride=(1, 1)), inputs(patch=1), "the kernel is 1x1"),
         (conv(dilation=(2, 2)), inputs(patch=2), "patches overlap or leave gaps"),
         (conv(), inputs(height=13), "is not a known multiple of the patch size 4"),
     ],

@@ -1,0 +1,35 @@
+// Exports: convolutions. Formats and activations are those of kernels_linear.cpp.
+#include "conv.h"
+
+using namespace infopt;
+
+#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
+using StepPairs = StepBf16;
+#else
+using StepPairs = StepWiden;
+#endif
+
+// infopt_conv_<panel type>_<weight type>: y = act(conv(x, w) * scale + shift) + residual
+//   pointers: x, w, scale or null, shift or null, residual or null, y
+//   numbers:  0 batch, 1 groups, 2 channels and 3 features of a group, 4 height, 5 width,
+//             6 out height, 7 out width, kernel 8 height 9 width, stride 10 height 11 width,
+//             12 rows of padding above, 13 columns to the left, dilation 14 height 15 width,
+//             strides of x: 16 image, 17 channel, 18 row (columns are neighbours);
+//             19 elements between features of w, 20 1: w is by tap then channel,
+//             21 feature_chunk, 22 panel_chunk, formats: 23 x, 24 scale, 25 shift,
+//             26 activation, 27 1: the residual is added before it, formats: 28 residual, 29 y
+//   tasks:    groups * ceil(P / panel_chunk) * ceil(features / feature_chunk),
+//             P = ceil(batch * out height * out width / 16)
+//   scratch:  64 * panel_chunk * (B * Q / 4 + round_up(feature_chunk, 16)) + 384 * (Q + 32)
+//             + round_up(260 * taps + 4, 64), where B is the bytes of a panel element (4 or 2) and
+//             Q = min(round_up(channels * taps, 32), 4096 / B)
+//   residual and y are contiguous; residual may be y itself.
+#define INFOPT_CONV(name, Step, W)                                                        \
+  INFOPT_EXPORT void infopt_conv_##name(const infopt_call *call, int64_t first, int64_t last) { \
+    conv<Step, W>(call, first, last);                                                     \
+  }
+INFOPT_CONV(f32_f32, StepF32, float)
+INFOPT_CONV(f32_f16, StepF32, f16)
+INFOPT_CONV(bf16_bf16, StepPairs, bf16)
+INFOPT_CONV(bf16_f32, StepPairs, float)
+#undef INFOPT_CONV

@@ -1,0 +1,250 @@
+"""Convolutions in one and two dimensions: y = act(conv(x, w) * scale + shift) + residual.
+
+Weights stay as torch stores them; what the window sees is brought into panels of 16 output pixels
+as it is needed (csrc/conv.h). Images are read and written with neighbouring columns (NCHW).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from infopt.codegen.kernel import Call, Config, aten_kernel, kernel_op
+from infopt.codegen.kernels.linear import ACTIVATIONS, ROW_FORMAT, activate
+from infopt.codegen.kernels.rows import FLOATS, SHORT, ceil_div, contiguous, is_positive, round_up
+from infopt.codegen.kernels.window import Window, plane_strides, window_of
+from infopt.codegen.sizes import product, same
+from infopt.compiler.accuracy import Exact
+from infopt.compiler.target import Target
+from infopt.compiler.types import Size, TensorType, contiguous_strides
+
+_PANELS = 8  # of one task: with a cut of k they are half a second cache
+_FEATURES = 96  # of one task at least, where there are as many: a panel should be worth making
+
+
+def _cases() -> Any:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = torch.randn(2, 6, 9, 11, dtype=dtype), torch.randn(10, 3, 3, 3, dtype=dtype) / 5
+        attrs = {"stride": (2, 1), "padding": (1, 1), "groups": 2}
+        residual = torch.randn(2, 10, 5, 11, dtype=dtype)
+        scale, shift = torch.rand(10) + 0.5, torch.randn(10)
+        yield (x, w, scale, shift, residual), attrs | {"activation": "relu", "add_first": True}
+        yield (x, w, None, shift.to(dtype), residual), attrs | {"activation": "silu"}
+    line = torch.randn(2, 4, 40)
+    yield (line, torch.randn(7, 4, 5), None, torch.randn(7)), {"dilation": (2,), "stride": (3,)}
+
+
+@kernel_op(cases=_cases, tolerance=Exact())
+def conv_act(
+    x,
+    weight,
+    scale=None,
+    shift=None,
+    residual=None,
+    *,
+    stride=(1,),
+    padding=(0,),
+    dilation=(1,),
+    groups=1,
+    activation="none",
+    add_first=False,
+):
+    """act(conv(x, weight) * scale + shift) + residual, or with add_first the sum before act.
+
+    x [N, C, L] or [N, C, H, W], weight [O, C / groups, ...], scale and shift [O] in f32 or x's
+    dtype, residual like the result. stride, padding ("same", "valid" or sizes), dilation and groups
+    are those of torch's convolutions.
+    """
+    convolve = F.conv1d if x.dim() == 3 else F.conv2d
+    y = convolve(x, weight, None, stride, padding, dilation, groups)
+    features = (-1, *[1] * (x.dim() - 2))
+    if scale is not None:
+        y = y * scale.reshape(features)
+    if shift is not None:
+        y = y + shift.reshape(features)
+    if residual is not None and add_first:
+        y = y + residual
+    y = activate(y, activation)
+    if residual is not None and not add_first:
+        y = y + residual
+    return y.to(x.dtype)
+
+
+def _legal(
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    scale: TensorType | None = None,
+    shift: TensorType | None = None,
+    residual: TensorType | None = None,
+    **attrs: Any,
+) -> str | None:
+    if x.rank not in (3, 4) or weight.rank != x.rank:
+        return f"x is {x}, weight {weight}: expected a batch of lines or images"
+    if x.dtype not in FLOATS or weight.dtype != x.dtype:
+        return f"dtypes {x.dtype} and {weight.dtype}"
+    if any(v is not None and v.dtype not in (x.dtype, torch.float32) for v in (scale, shift)):
+        return "scale or shift of another dtype"
+    if residual is not None and residual.dtype != x.dtype:
+        return f"a residual of {residual.dtype}"
+    if not all(isinstance(n, int) for n in weight.shape):
+        return f"weight {weight}: expected known sizes"
+    if attrs.get("activation", "none") not in ACTIVATIONS:
+        return f"activation {attrs['activation']}"
+    if not all(is_positive(n) for n in weight.shape):
+        return "an empty product"
+    return None
+
+
+def _plain_legal(
+    target: Target, x: TensorType, weight: TensorType, bias: TensorType | None, **attrs: Any
+) -> str | None:
+    return _legal(target, x, weight, None, bias)
+
+
+def _by_tap(weight: TensorType) -> bool:
+    """Whether the weights of a feature lie by tap, then by channel: torch's channels_last."""
+    _, channels, *kernel = weight.shape
+    wanted = contiguous_strides((*kernel, channels))
+    strides = (*weight.strides[2:], weight.strides[1])
+    sizes = (*kernel, channels)
+    return all(n == 1 or same(s, w) for n, s, w in zip(sizes, strides, wanted, strict=True))
+
+
+def _weight_strides(weight: TensorType) -> tuple[Size, ...] | None:
+    inner = TensorType(weight.shape[1:], weight.dtype, weight.strides[1:])
+    if contiguous(inner) is None or _by_tap(weight):
+        return None
+    return contiguous_strides(weight.shape)
+
+
+def _task_shape(panels: Size, features: int, groups: int, cores: int) -> tuple[int, int]:
+    """(features, panels) of one task: few copies of the panels, but tasks enough for all cores."""
+    known = panels if isinstance(panels, int) else 64
+    take, parts = _PANELS, 1
+
+    def tasks() -> int:
+        return groups * -(-known // take) * parts
+
+    while tasks() < 8 * cores and features >= (parts + 1) * _FEATURES:
+        parts += 1
+    while tasks() < 4 * cores and take > 2:
+        take //= 2
+    return -(-features // parts // 16) * 16 if parts > 1 else features, take
+
+
+def convolution(
+    x: TensorType,
+    weight: TensorType,
+    out: TensorType,
+    names: tuple[str, str, str | None, str | None, str | None],
+    window: Window,
+    target: Target,
+    *,
+    scale: TensorType | None = None,
+    shift: TensorType | None = None,
+    residual: TensorType | None = None,
+    activation: str = "none",
+    add_first: bool = False,
+) -> Call:
+    """The call of a convolution; names: parameters of x, weight, scale, shift, residual."""
+    groups = window.groups
+    features, channels = weight.shape[0] // groups, weight.shape[1]  # type: ignore[operator]
+    depth = product((channels, *weight.shape[2:]))
+    held = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
+    panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
+    one_image = ceil_div(product(out.shape[2:]), 16)
+    guess = panels if isinstance(panels, int) else one_image
+    per_task, panels_per_task = _task_shape(guess, features, groups, target.cores)
+
+    def format_of(t: TensorType | None) -> int:
+        return ROW_FORMAT[t.dtype] if t is not None else 0
+
+    numbers = (
+        x.shape[0],
+        groups,
+        channels,
+        features,
+        *window.numbers(x, out),
+        *plane_strides(x),
+        weight.strides[0] if weight.shape[0] != 1 else depth,
+        int(_by_tap(weight)),
+        per_task,
+        panels_per_task,
+        format_of(x),
+        format_of(scale),
+        format_of(shift),
+        ACTIVATIONS.index(activation),
+        int(add_first),
+        format_of(residual),
+        format_of(out),
+    )
+    cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
+    scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + round_up(per_task, 16))
+    scratch += 384 * (cut + 32) + round_up(260 * product(window.kernel) + 4, 64)
+    tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)
+    symbol = f"infopt_conv_{SHORT[held]}_{SHORT[weight.dtype]}"
+    return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
+
+
+_LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
+_LAYOUTS |= {"bias": contiguous, "residual": contiguous}
+
+
+def _columns(t: TensorType) -> tuple[Size, ...] | None:
+    """Wanted strides for a kernel that reads neighbouring columns."""
+    fine = t.strides[-1] == 1 or t.shape[-1] == 1
+    return None if fine else contiguous_strides(t.shape)
+
+
+@conv_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS | {"x": _columns})
+def _conv_act(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    scale: Any,
+    shift: Any,
+    residual: Any,
+    *,
+    activation: str,
+    add_first: bool,
+    **attrs: Any,
+) -> Call:
+    names = (
+        "x",
+        "weight",
+        scale and "scale",
+        shift and "shift",
+        residual and "residual",
+    )
+    return convolution(
+        x,
+        weight,
+        cfg.out,
+        names,
+        window_of(weight, attrs),
+        target,
+        scale=scale,
+        shift=shift,
+        residual=residual,
+        activation=activation,
+        add_first=add_first,
+    )
+
+
+@aten_kernel(
+    "conv1d.default",
+    "conv2d.default",
+    "conv1d.padding",
+    "conv2d.padding",
+    legal=_plain_legal,
+    layouts=_LAYOUTS | {"input": _columns},
+)
+def _conv(
+    cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any, **attrs: Any
+) -> Call:
+    names = ("input", "weight", None, bias and "bias", None)
+    return convolution(x, weight, cfg.out, names, window_of(weight, attrs), target, shift=bias)
