@@ -276,6 +276,7 @@ class _Drawing:
     # ---- the whole -------------------------------------------------------------------------------
 
     def program(self) -> Program:
+        from tests.conformance.program_images import IMAGE_PARTS
         from tests.conformance.program_parts import PARTS
 
         for _ in range(self.pick((1, 1, 2, 2, 3))):
@@ -297,7 +298,7 @@ class _Drawing:
                 break
             table = self.pick(tables)
             if table is None:
-                self.pick(PARTS)(self)
+                self.pick((*PARTS, *IMAGE_PARTS))(self)
             else:
                 self.drawn(table)
         return self.finished()

@@ -81,6 +81,8 @@ POINTWISE = [
         F.threshold({0}, 0.1, -1.0)
         {0}.nan_to_num(0.0).clamp(-99, 99).to(<i>)
         {0}.nan_to_num(0.0).clamp(0, 99).to(torch.uint8)
+        {0}.view(torch.uint8)
+        {0}.view(torch.int16)
         torch.heaviside({0}, {0})
         {0}.frac()""",
     ),
@@ -324,7 +326,29 @@ VIEWS = [
         torch.stack([{0}, {0}], <d>)
         torch.stack([{0}, {0}], -1)
         torch.stack({0}.unbind(<d>), <e>)
-        torch.cat({0}.split(1, <d>), <e>)""",
+        torch.cat({0}.split(1, <d>), <e>)
+        torch.cat([{0}[..., 1:], {0}[..., :1]], -1)
+        {0}.swapaxes(0, -1)
+        {0}.view(-1, {0}.shape[-1])
+        F.dropout({0}, 0.1, False)
+        F.dropout({0}[..., 1:], 0.1, False)""",
+        1,
+    ),
+    # sizes that are computed
+    *forms(
+        "exact",
+        "fib",
+        """{0}[: {0}.shape[0] // 2]
+        {0}[{0}.shape[0] // 2 :]
+        {0}[: ({0}.shape[0] // 4) ** 2]
+        {0}[..., : {0}.shape[-1] // 3 + 1]
+        {0}[..., -({0}.shape[-1] // 2) :]
+        torch.split({0}, [1, {0}.shape[<d>] - 1], <d>)[1]
+        {0}.index_select(<d>, torch.arange({0}.shape[<d>] // 2))
+        {0}.new_zeros({0}.shape[0] // 2 + 1, {0}.shape[-1])
+        {0}.new_full(({0}.shape[-1],), 3)
+        torch.arange({0}.shape[<d>])
+        torch.arange({0}.shape[0])[:, None] >= torch.arange({0}.shape[-1])""",
         1,
     ),
     *forms("exact", "fib", "{0}.view({0}.shape)\n{0}.expand(3)\n{0}.reshape(1, 1)\n{0}.detach()"),
@@ -365,12 +389,18 @@ WRITES = [
         {0}.unsqueeze(0).sub_(1)
         {0}.diagonal(0, <d>, <e>).add_(5)
         {0}.flatten().add_(1)
-        {0}.narrow(<d>, 0, 1).neg_()""",
+        {0}.narrow(<d>, 0, 1).neg_()
+        {0}.clamp_min_(1)
+        {0}.cumsum_(<d>)
+        {0}.index_fill_(<d>, torch.tensor([0]), 3)
+        {0}[: {0}.shape[0] // 2].mul_(2)
+        {0}[..., {0}.shape[-1] // 2 :].sub_(1)""",
         1,
         True,
     ),
     *forms("exact", "fib", "{0}.zero_()\n{0}.fill_(1)\n{0}.copy_({0}.flip(0).clone())", 1, True),
     *forms("free", "f", "{0}.tanh_()\n{0}.sigmoid_()\n{0}.div_(3).sin_()", 1, True),
+    *forms("free", "f", "{0}.lerp_({0}.flip(0), 0.5)\n{0}.addcmul_({0}, {0})", 1, True),
     *forms("steep", "f", "{0}.masked_fill_({0} > 0.5, 0)\n{0}.floor_()\n{0}.round_()", 1, True),
 ]
 
