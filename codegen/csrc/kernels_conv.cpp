@@ -1,5 +1,7 @@
-// Exports: convolutions. Formats and activations are those of kernels_linear.cpp.
+// Exports: convolutions and poolings of images. Formats and activations are those of kernels_linear.cpp.
 #include "conv.h"
+#include "depthwise.h"
+#include "pool.h"
 
 using namespace infopt;
 
@@ -33,3 +35,40 @@ INFOPT_CONV(f32_f16, StepF32, f16)
 INFOPT_CONV(bf16_bf16, StepPairs, bf16)
 INFOPT_CONV(bf16_f32, StepPairs, float)
 #undef INFOPT_CONV
+
+// infopt_depthwise_<type>: the same for groups of one channel, with all numbers of infopt_conv.
+//   21 is unused, 22 is R, the output rows of one task
+//   tasks:    batch * groups * features * ceil(out height / R)
+//   scratch:  4 * round_up(V * L, 2) + 8 * kernel width + 4 * taps, where
+//             V = (R - 1) * stride height + (kernel height - 1) * dilation height + 1 and
+//             L = stride width * (round_up(out width, 16)
+//                 + ceil(((kernel width - 1) * dilation width + 1) / stride width))
+#define INFOPT_DEPTHWISE(name, T)                                                              \
+  INFOPT_EXPORT void infopt_depthwise_##name(const infopt_call *call, int64_t first, int64_t last) { \
+    depthwise<T>(call, first, last);                                                           \
+  }
+INFOPT_DEPTHWISE(f32, float)
+INFOPT_DEPTHWISE(bf16, bf16)
+INFOPT_DEPTHWISE(f16, f16)
+#undef INFOPT_DEPTHWISE
+
+// infopt_pool_<type>: the maximum (a NaN wins) or the average of every window.
+//   pointers: x, y
+//   numbers:  0 to 18 as infopt_conv's (groups are the channels; 2 and 3 are 1), 19 pooling
+//             (0 maximum, 1 average), 20 R, 21 1: an average counts padding, 22 its divisor or 0
+//   tasks:    batch * groups * ceil(out height / R)
+//   scratch:  as infopt_depthwise's, with 4 * round_up(out width, 16) instead of 4 * taps
+// infopt_adaptive_average_<type>: averages of out height x out width parts.
+//   pointers: x, y    numbers: 0 to 18 of the above    tasks: batch * groups    scratch: 0
+#define INFOPT_POOL(name, T)                                                                   \
+  INFOPT_EXPORT void infopt_pool_##name(const infopt_call *call, int64_t first, int64_t last) { \
+    pool_planes<T>(call, first, last);                                                         \
+  }                                                                                            \
+  INFOPT_EXPORT void infopt_adaptive_average_##name(const infopt_call *call, int64_t first,    \
+                                                    int64_t last) {                            \
+    adaptive_average<T>(call, first, last);                                                    \
+  }
+INFOPT_POOL(f32, float)
+INFOPT_POOL(bf16, bf16)
+INFOPT_POOL(f16, f16)
+#undef INFOPT_POOL

@@ -14,13 +14,20 @@ import torch.nn.functional as F
 from infopt.codegen.kernel import Call, Config, aten_kernel, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, ROW_FORMAT, activate
 from infopt.codegen.kernels.rows import FLOATS, SHORT, ceil_div, contiguous, is_positive, round_up
-from infopt.codegen.kernels.window import Window, plane_strides, window_of
+from infopt.codegen.kernels.window import (
+    Window,
+    neighbouring_columns,
+    plane,
+    plane_strides,
+    window_of,
+)
 from infopt.codegen.sizes import product, same
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
 _PANELS = 8  # of one task: with a cut of k they are half a second cache
+_SHARED_PLANE = 8  # features of one channel that a sliding window computes one by one
 _FEATURES = 96  # of one task at least, where there are as many: a panel should be worth making
 
 
@@ -157,7 +164,11 @@ def convolution(
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
     one_image = ceil_div(product(out.shape[2:]), 16)
     guess = panels if isinstance(panels, int) else one_image
-    per_task, panels_per_task = _task_shape(guess, features, groups, target.cores)
+    depthwise = groups > 1 and channels == 1 and features <= _SHARED_PLANE
+    if depthwise:
+        per_task, panels_per_task = features, window.rows_of_task(out)
+    else:
+        per_task, panels_per_task = _task_shape(guess, features, groups, target.cores)
 
     def format_of(t: TensorType | None) -> int:
         return ROW_FORMAT[t.dtype] if t is not None else 0
@@ -181,6 +192,11 @@ def convolution(
         format_of(residual),
         format_of(out),
     )
+    if depthwise:
+        scratch = window.staged_bytes(out, panels_per_task) + 4 * product(window.kernel)
+        tasks = product((x.shape[0], groups, features, ceil_div(plane(out)[0], panels_per_task)))
+        symbol = f"infopt_depthwise_{SHORT[x.dtype]}"
+        return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
     cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
     scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + round_up(per_task, 16))
     scratch += 384 * (cut + 32) + round_up(260 * product(window.kernel) + 4, 64)
@@ -193,13 +209,7 @@ _LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
 _LAYOUTS |= {"bias": contiguous, "residual": contiguous}
 
 
-def _columns(t: TensorType) -> tuple[Size, ...] | None:
-    """Wanted strides for a kernel that reads neighbouring columns."""
-    fine = t.strides[-1] == 1 or t.shape[-1] == 1
-    return None if fine else contiguous_strides(t.shape)
-
-
-@conv_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS | {"x": _columns})
+@conv_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS | {"x": neighbouring_columns})
 def _conv_act(
     cfg: Config,
     target: Target,
@@ -241,7 +251,7 @@ def _conv_act(
     "conv1d.padding",
     "conv2d.padding",
     legal=_plain_legal,
-    layouts=_LAYOUTS | {"input": _columns},
+    layouts=_LAYOUTS | {"input": neighbouring_columns},
 )
 def _conv(
     cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any, **attrs: Any

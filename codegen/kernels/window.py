@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infopt.compiler.types import Size, TensorType
+from infopt.codegen.kernels.rows import ceil_div, round_up
+from infopt.compiler.types import Size, TensorType, contiguous_strides
 
 Pair = tuple[int, int]
+_STAGED = 24576  # bytes of staged rows that leave room in the first cache
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,23 @@ class Window:
             *self.padding,
             *self.dilation,
         )
+
+    def rows_of_task(self, out: TensorType) -> int:
+        """Output rows of a task whose input is staged in scratch (csrc/plane_window.h)."""
+        height, width = plane(out)
+        if not isinstance(height, int) or not isinstance(width, int):
+            return 8
+        rows = height
+        while rows > 1 and self.staged_bytes(out, rows) > _STAGED:  # type: ignore[operator]
+            rows = (rows + 1) // 2
+        return rows
+
+    def staged_bytes(self, out: TensorType, rows: int) -> Size:
+        """Scratch for the input of `rows` output rows."""
+        span = (self.kernel[1] - 1) * self.dilation[1] + 1
+        width = (round_up(plane(out)[1], 16) + ceil_div(span, self.stride[1])) * self.stride[1]
+        seen = (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+        return 4 * round_up(seen * width, 2) + 8 * self.kernel[1]
 
 
 def pair(value: int | Sequence[int], rank: int, line: int) -> Pair:
@@ -58,6 +77,12 @@ def window_of(weight: TensorType, attrs: Mapping[str, Any]) -> Window:
 def plane(t: TensorType) -> tuple[Size, Size]:
     """(height, width) of an image, of a line height 1."""
     return (1, t.shape[-1]) if t.rank == 3 else (t.shape[-2], t.shape[-1])
+
+
+def neighbouring_columns(t: TensorType) -> tuple[Size, ...] | None:
+    """Wanted strides for a kernel that reads images row by row."""
+    fine = t.strides[-1] == 1 or t.shape[-1] == 1
+    return None if fine else contiguous_strides(t.shape)
 
 
 def plane_strides(t: TensorType) -> tuple[Size, Size, Size]:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 import infopt
 from infopt.codegen.build import find_compiler
+from infopt.codegen.kernels.conv import conv_act
 from infopt.codegen.load import lower_for, program
 from infopt.compiler.target import LEVELS, Target
+from infopt.compiler.testing import graph_of as build_graph
 from tests.codegen.traced import graph_of
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
@@ -28,6 +30,9 @@ IMAGES = {
     "far taps": (1, 4, 9, 30, 5, (5, 3), (3, 1), (2, 6), (2, 3), 1),
     "stride 3": (1, 5, 20, 20, 6, (2, 5), (3, 3), (1, 4), (1, 1), 1),
     "several cuts of k": (1, 250, 6, 6, 100, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "depthwise": (2, 5, 11, 70, 5, (3, 3), (1, 1), (1, 1), (1, 1), 5),
+    "depthwise, strided": (1, 3, 18, 37, 9, (5, 4), (2, 2), (2, 1), (2, 1), 3),
+    "depthwise, stride 3": (1, 3, 18, 37, 3, (3, 7), (1, 3), (0, 3), (1, 2), 3),
     "one pixel": (1, 6, 1, 1, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }
 
@@ -45,10 +50,10 @@ def convolution(window):
     return lambda x, w, b: F.conv2d(x, w, b, *window)
 
 
-def agrees(f, args, level=None, dynamic=False):
+def agrees(f, args, level=None, graph=None):
     """f on native code at a level is f in float64, rounded once."""
     target = Target.parse(f"cpu:{level}") if level else Target.detect()
-    lowered = lower_for(graph_of(f, args, dynamic), target)
+    lowered = lower_for(graph or graph_of(f, args), target)
     assert lowered.report.aten_nodes == 0, lowered.report
     with torch.no_grad():
         (found,) = program(lowered, threads=2)([a.clone() for a in args])
@@ -70,7 +75,7 @@ def test_images(name, dtype):
 @pytest.mark.parametrize("level", RUNNABLE)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 def test_levels(level, dtype):
-    for name in ("stem", "groups", "same", "far taps", "stride 3"):
+    for name in ("stem", "groups", "same", "far taps", "stride 3", "depthwise"):
         args, window = given_images(IMAGES[name], dtype)
         agrees(convolution(window), args, level)
 
@@ -114,6 +119,22 @@ def test_every_size_of_one_program():
         image = torch.randn(n, 3, h, width)
         with torch.no_grad():
             torch.testing.assert_close(made(image), net(image))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_epilogues(groups, dtype):
+    """scale, shift, residual before or after the activation; groups of one channel slide."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 4, 9, 35).to(dtype), torch.randn(8, 4 // groups, 3, 3).to(dtype) / 4
+    scale, shift = torch.rand(8) + 0.5, torch.randn(8)
+    residual = torch.randn(2, 8, 9, 35).to(dtype)
+    for first in (False, True):
+        more = {"activation": "silu", "add_first": first, "padding": (1, 1), "groups": groups}
+        args = (x, w, scale, shift, residual)
+        graph = build_graph(lambda o, *nodes: o.call(conv_act, *nodes, **more), args)  # noqa: B023
+        assert [n.op for n in graph.nodes()].count(conv_act) == 1
+        agrees(lambda *tensors: conv_act(*tensors, **more), args, graph=graph)  # noqa: B023
 
 
 def test_special_values_reach_only_their_windows():
