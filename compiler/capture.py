@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.trace import check_tensor
+from infopt.compiler.vmap import without_vmap
 
 aten = torch.ops.aten
 
@@ -37,6 +38,10 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), None)
     if mode is None:
         raise TraceDeclined("the program has no tensor inputs")
+    try:
+        module = without_vmap(module, mode)
+    except Exception as error:
+        raise _untraced(error) from error
     for node in module.graph.nodes:
         name = getattr(node.target, "__name__", "")
         if name == "_enter_autocast":
@@ -45,13 +50,15 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
             raise TraceDeclined(f"the program uses a function transform ({name})")
     try:
         return _traced(module, fakes, mode)
-    except TraceDeclined:
-        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise TraceDeclined(
-            f"torch could not trace it: {reason[0] if reason else error!r}"
-        ) from error
+        raise _untraced(error) from error
+
+
+def _untraced(error: Exception) -> TraceDeclined:
+    if isinstance(error, TraceDeclined):
+        return error
+    reason = str(error).strip().splitlines()
+    return TraceDeclined(f"torch could not trace it: {reason[0] if reason else error!r}")
 
 
 def _same_tensor(x: Any, p: float, train: bool) -> Any:

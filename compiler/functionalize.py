@@ -9,7 +9,7 @@ as_strided, writes through expand) raises TraceDeclined, and torch runs the prog
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -59,6 +59,7 @@ class Values:
     views: dict[fx.Node, View] = field(default_factory=dict)
     _seen: dict[fx.Node, tuple[int, Node]] = field(default_factory=dict)
     _alias: dict[int, int] = field(default_factory=dict)
+    _numbers: dict[sympy.Expr, Size] = field(default_factory=dict)
 
     def key(self, node: fx.Node) -> int | None:
         """Identity of the memory that an fx value lives in."""
@@ -84,7 +85,7 @@ class Values:
         if key is not None and key not in self.storages:
             self.storages[key] = Storage(node, value)
         version = self.storages[key].version if key is not None else 0
-        self._seen[node] = (version, self._with_ones(node, value))
+        self._seen[node] = (version, self._settled(node, value))
 
     def define_view(self, node: fx.Node, view: View) -> None:
         self.views[node] = view
@@ -105,24 +106,39 @@ class Values:
             raise TraceDeclined(f"{node.name} shares memory with a value that {by} writes to")
         else:
             raise TraceDeclined(f"{node.name} ({node.target}) is not a tensor value")
-        value = self._with_ones(node, value)
+        value = self._settled(node, value)
         self._seen[node] = (version, value)
         return value
 
-    def _with_ones(self, node: fx.Node, value: Node) -> Node:
-        """The value with 1 for every size that is 1 under the guards, although torch writes it as
-        an expression: who reads it may broadcast it, which is seen in its type.
+    def type_of(self, value: torch.Tensor) -> TensorType:
+        """The type of a traced value, with a number for every size that guards have fixed.
+
+        torch goes on to write such a size as an expression, say (s0//4)**2 where a guard says that
+        this is 1: whoever reads the value would not know that it is broadcast.
         """
-        sizes = node.meta["val"].shape
-        if not any(map(is_one, sizes)) or len(sizes) != value.tensor_type.rank:
-            return value
-        shape = [1 if is_one(s) else known for s, known in zip(sizes, value.shape, strict=True)]
-        if tuple(shape) == value.shape:
+        type = TensorType.of(value)
+        sizes = zip(value.shape, type.shape, strict=True)
+        return replace(type, shape=tuple(self._number(s, n) for s, n in sizes))
+
+    def _number(self, size: Any, known: Size) -> Size:
+        if isinstance(known, int | sympy.Symbol):
+            return known
+        found = self._numbers.get(known)
+        if found is None:
+            hint = size.node.hint
+            fixed = hint is not None and statically_known_true(size == hint)
+            found = self._numbers[known] = int(hint) if fixed else known
+        return found
+
+    def _settled(self, node: fx.Node, value: Node) -> Node:
+        """The value in the shape that `type_of` gives."""
+        self.type_of(node.meta["val"])
+        shape = tuple(n if isinstance(n, int) else self._numbers.get(n, n) for n in value.shape)
+        if shape == value.shape:
             return value
         op = from_overload(aten.view.default)
-        t = value.tensor_type
-        type = TensorType(tuple(shape), t.dtype, t.strides, t.device)
-        return self.o.node(op, *op.bind((value, shape), {}), type)
+        type = replace(value.tensor_type, shape=shape)
+        return self.o.node(op, *op.bind((value, list(shape)), {}), type)
 
     def write(self, node: fx.Node, value: Node, by: str) -> None:
         """`node` holds `value` from now on, and so does every view of its memory."""
@@ -142,13 +158,6 @@ class Values:
         storage.value = value
         storage.version += 1
         storage.written_by = by
-
-
-def is_one(size: Any) -> bool:
-    """Whether an expression over open sizes is always 1, as a guard of torch's says."""
-    if not isinstance(size, torch.SymInt) or size.node.hint != 1:
-        return False
-    return statically_known_true(size == 1)
 
 
 def storage_key(node: fx.Node) -> int | None:

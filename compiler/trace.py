@@ -271,7 +271,13 @@ class _Tracer:
             operands = [t.tensor_type for t in tensors if isinstance(t, Node)]
             if misses_strides(node.target, operands, type):
                 raise TraceDeclined(f"{node.target}: torch's rule for its strides is wrong here")
-        return self.o.node(op, tensors, tuple(attrs.items()), type)
+        attributes = tuple(attrs.items())
+        if isinstance(meta, torch.Tensor) and self.values.type_of(meta) != type:
+            try:  # the operands' types say a number where torch's still say an expression
+                return self.o.node(op, tensors, attributes)
+            except DependsOnSize:
+                pass
+        return self.o.node(op, tensors, attributes, type)
 
     def with_scalar(
         self, node: fx.Node, tensors: tuple, attrs: dict[str, Any], type: Type | None = None
@@ -396,7 +402,7 @@ class _Tracer:
                     outputs.append(self.inputs[written[key]] if very else self.values.read(item))
                 else:
                     outputs.append(self.values.read(item))
-                results.append(TensorType.of(item.meta["val"]))
+                results.append(self.values.type_of(item.meta["val"]))
                 if item.meta["val"].is_conj() or item.meta["val"].is_neg():
                     raise TraceDeclined(f"the result {item.name} is a lazily conjugated view")
             else:
