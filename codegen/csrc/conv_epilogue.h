@@ -5,23 +5,38 @@
 // all in f32. scale and shift are one value per feature: a bias, or a batch norm.
 #pragma once
 
+#include <type_traits>
+
 #include "conv_window.h"
 #include "epilogue.h"
 
 namespace infopt {
 
 struct ConvEpilogue {
-  Matrix scale, shift;     // one row of groups * features values, row formats
+  Matrix scale, shift;  // one row of groups * features values, row formats
   int64_t activation;
-  bool add_first;          // the residual is added before the activation
-  Matrix residual, y;      // contiguous [batch, groups * features, out_height, out_width]
+  bool add_first;       // the residual is added before the activation
+  Matrix residual, y;   // contiguous [batch, groups * features, out_height, out_width]
 };
 
-// 16 lanes of a feature's pixels; pixels of two images lie apart.
+// The factors of some features, as f32.
+template <int most> struct Affine {
+  float scale[most], shift[most];
+  Affine(const ConvEpilogue &e, int64_t feature, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) {
+      const int64_t n = least(16, count - i);
+      store(scale + i, e.scale.present() ? load_row(e.scale, 0, feature + i, n) : broadcast(1));
+      store(shift + i, e.shift.present() ? load_row(e.shift, 0, feature + i, n) : zero());
+    }
+  }
+};
+
+// Where the 16 pixels of a panel lie in a result; pixels of two images lie apart.
 struct PixelLanes {
   PixelRun runs[16];
-  int64_t count;   // of runs that lie apart, 1 for pixels of one image
-  int64_t lanes;
+  int64_t count;       // of runs that lie apart, 1 for pixels of one image
+  int64_t lanes;       // that exist
+  int64_t feature_stride;
 
   PixelLanes(const ConvShape &s, int64_t panel) : count(0), lanes(0) {
     PixelRun rows[16];
@@ -31,67 +46,89 @@ struct PixelLanes {
       if (count && runs[count - 1].image == rows[i].image) runs[count - 1].count += rows[i].count;
       else runs[count++] = rows[i];
     }
+    feature_stride = s.out_pixels();
   }
-  // Where a run's pixels lie in a contiguous result.
-  INFOPT_INLINE int64_t offset(const ConvShape &s, const PixelRun &run, int64_t feature) const {
-    return (run.image * s.groups * s.features + feature) * s.out_pixels() +
-           run.row * s.out_width + run.column;
+  bool whole() const { return count == 1 && lanes == 16; }
+  INFOPT_INLINE int64_t offset(const ConvShape &s, int64_t run, int64_t feature) const {
+    const PixelRun &r = runs[run];
+    return (r.image * s.groups * s.features + feature) * feature_stride + r.row * s.out_width +
+           r.column;
   }
 };
 
-template <class T>
-INFOPT_INLINE Vec load_pixels(const T *p, const ConvShape &s, const PixelLanes &at,
-                              int64_t feature) {
-  if (at.count == 1) return load_some(p + at.offset(s, at.runs[0], feature), at.lanes);
-  T lanes[16] = {};
-  for (int64_t i = 0; i < at.count; ++i)
-    memcpy(lanes + at.runs[i].lane, p + at.offset(s, at.runs[i], feature),
-           size_t(at.runs[i].count) * sizeof(T));
-  return load(lanes);
+// Rows `feature` to `feature` + n of a panel's pixels; `whole` is known of most panels.
+template <bool whole, class T>
+INFOPT_INLINE void add_pixels(const T *p, const ConvShape &s, const PixelLanes &at, int64_t feature,
+                              int64_t n, Vec *t) {
+  if (whole) {
+    p += at.offset(s, 0, feature);
+    for (int64_t i = 0; i < n; ++i) t[i] = t[i] + load(p + i * at.feature_stride);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    T lanes[16] = {};
+    for (int64_t r = 0; r < at.count; ++r)
+      memcpy(lanes + at.runs[r].lane, p + at.offset(s, r, feature + i),
+             size_t(at.runs[r].count) * sizeof(T));
+    t[i] = t[i] + load(lanes);
+  }
 }
-
-template <class T>
+template <bool whole, class T>
 INFOPT_INLINE void store_pixels(T *p, const ConvShape &s, const PixelLanes &at, int64_t feature,
-                                Vec v) {
-  if (at.count == 1) return store_some(p + at.offset(s, at.runs[0], feature), v, at.lanes);
-  T lanes[16];
-  store(lanes, v);
-  for (int64_t i = 0; i < at.count; ++i)
-    memcpy(p + at.offset(s, at.runs[i], feature), lanes + at.runs[i].lane,
-           size_t(at.runs[i].count) * sizeof(T));
+                                int64_t n, const Vec *t) {
+  if (whole) {
+    p += at.offset(s, 0, feature);
+    for (int64_t i = 0; i < n; ++i) store(p + i * at.feature_stride, t[i]);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    T lanes[16];
+    store(lanes, t[i]);
+    for (int64_t r = 0; r < at.count; ++r)
+      memcpy(p + at.offset(s, r, feature + i), lanes + at.runs[r].lane,
+             size_t(at.runs[r].count) * sizeof(T));
+  }
 }
 
-INFOPT_INLINE void add_pixels(const Matrix &m, const ConvShape &s, const PixelLanes &at,
-                              int64_t feature, int64_t rows, Vec *t) {
-  with_row_type(m.format, [&](auto *type) {
-    const auto *p = (decltype(type))m.data;
-    for (int64_t i = 0; i < rows; ++i) t[i] = t[i] + load_pixels(p, s, at, feature + i);
-  });
+// n <= 8 features of a panel, c[n][16]; residuals have y's type.
+template <bool whole, class T>
+INFOPT_INLINE void finish_features(const ConvShape &s, const ConvEpilogue &e, const PixelLanes &at,
+                                   const float *c, const float *scale, const float *shift,
+                                   int64_t feature, int64_t n) {
+  Vec t[8];
+  for (int64_t i = 0; i < n; ++i)
+    t[i] = fma(load(c + i * 16), broadcast(scale[i]), broadcast(shift[i]));
+  const T *residual = (const T *)e.residual.data;
+  if (e.add_first && residual) add_pixels<whole>(residual, s, at, feature, n, t);
+  if (e.activation == kRelu) {
+    for (int64_t i = 0; i < n; ++i) t[i] = relu(t[i]);
+  } else if (e.activation != kIdentity) {
+    activate(e.activation, t, n);
+  }
+  if (!e.add_first && residual) add_pixels<whole>(residual, s, at, feature, n, t);
+  store_pixels<whole>((T *)e.y.data, s, at, feature, n, t);
+}
+
+template <bool whole, class T>
+INFOPT_INLINE void finish_rows(const ConvShape &s, const ConvEpilogue &e, const PixelLanes &at,
+                               const float *c, const float *scale, const float *shift,
+                               int64_t feature, int64_t rows) {
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8)
+    finish_features<whole, T>(s, e, at, c + r * 16, scale + r, shift + r, feature + r, 8);
+  if (r < rows)
+    finish_features<whole, T>(s, e, at, c + r * 16, scale + r, shift + r, feature + r, rows - r);
 }
 
 // c[rows][16] of one panel, features from `feature` on (counted over all groups).
 inline void finish_conv(const ConvShape &s, const ConvEpilogue &e, const PixelLanes &at,
-                        const float *c, int64_t feature, int64_t rows) {
-  for (int64_t r = 0; r < rows; r += 16) {
-    const int64_t count = least(16, rows - r), f = feature + r;
-    Vec t[16];
-    float scale[16], shift[16];
-    if (e.scale.present()) store(scale, load_row(e.scale, 0, f, count));
-    store(shift, e.shift.present() ? load_row(e.shift, 0, f, count) : zero());
-    for (int64_t i = 0; i < count; ++i) {
-      const Vec v = load(c + (r + i) * 16);
-      const Vec moved = broadcast(shift[i]);
-      t[i] = e.scale.present() ? fma(v, broadcast(scale[i]), moved)
-                               : e.shift.present() ? v + moved : v;
-    }
-    if (e.add_first && e.residual.present()) add_pixels(e.residual, s, at, f, count, t);
-    if (e.activation != kIdentity) activate(e.activation, t, count);
-    if (!e.add_first && e.residual.present()) add_pixels(e.residual, s, at, f, count, t);
-    with_row_type(e.y.format, [&](auto *type) {
-      auto *p = (decltype(type))e.y.data;
-      for (int64_t i = 0; i < count; ++i) store_pixels(p, s, at, f + i, t[i]);
-    });
-  }
+                        const float *c, const float *scale, const float *shift, int64_t feature,
+                        int64_t rows) {
+  with_row_type(e.y.format, [&](auto *type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (at.whole()) finish_rows<true, T>(s, e, at, c, scale, shift, feature, rows);
+    else finish_rows<false, T>(s, e, at, c, scale, shift, feature, rows);
+  });
 }
 
 }  // namespace infopt

@@ -1,8 +1,8 @@
-// One panel of a convolution: 16 output pixels, and along k all channels times all taps.
+// Panels of a convolution: 16 output pixels each, and along k all channels times all taps.
 //
-// This is the matrix whose product with the weights is the convolution (im2col), made a panel and
-// a cut of k at a time, in the order in which the weights lie: by channel then tap for torch's
-// contiguous weights, by tap then channel for weights in channels_last.
+// This is the matrix whose product with the weights is the convolution (im2col), made for some
+// panels and a cut of k at a time, in the order in which the weights lie: by channel then tap for
+// torch's contiguous weights, by tap then channel for weights in channels_last.
 #pragma once
 
 #include "conv_window.h"
@@ -25,36 +25,117 @@ struct Walk {
   }
 };
 
-// Rows k to k + depth of a panel; x: the first channel of the group, in the first image.
-template <class X>
-inline void pack_taps(const ConvShape &s, const X *x, const TapTable &table, bool by_tap,
-                      int64_t k, int64_t depth, float *out) {
-  Walk at(s.channels, s.taps(), by_tap, k);
-  for (int64_t i = 0; i < depth; ++i, at.next()) {
-    const X *plane = x + at.channel * s.channel_stride;
-    const Piece *first = table.pieces + table.first[at.tap];
-    const Piece *end = table.pieces + table.first[at.tap + 1];
-    store(out + i * 16, read_lanes(plane, first, end, s.stride_width).widened());
+// What every tap of some neighbouring panels sees.
+struct PanelTaps {
+  static constexpr int64_t kMost = 16;  // panels
+  char *tables;                         // one TapTable per panel
+  Piece *single;                        // [tap][panel], where no tap of any panel has two pieces
+  int64_t taps, count;
+  bool all_single;
+
+  static INFOPT_INLINE int64_t bytes(int64_t taps, int64_t panels) {
+    return panels * (TapTable::bytes(taps) + taps * int64_t(sizeof(Piece)));
+  }
+  PanelTaps(void *memory, int64_t taps, int64_t panels)
+      : tables((char *)memory), single((Piece *)(tables + panels * TapTable::bytes(taps))),
+        taps(taps), count(0), all_single(false) {}
+
+  TapTable table(int64_t panel) const {
+    return TapTable(tables + panel * TapTable::bytes(taps), taps);
+  }
+
+  void find(const ConvShape &s, int64_t first_panel, int64_t panels) {
+    count = panels;
+    all_single = true;
+    for (int64_t p = 0; p < count; ++p) {
+      const TapTable t = table(p);
+      find_taps(s, first_panel + p, t);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int32_t pieces = t.first[tap + 1] - t.first[tap];
+        all_single = all_single && pieces <= 1;
+        single[tap * count + p] = pieces ? t.pieces[t.first[tap]] : Piece{0, 0, 0};
+      }
+    }
+  }
+};
+
+// One row of k of all panels; k counts from the beginning of the cut.
+template <int step, class X>
+INFOPT_INLINE void pack_row(const PanelTaps &at, const X *plane, int64_t tap, int64_t stride,
+                            float *out, int64_t panel_stride) {
+  if (at.all_single) {
+    const Piece *piece = at.single + tap * at.count;
+    for (int64_t p = 0; p < at.count; ++p)
+      store(out + p * panel_stride, read_lanes<step>(plane, piece + p, piece + p + 1, stride).widened());
+    return;
+  }
+  for (int64_t p = 0; p < at.count; ++p) {
+    const TapTable t = at.table(p);
+    const Piece *first = t.pieces + t.first[tap], *end = t.pieces + t.first[tap + 1];
+    store(out + p * panel_stride, read_lanes<step>(plane, first, end, stride).widened());
   }
 }
 
-template <class X>
-inline void pack_taps(const ConvShape &s, const X *x, const TapTable &table, bool by_tap,
-                      int64_t k, int64_t depth, bf16 *out) {
-  Walk at(s.channels, s.taps(), by_tap, k);
-  auto next = [&]() __attribute__((always_inline)) {
-    const X *plane = x + at.channel * s.channel_stride;
-    const Piece *first = table.pieces + table.first[at.tap];
-    const Piece *end = table.pieces + table.first[at.tap + 1];
-    at.next();
-    return read_lanes(plane, first, end, s.stride_width);
-  };
-  int64_t i = 0;
-  for (; i + 2 <= depth; i += 2) {
-    const Sixteen<X> even = next(), odd = next();
-    store_pairs(out + i * 16, pairs_of(even, odd));
+// Two neighbouring rows of k, as pairs.
+template <int step, class X>
+INFOPT_INLINE void pack_pair(const PanelTaps &at, const X *plane0, int64_t tap0, const X *plane1,
+                             int64_t tap1, int64_t stride, bf16 *out, int64_t panel_stride) {
+  if (at.all_single) {
+    const Piece *even = at.single + tap0 * at.count, *odd = at.single + tap1 * at.count;
+    for (int64_t p = 0; p < at.count; ++p)
+      store_pairs(out + p * panel_stride,
+                  pairs_of(read_lanes<step>(plane0, even + p, even + p + 1, stride),
+                           read_lanes<step>(plane1, odd + p, odd + p + 1, stride)));
+    return;
   }
-  if (i < depth) store_pairs(out + i * 16, to_pairs(next().widened(), zero()));
+  for (int64_t p = 0; p < at.count; ++p) {
+    const TapTable t = at.table(p);
+    const Sixteen<X> even = read_lanes<step>(plane0, t.pieces + t.first[tap0],
+                                             t.pieces + t.first[tap0 + 1], stride);
+    const Sixteen<X> odd = read_lanes<step>(plane1, t.pieces + t.first[tap1],
+                                            t.pieces + t.first[tap1 + 1], stride);
+    store_pairs(out + p * panel_stride, pairs_of(even, odd));
+  }
+}
+
+// Rows k to k + depth of the panels; x: the first channel of the group, in the first image.
+template <int step, class X>
+inline void pack_steps(const ConvShape &s, const X *x, const PanelTaps &at, bool by_tap, int64_t k,
+                       int64_t depth, float *out, int64_t panel_stride) {
+  Walk walk(s.channels, s.taps(), by_tap, k);
+  for (int64_t i = 0; i < depth; ++i, walk.next())
+    pack_row<step>(at, x + walk.channel * s.channel_stride, walk.tap, s.stride_width, out + i * 16,
+                   panel_stride);
+}
+
+template <int step, class X>
+inline void pack_steps(const ConvShape &s, const X *x, const PanelTaps &at, bool by_tap, int64_t k,
+                       int64_t depth, bf16 *out, int64_t panel_stride) {
+  Walk walk(s.channels, s.taps(), by_tap, k);
+  int64_t i = 0;
+  for (; i + 2 <= depth; i += 2, walk.next()) {
+    const Walk even = walk;
+    walk.next();
+    pack_pair<step>(at, x + even.channel * s.channel_stride, even.tap,
+                    x + walk.channel * s.channel_stride, walk.tap, s.stride_width, out + i * 16,
+                    panel_stride);
+  }
+  if (i == depth) return;
+  for (int64_t p = 0; p < at.count; ++p) {
+    const TapTable t = at.table(p);
+    const Piece *first = t.pieces + t.first[walk.tap], *end = t.pieces + t.first[walk.tap + 1];
+    const X *plane = x + walk.channel * s.channel_stride;
+    const Vec even = read_lanes<step>(plane, first, end, s.stride_width).widened();
+    store_pairs(out + i * 16 + p * panel_stride, to_pairs(even, zero()));
+  }
+}
+
+template <class X, class Panel>
+inline void pack_taps(const ConvShape &s, const X *x, const PanelTaps &at, bool by_tap, int64_t k,
+                      int64_t depth, Panel *out, int64_t panel_stride) {
+  if (s.stride_width == 1) pack_steps<1>(s, x, at, by_tap, k, depth, out, panel_stride);
+  else if (s.stride_width == 2) pack_steps<2>(s, x, at, by_tap, k, depth, out, panel_stride);
+  else pack_steps<0>(s, x, at, by_tap, k, depth, out, panel_stride);
 }
 
 }  // namespace infopt

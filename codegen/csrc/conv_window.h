@@ -40,6 +40,8 @@ INFOPT_INLINE uint32_t spread_bits(uint32_t x) {
 struct TapTable {
   Piece *pieces;
   int32_t *first;
+  // Bytes of one table, a multiple of 64.
+  static INFOPT_INLINE int64_t bytes(int64_t taps) { return round_up(taps * 260 + 4, 64); }
   TapTable(void *memory, int64_t taps)
       : pieces((Piece *)memory), first((int32_t *)((Piece *)memory + taps * 16)) {}
 };
@@ -62,9 +64,32 @@ INFOPT_INLINE int64_t pixel_runs(const ConvShape &s, int64_t panel, PixelRun *ru
   return found;
 }
 
+// All taps of a window that lies inside of the image, seen by 16 pixels of one row.
+INFOPT_INLINE void find_inner_taps(const ConvShape &s, const PixelRun &run, int64_t row,
+                                   int64_t column, const TapTable &table) {
+  const int64_t corner = run.image * s.image_stride + row * s.row_stride + column;
+  int32_t tap = 0;
+  for (int64_t kh = 0; kh < s.kernel_height; ++kh)
+    for (int64_t kw = 0; kw < s.kernel_width; ++kw, ++tap) {
+      table.first[tap] = tap;
+      table.pieces[tap] = {
+          corner + kh * s.dilation_height * s.row_stride + kw * s.dilation_width, 0xffff,
+          0x55555555};
+    }
+  table.first[tap] = tap;
+}
+
 inline void find_taps(const ConvShape &s, int64_t panel, const TapTable &table) {
   PixelRun runs[16];
   const int64_t count = pixel_runs(s, panel, runs);
+  if (count == 1 && runs[0].count == 16) {
+    const int64_t row = runs[0].row * s.stride_height - s.pad_top;
+    const int64_t column = runs[0].column * s.stride_width - s.pad_left;
+    const int64_t bottom = row + (s.kernel_height - 1) * s.dilation_height;
+    const int64_t right = column + 15 * s.stride_width + (s.kernel_width - 1) * s.dilation_width;
+    if (row >= 0 && bottom < s.height && column >= 0 && right < s.width)
+      return find_inner_taps(s, runs[0], row, column, table);
+  }
   int32_t used = 0;
   for (int64_t kh = 0, tap = 0; kh < s.kernel_height; ++kh) {
     for (int64_t kw = 0; kw < s.kernel_width; ++kw, ++tap) {
@@ -154,15 +179,16 @@ template <> INFOPT_INLINE Vec Sixteen<float>::widened() const {
 template <> INFOPT_INLINE Vec Sixteen<bf16>::widened() const { return {widen_bf16(raw.v)}; }
 template <> INFOPT_INLINE Vec Sixteen<f16>::widened() const { return {_mm512_cvtph_ps(raw.v)}; }
 
-template <class T>
+// known: the step between lanes if it is 1 or 2, else 0.
+template <int known, class T>
 INFOPT_INLINE Sixteen<T> read_lanes(const T *plane, const Piece *piece, const Piece *end,
                                     int64_t step) {
   using Integer = typename Bits<T>::type;
   Raw16<sizeof(T)> v = no_lanes((const Integer *)plane);
-  if (step == 1) {
+  if (known == 1) {
     for (; piece < end; ++piece)
       v = neighbours(v, (const Integer *)plane + piece->base, piece->lanes);
-  } else if (step == 2) {
+  } else if (known == 2) {
     for (; piece < end; ++piece)
       v = every_second(v, (const Integer *)plane + piece->base, *piece);
   } else {
@@ -186,11 +212,11 @@ template <class T> struct Sixteen {
   INFOPT_INLINE Vec widened() const { return load(raw); }
 };
 
-template <class T>
+template <int known, class T>
 INFOPT_INLINE Sixteen<T> read_lanes(const T *plane, const Piece *piece, const Piece *end,
                                     int64_t step) {
   Sixteen<T> v = {};
-  read_lanes_one_by_one(plane, piece, end, step, v.raw);
+  read_lanes_one_by_one(plane, piece, end, known ? known : step, v.raw);
   return v;
 }
 

@@ -14,9 +14,7 @@ template <class W> INFOPT_INLINE void feature_weights(const W *w, int64_t taps, 
 // t[count] from `column` of an output row on: scale, shift, activation, residual, as finish_conv.
 INFOPT_INLINE void finish_plane(const ConvShape &s, const ConvEpilogue &e, float scale, float shift,
                                 int64_t row_start, int64_t column, int64_t count, Vec *t) {
-  for (int64_t u = 0; u < count; ++u)
-    t[u] = e.scale.present() ? fma(t[u], broadcast(scale), broadcast(shift))
-                             : e.shift.present() ? t[u] + broadcast(shift) : t[u];
+  for (int64_t u = 0; u < count; ++u) t[u] = fma(t[u], broadcast(scale), broadcast(shift));
   auto add = [&]() __attribute__((always_inline)) {
     with_row_type(e.residual.format, [&](auto *type) {
       const auto *p = (decltype(type))e.residual.data + row_start;
@@ -60,15 +58,11 @@ template <class T> void depthwise(const infopt_call *call, int64_t first, int64_
       plane_staged = plane * blocks + block;
     }
     feature_weights((const T *)c.w + feature * c.weight_stride, s.taps(), weights);
-    float scale = 0, shift = 0, lanes[16];
-    if (c.epilogue.scale.present())
-      store(lanes, load_row(c.epilogue.scale, 0, feature, 1)), scale = lanes[0];
-    if (c.epilogue.shift.present())
-      store(lanes, load_row(c.epilogue.shift, 0, feature, 1)), shift = lanes[0];
+    const Affine<16> affine(c.epilogue, feature, 1);
     const int64_t out_plane = (image * features + feature) * s.out_pixels();
     slide_rows(s, staged, row, rows, WeightedSum{weights},
                [&](int64_t r, int64_t column, int64_t count, Vec *t) __attribute__((always_inline)) {
-                 finish_plane(s, c.epilogue, scale, shift, out_plane + r * s.out_width, column,
+                 finish_plane(s, c.epilogue, affine.scale[0], affine.shift[0], out_plane + r * s.out_width, column,
                               count, t);
                });
   }

@@ -159,7 +159,8 @@ def convolution(
     """The call of a convolution; names: parameters of x, weight, scale, shift, residual."""
     groups = window.groups
     features, channels = weight.shape[0] // groups, weight.shape[1]  # type: ignore[operator]
-    depth = product((channels, *weight.shape[2:]))
+    taps = product(window.kernel)
+    depth = channels * taps
     held = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
     one_image = ceil_div(product(out.shape[2:]), 16)
@@ -189,7 +190,6 @@ def convolution(
         format_of(shift),
         ACTIVATIONS.index(activation),
         int(add_first),
-        format_of(residual),
         format_of(out),
     )
     if depthwise:
@@ -199,7 +199,7 @@ def convolution(
         return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
     cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
     scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + round_up(per_task, 16))
-    scratch += 384 * (cut + 32) + round_up(260 * product(window.kernel) + 4, 64)
+    scratch += 384 * (cut + 32) + panels_per_task * (round_up(260 * taps + 4, 64) + 16 * taps)
     tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)
     symbol = f"infopt_conv_{SHORT[held]}_{SHORT[weight.dtype]}"
     return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
