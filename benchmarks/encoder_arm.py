@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Call, arm
+from benchmarks.arm import Call
+from benchmarks.arms import arm
 from benchmarks.process import serve
 from benchmarks.workloads import workloads
 from infopt.models.agreement import relative_error

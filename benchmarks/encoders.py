@@ -16,14 +16,15 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.arms import ARMS, Arm
+from benchmarks.arm import Arm
+from benchmarks.arms import ARMS
 from benchmarks.limits import Limits, measure
 from benchmarks.process import Child, ChildFailed
 from benchmarks.report import spread, wide_console, write_json
 from benchmarks.workloads import Workload, workloads
 
 TURN_SECONDS = 0.25
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def main(arguments: list[str]) -> int:

@@ -103,6 +103,22 @@ static double bf16_work(int) {
 }
 #endif
 
+#ifdef __AVX512VNNI__
+static double int8_work(int) {
+  __m512i b = _mm512_set1_epi8(1), c = _mm512_set1_epi8(2);
+#define DECLARE_INT(i) __m512i a##i = _mm512_setzero_si512();
+#define STEP_INT(i) a##i = _mm512_dpbusd_epi32(a##i, b, c); asm volatile("" : "+v"(a##i));
+#define TAKE_INT(i) sink = float(_mm512_reduce_add_epi32(a##i));
+  EACH(DECLARE_INT)
+  const long rounds = 400000;
+  for (long r = 0; r < rounds; r++) {
+    EACH(STEP_INT)
+  }
+  EACH(TAKE_INT)
+  return 8.0 * rounds * kAccumulators * 16;
+}
+#endif
+
 #ifdef __AMX_BF16__
 struct __attribute__((packed)) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -161,7 +177,12 @@ int main(int, char **arguments) {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) bf16 = best_rate(threads, amx_work);
 #endif
-  printf("{\"fp32\": %g, \"bf16\": %g, \"read\": {", best_rate(threads, fma_work), bf16);
+  double int8 = 0;
+#ifdef __AVX512VNNI__
+  int8 = best_rate(threads, int8_work);
+#endif
+  printf("{\"fp32\": %g, \"bf16\": %g, \"int8\": %g, \"read\": {", best_rate(threads, fma_work), bf16,
+         int8);
   const size_t sizes[] = {16, 64, 256, 512};
   for (size_t s : sizes) printf("%s\"%zu\": %g", s == sizes[0] ? "" : ", ", s, read_rate(threads, s));
   printf("}}\n");

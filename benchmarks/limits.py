@@ -49,8 +49,8 @@ def measure(threads: int) -> Limits:
         flags = ["-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-pthread"]
         subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
         found = json.loads(subprocess.check_output([program, str(threads)]))
-    # without bf16 instructions bf16 runs through fp32
-    peak = {"fp32": found["fp32"], "bf16": found["bf16"] or found["fp32"]}
+    # without instructions of their own bf16 and int8 run through fp32
+    peak = {name: found[name] or found["fp32"] for name in ("fp32", "bf16", "int8")}
     return Limits(peak, {int(k): v for k, v in found["read"].items()}, "C++ program")
 
 
@@ -60,6 +60,7 @@ def _by_torch(threads: int) -> Limits:
         name: _matmul_rate(dtype)
         for name, dtype in (("fp32", torch.float), ("bf16", torch.bfloat16))
     }
+    peak["int8"] = peak["fp32"]
     return Limits(peak, {size: _sum_rate(size) for size in (64, 512)}, "torch matmul and sum")
 
 

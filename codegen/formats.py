@@ -83,6 +83,13 @@ class Integers:
         halves = torch.stack((blocks & 15, blocks >> 4), -2)
         return (halves.reshape(values.shape[0], -1)[:, :k].to(torch.int16) - 8).to(torch.int8)
 
+    def sums(self, values: torch.Tensor, scales: torch.Tensor, k: int) -> torch.Tensor:
+        """f32 [N], the sum of each row: of its integers (whole numbers, exact) where a row has one
+        factor, else of the matrix that is stored."""
+        if not self.group:
+            return self.integers(values, k).sum(-1, dtype=torch.int32).float()
+        return self.decode(values, scales, k).sum(-1)
+
     def decode(self, values: torch.Tensor, scales: torch.Tensor, k: int) -> torch.Tensor:
         """The f32 matrix [N, k] that is stored."""
         integers = self.integers(values, k).float()

@@ -70,7 +70,12 @@ def _build(
     start = time.perf_counter()
     passes = options.passes
     if passes is None:
-        passes = tuple(default_passes(compute=options.compute))
+        passes = default_passes(
+            compute=options.compute,
+            weights=options.weights,
+            activations=options.activations,
+            budget=options.budget,
+        )
     ctx = PassContext(target, tuple(samples), report, settings)
     original = graph
     graph = Pipeline(passes).run(original, ctx)

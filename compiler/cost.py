@@ -87,6 +87,11 @@ def graph_seconds(graph: Graph, target: Target) -> float:
 
 def compute_dtype(node: Node) -> torch.dtype:
     """The dtype a node calculates in, as far as its types tell."""
+    if node.op.name.startswith("narrow_"):
+        return torch.bfloat16
+    given = dict(node.attrs).get("activations")  # of a quantized linear layer
+    if given in ("int8", "bf16"):
+        return torch.int8 if given == "int8" else torch.bfloat16
     for value in (*node.inputs, node):
         for t in _types(value):
             if t.is_float:
@@ -142,7 +147,15 @@ def _arg(node: Node, index: int) -> TensorType:
     return value.tensor_type
 
 
-@flops_of("aten.linear.default", "linear_act", "gated_linear")
+@flops_of("quantized_linear", "quantized_gated_linear")
+def _quantized(node: Node) -> Size:
+    products = 2 if node.op.name == "quantized_gated_linear" else 1
+    return 2 * products * node.tensor_type.numel * _arg(node, 0).shape[-1]
+
+
+@flops_of(
+    *("aten.linear.default", "linear_act", "gated_linear", "narrow_linear", "narrow_gated_linear")
+)
 def _linear(node: Node) -> Size:
     """Every weight takes part in one multiply-add for each row of x."""
     x = _arg(node, 0)
@@ -152,7 +165,7 @@ def _linear(node: Node) -> Size:
     total: Size = 0
     for source in list(dict.fromkeys(node.inputs))[1:]:
         t = source.tensor_type
-        if t.rank == 2 and (node.op.name == "gated_linear" or source is node.args[1]):
+        if t.rank == 2 and (node.op.name.endswith("gated_linear") or source is node.args[1]):
             total = total + 2 * rows * t.numel
     return total
 

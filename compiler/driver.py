@@ -78,6 +78,8 @@ def _compile(
     exported = export(model, args, kwargs, dynamic_shapes, Leaf)
     report.phases["trace"] = time.perf_counter() - start
     samples = [exported.sample(args, kwargs)] if args or kwargs else []
+    if options.budget is not None:
+        samples += [exported.sample(given, {}) for given in options.budget.samples]
     built = build(exported.graph, options, target, report, samples)
     refuse_fallbacks(options, report)
     return Compiled(exported, built, (args, kwargs))

@@ -26,6 +26,7 @@ from infopt.compiler.errors import (
     InfoptError,
     TraceDeclined,
 )
+from infopt.compiler.frozen import Freezing
 from infopt.compiler.graph import Graph
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
@@ -119,6 +120,9 @@ def _compile(
     report.phases["trace"] = time.perf_counter() - start
     order = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor)]
     order += [i for i, v in enumerate(inputs) if not isinstance(v, torch.Tensor)]
+    freezing = Freezing.find(module, graph, order, inputs) if options.quantizes else None
+    if freezing is not None:
+        graph, order = freezing.apply(inputs)
     samples = [tuple(_detached(inputs[i]) for i in order)]
     built = build(graph, options, Target.detect(), report, samples)
     entry.graph = built.graph
@@ -127,7 +131,8 @@ def _compile(
     counters["infopt"]["aten_nodes"] += report.aten_nodes
     _trace_artifacts(built.graph, report)
     random = any(node.serial for node in built.graph.nodes())
-    return Compiled(built.program, order, module.forward, report, random)
+    compiled = Compiled(built.program, order, module.forward, report, random)
+    return compiled if freezing is None else _Quantized(compiled, freezing, options, inputs)
 
 
 def refuse_fallbacks(options: Options, report: Report) -> None:
@@ -171,6 +176,28 @@ class Compiled:
         if seed is not None:
             torch.set_rng_state(seed)
         return self.fallback(*args)
+
+
+class _Quantized:
+    """A program that holds weights in another format: made again when a call brings others."""
+
+    def __init__(
+        self, compiled: Compiled, freezing: Freezing, options: Options, args: Sequence[Any]
+    ) -> None:
+        self.compiled, self.freezing, self.options = compiled, freezing, options
+        self.state = freezing.state(args)
+
+    def __call__(self, *args: Any) -> Any:
+        state = self.freezing.state(args)
+        if state != self.state:
+            log.info("weights were changed: they are quantized again")
+            graph, _ = self.freezing.apply(args)
+            with torch_threads():
+                self.compiled.program = build(
+                    graph, self.options, Target.detect(), Report()
+                ).program
+            self.state = state
+        return self.compiled(*args)
 
 
 def _always(error: Exception) -> Callable[[Any], Any]:

@@ -54,3 +54,11 @@ class BadOption(InfoptError, ValueError):
 
 class FallbackRefused(InfoptError):
     """strict=True, and some part could only run as torch runs it."""
+
+
+class UnreachableBudget(InfoptError):
+    """No choice of formats keeps the error and the memory that the user allows."""
+
+
+class MissingLibrary(InfoptError):
+    """A library that an option needs is not installed; the message says how to install it."""

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.named import named_pass
+from infopt.passes.quantize_weights import Formats, weight_formats
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -18,6 +20,10 @@ class Options:
     """What a user may ask for.
 
     compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
+    weights    None, or the format that constant weights of linear layers are stored in: "int8",
+               "int4-g32" and others (codegen/formats.py), or a dict of patterns of their names to
+               formats, {"lm_head*": "none", "*": "int4-g128"}; the first that matches counts
+    activations  None, or "int8": what such layers read is rounded to bytes, row by row
     passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
                infopt.default_passes()
     tune       how much measuring may choose kernels: 0 none, 1 quick, 2 thorough. So far a kernel
@@ -26,23 +32,42 @@ class Options:
     threads    how many threads a call may use, None for torch.get_num_threads()
     max_error  the largest end-to-end relative error (RMS, on the example inputs) that lossy choices
                may add; beyond it ContractBroken is raised. None: only each pass's own contract
+    objective  None, or what to make least within max_error by choosing each layer's format:
+               "latency", "memory" or "size" (compiler/budget.py)
+    max_memory bytes that weights may occupy, for an objective
+    budget     the same as an object, infopt.Budget, with samples, a metric and formats of your own
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
     """
 
     compute: str | None = None
+    weights: Formats | str | Mapping[str, str] | None = None
+    activations: str | None = None
     passes: tuple[Pass, ...] | None = None
     tune: int = 0
     strict: bool = False
     threads: int | None = None
     max_error: float | None = None
+    objective: str | None = None
+    max_memory: int | None = None
+    budget: Budget | None = None
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         if self.compute not in (None, "bf16"):
             raise BadOption(f"compute: expected None or 'bf16', found {self.compute!r}")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", weight_formats(self.weights))
+        if self.activations not in (None, "int8"):
+            raise BadOption(f"activations: expected None or 'int8', found {self.activations!r}")
+        if self.activations is not None and self.weights is None:
+            raise BadOption(
+                "activations='int8' is for layers whose weights are stored in few bits: "
+                "give weights too, such as weights='int8'"
+            )
         if self.passes is not None:
+            self._refuse_beside_passes("compute", "weights", "activations")
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
@@ -59,6 +84,40 @@ class Options:
         ):
             raise BadOption(
                 f"max_error: expected a number in [0, 1) or None, found {self.max_error!r}"
+            )
+
+        object.__setattr__(self, "budget", self._checked_budget())
+
+    @property
+    def quantizes(self) -> bool:
+        """True where weights may be stored in another format."""
+        return self.weights is not None or self.budget is not None
+
+    def _checked_budget(self) -> Budget | None:
+        """`budget`, or what objective, max_error and max_memory make one."""
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise BadOption(f"budget: expected an infopt.Budget, found {self.budget!r}")
+        if self.objective is None and self.max_memory is not None:
+            raise BadOption("max_memory is the limit of a budget: give an objective too")
+        if self.objective is not None:
+            if self.budget is not None or self.max_error is None:
+                raise BadOption("objective needs max_error, and replaces budget")
+            made: Budget | None = Budget(self.max_error, self.objective, self.max_memory)
+        else:
+            made = self.budget
+        if made is not None:
+            if self.weights is not None:
+                raise BadOption("weights names formats and a budget chooses them: give one")
+            if self.passes is not None:
+                raise BadOption("passes lists passes and a budget adds one: give one of the two")
+        return made
+
+    def _refuse_beside_passes(self, *names: str) -> None:
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
+            raise BadOption(
+                f"{', '.join(given)} chooses passes, and passes lists them: give one of the two, "
+                f"or passes=infopt.default_passes(..., {given[0]}={getattr(self, given[0])!r})"
             )
 
     @classmethod

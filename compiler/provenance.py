@@ -19,6 +19,9 @@ from infopt.runtime.manifest import WeightsEntry
 from infopt.runtime.plan import Plan
 from infopt.runtime.swap import PLAN, is_read, weight_type
 
+# What passes make of weights in these dtypes is data: no rewrite looks at it.
+_STORED = (torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -58,7 +61,7 @@ def provenance(exported: Exported, graph: Graph, derived: Mapping[str, Node]) ->
     held = {
         names[c]
         for node in derived.values()
-        if is_read(node.dtype, node.tensor_type.numel)
+        if is_read(node.dtype, node.tensor_type.numel) and node.dtype not in _STORED
         for c in _constants(node)
         if c in names
     }

@@ -82,6 +82,23 @@ class Step:
         return diff(self.before, self.after)
 
 
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One point of the trade between error and cost: all layers' formats together.
+
+    predicted_error  of the results, relative; measured_error: the same end to end, where checked
+    seconds          of the layers in one call, None where the objective is not time
+    bytes            of their weights
+    formats          how many layers have each format
+    """
+
+    predicted_error: float
+    measured_error: float | None
+    seconds: float | None
+    bytes: int
+    formats: dict[str, int]
+
+
 @dataclass
 class Report:
     """Everything infopt decided about one program.
@@ -92,6 +109,7 @@ class Report:
     memory      bytes: weights, arena at the sizes seen, and what else the plan knows
     phases      seconds of trace, passes, lower, build
     times       kernel -> seconds of one call, after Compiled.profile
+    frontier    what other error budgets would buy; one point, the chosen one, has a measured error
     machine, graph, history
                 the target, the final graph, and what each pass that changed something did; for
                 pages and diffs, no part of the JSON
@@ -108,6 +126,7 @@ class Report:
     target: str = ""
     notes: list[str] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    frontier: list[FrontierPoint] = field(default_factory=list)
     machine: Target | None = field(default=None, repr=False, compare=False)
     graph: Graph | None = field(default=None, repr=False, compare=False)
     history: list[Step] = field(default_factory=list, repr=False, compare=False)
@@ -129,6 +148,7 @@ class Report:
         plain = [f.name for f in fields(self) if f.compare]
         data = {name: getattr(self, name) for name in plain}
         data["passes"] = [entry.to_json() for entry in self.passes]
+        data["frontier"] = [asdict(point) for point in self.frontier]
         data["native_share"] = self.native_share
         return data
 
@@ -151,6 +171,8 @@ class Report:
             lines.append(f"  torch runs {op}: {reason}")
         for entry in self.passes:
             lines.append(pass_line(entry))
+        if self.frontier:
+            lines += frontier_lines(self.frontier)
         for name, count in sorted(self.memory.items()):
             lines.append(f"memory {name}: {count / 2**20:.1f} MiB")
         if self.phases:
@@ -170,6 +192,19 @@ def pass_line(entry: PassReport) -> str:
     return line + (f"  error {entry.error}" if entry.error else "")
 
 
+def frontier_lines(points: list[FrontierPoint]) -> list[str]:
+    """The trade between error and cost as a table; the chosen point is marked."""
+    lines = ["error budget, predicted; > is the chosen point with its measured error"]
+    for p in points:
+        mark = " " if p.measured_error is None else ">"
+        found = "" if p.measured_error is None else f" (measured {p.measured_error:.2e})"
+        time = "" if p.seconds is None else f" {p.seconds * 1e3:9.3f} ms"
+        formats = ", ".join(f"{count} {name}" for name, count in sorted(p.formats.items()))
+        size = f"{p.bytes / 2**20:8.1f} MiB"
+        lines.append(f"{mark} error {p.predicted_error:.2e}{found}{time} {size}: {formats}")
+    return lines
+
+
 def measured_text(entry: PassReport) -> str:
     """The measured gain with its noise."""
     return f"{(entry.measured or 0.0) * 1e6:.2f} us +- {(entry.noise or 0.0) * 1e6:.2f} us"
@@ -184,7 +219,8 @@ def explanation(entry: PassReport) -> str:
         lines.append(f"  measured gain {measured_text(entry)}")
     for site in entry.sites:
         gain = "" if site.gain is None else f", gain {site.gain * 1e6:.2f} us"
-        verdict = f"applied{gain}" if site.applied else f"declined{gain}: {site.reason}"
+        reason = f": {site.reason}" if site.reason else ""
+        verdict = f"{'applied' if site.applied else 'declined'}{gain}{reason}"
         lines.append(f"  {site.where}: {verdict}")
     if not entry.sites:
         lines.append("  found nothing to do")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infopt.compiler.accuracy import Bounded as Bounded
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
+    from infopt.compiler.budget import Budget as Budget
     from infopt.compiler.driver import compile as compile
     from infopt.compiler.driver import explain as explain
     from infopt.compiler.errors import BadOption as BadOption
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from infopt.compiler.errors import FallbackRefused as FallbackRefused
     from infopt.compiler.errors import IllegalGraph as IllegalGraph
     from infopt.compiler.errors import InfoptError as InfoptError
+    from infopt.compiler.errors import MissingLibrary as MissingLibrary
     from infopt.compiler.errors import PatternError as PatternError
     from infopt.compiler.errors import TraceDeclined as TraceDeclined
     from infopt.compiler.errors import UnknownOp as UnknownOp
+    from infopt.compiler.errors import UnreachableBudget as UnreachableBudget
     from infopt.compiler.fx_pass import FxPass as FxPass
     from infopt.compiler.graph import Graph as Graph
     from infopt.compiler.graph import Node as Node
@@ -79,6 +82,7 @@ _HOMES = {
     "ArtifactUntrusted": "runtime.errors",
     "BadOption": "compiler.errors",
     "Bounded": "compiler.accuracy",
+    "Budget": "compiler.budget",
     "BuildFailed": "codegen.build",
     "CannotInfer": "compiler.errors",
     "Close": "compiler.accuracy",
@@ -99,6 +103,7 @@ _HOMES = {
     "KernelError": "runtime.errors",
     "LibraryError": "runtime.errors",
     "NativeCodeRefused": "runtime.trust",
+    "MissingLibrary": "compiler.errors",
     "Node": "compiler.graph",
     "Op": "compiler.ops",
     "Pass": "compiler.pipeline",
@@ -115,6 +120,7 @@ _HOMES = {
     "TensorType": "compiler.types",
     "TraceDeclined": "compiler.errors",
     "UnknownOp": "compiler.errors",
+    "UnreachableBudget": "compiler.errors",
     "Verdict": "runtime.verdict",
     "WeightsMismatch": "runtime.errors",
     "compile": "compiler.driver",
@@ -139,6 +145,7 @@ __all__ = [
     "ArtifactUntrusted",
     "BadOption",
     "Bounded",
+    "Budget",
     "BuildFailed",
     "CannotInfer",
     "Close",
@@ -158,6 +165,7 @@ __all__ = [
     "InputMismatch",
     "KernelError",
     "LibraryError",
+    "MissingLibrary",
     "NativeCodeRefused",
     "Node",
     "Op",
@@ -175,6 +183,7 @@ __all__ = [
     "TensorType",
     "TraceDeclined",
     "UnknownOp",
+    "UnreachableBudget",
     "Verdict",
     "WeightsMismatch",
     "compile",

@@ -29,6 +29,8 @@ from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.quantize_to_budget import QuantizeToBudget
+from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
 
@@ -37,7 +39,8 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm, FuseGatedMlp),
     *(FuseLinearEpilogue, FuseNorm),
-    *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute),
+    *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
+    QuantizeWeights,
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

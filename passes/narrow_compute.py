@@ -24,6 +24,7 @@ _VIEWS = {
     "aten.select.int",
 }
 _LINEARS = {"aten.linear.default", "linear_act", "gated_linear"}
+_QUANTIZED = {"quantized_linear": 4, "quantized_gated_linear": 7}  # where their biases begin
 _ATTENTION = ("attention", "ragged_attention")
 _LOWEST = torch.finfo(BF16).min
 
@@ -60,6 +61,8 @@ class _Narrowing:
         for node in self.graph.nodes():
             if node.op.name in _LINEARS and self.is_f32(node) and self.ctx.admits(node):
                 self.linear(node)
+            elif node.op.name in _QUANTIZED and self.is_f32(node) and self.ctx.admits(node):
+                self.quantized(node)
             elif node.op.name in _ATTENTION and self.is_f32(node) and self.ctx.admits(node):
                 self.attention(node)
             elif node.op.name in _VIEWS and node.args[0] in self.narrow:
@@ -70,7 +73,9 @@ class _Narrowing:
         return self.graph.with_roots(_Images(self)).with_consts(self.consts)
 
     def is_f32(self, node: Node) -> bool:
-        kinds = {n.dtype for n in node.inputs if n.tensor_type.is_float}
+        rest = node.args[_QUANTIZED.get(node.op.name, 1) :]
+        read = [n for n in (node.args[0], *rest) if isinstance(n, Node)]
+        kinds = {n.dtype for n in read if n.tensor_type.is_float}
         if kinds == {F32} and node.dtype == F32:
             return True
         self.ctx.site(node, False, f"it computes in {', '.join(sorted(map(str, kinds)))}")
@@ -125,6 +130,20 @@ class _Narrowing:
         (self.narrow if out is BF16 else self.wide)[node] = made
         self.ctx.site(node, True)
 
+    def quantized(self, node: Node) -> None:
+        """What is stored in few bits stays; what it is multiplied with may be bf16."""
+        if node.attr("activations") == "bf16":
+            self.wide[node] = self.o.rebuild(node, self.images(node.args))
+            return
+        out = BF16 if self.read_narrow(node) else F32
+        attrs = dict(node.attrs) | {"out": out}
+        if node.attr("activations") == "none":
+            attrs["activations"] = "bf16"
+        x, *rest = node.args
+        args = (self.operand(x), *self.images(tuple(rest)))  # type: ignore[arg-type]
+        (self.narrow if out is BF16 else self.wide)[node] = self.o.call(node.op, *args, **attrs)
+        self.ctx.site(node, True)
+
     def attention(self, node: Node) -> None:
         q, k, v, mask = node.args  # of ragged attention the starts, integers
         mask = None if mask is None else self.as_wide(mask)  # type: ignore[arg-type]
@@ -147,7 +166,7 @@ class _Narrowing:
             if user.op.name in _VIEWS:
                 if not self.read_narrow(user):
                     return False
-            elif user.op.name in _LINEARS:
+            elif user.op.name in _LINEARS or user.op.name in _QUANTIZED:
                 if user.args[0] is not node or node in user.args[1:]:
                     return False
             elif user.op.name not in _ATTENTION or node is user.args[3]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
@@ -22,21 +23,33 @@ from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
 from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.quantize_to_budget import QuantizeToBudget
+from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
 def default_passes(
-    add: Iterable[Pass | str] = (), remove: Iterable[str] = (), compute: str | None = None
+    add: Iterable[Pass | str] = (),
+    remove: Iterable[str] = (),
+    compute: str | None = None,
+    weights: Formats | str | Mapping[str, str] | None = None,
+    activations: str | None = None,
+    budget: Budget | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
     add      passes of your own, or names of such that installed packages offer (see named.py):
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
-    compute  None, or "bf16": permission to compute an f32 model in bf16
+    compute, weights, activations, budget  as in infopt.compiler.options.Options
     """
-    passes = list(_blocks(compute))
+    quantize: Pass | None = None
+    if budget is not None:
+        quantize = QuantizeToBudget(budget, (NarrowCompute(),) if compute == "bf16" else ())
+    elif weights is not None:
+        quantize = QuantizeWeights(weight_formats(weights), activations or "none")
+    passes = list(_blocks(compute, quantize))
     unknown = sorted(set(remove) - {p.name for p in passes})
     if unknown:
         known = ", ".join(dict.fromkeys(p.name for p in passes))
@@ -49,7 +62,7 @@ def default_passes(
     return tuple(passes)
 
 
-def _blocks(compute: str | None) -> Iterable[Pass]:
+def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
@@ -72,6 +85,8 @@ def _blocks(compute: str | None) -> Iterable[Pass]:
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
     yield FuseConvEpilogue()
+    if quantize is not None:
+        yield quantize
     if compute == "bf16":
         yield NarrowCompute()
     yield FuseEmbeddingNorm()

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "panels.h"
+#include "vec_bytes.h"
 
 namespace infopt {
 
@@ -30,11 +31,41 @@ __attribute__((noinline)) inline void activate(int64_t kind, Vec *t, int64_t cou
 #undef INFOPT_ACTIVATE
 }
 
+// What makes products of bytes numbers: (product - zero of the token * sum of the weight's integers)
+// * step of the token * scale of the feature. The sums are whole numbers below 2^24.
+struct Integers {
+  const float *steps = nullptr;
+  const int32_t *zeros = nullptr;
+  const float *scales[2] = {}, *sums[2] = {};  // of w and up
+};
+
 struct Epilogue {
   Matrix bias, up_bias;  // one row of N values, row formats
   int64_t activation;
   Matrix multiplier, residual, y;
+  Integers integers;
 };
+
+// 16 features of 16 tokens as the product left them, in f32.
+template <bool whole>
+INFOPT_INLINE void load_products(const Epilogue &e, int which, const float *c, const Place &at,
+                                 Vec *t) {
+  INFOPT_UNROLL_TILE
+  for (int i = 0; i < 16; ++i) t[i] = load(c + i * 16);
+  const Integers &n = e.integers;
+  if (!n.steps) return;
+  const Vec step = load(n.steps + at.panel * 16);
+  const IVec zero_point = load_ints(n.zeros + at.panel * 16);
+  const float *scales = n.scales[which] + at.feature;
+  int32_t sums[16];
+  store((float *)sums, float_of_bits(to_int(load_some(n.sums[which] + at.feature, at.features))));
+  INFOPT_UNROLL_TILE
+  for (int i = 0; i < 16; ++i) {
+    if (!whole && i >= at.features) break;
+    const IVec exact = bits(t[i]) - mul(zero_point, ibroadcast(sums[i]));
+    t[i] = to_float(exact) * (step * broadcast(scales[i]));
+  }
+}
 
 template <bool by_token>
 INFOPT_INLINE void add_bias(const Matrix &bias, const Place &at, Vec *t) {
@@ -50,14 +81,12 @@ INFOPT_INLINE void add_bias(const Matrix &bias, const Place &at, Vec *t) {
 template <bool by_token, bool whole>
 void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
   Vec t[16], other[16];
-  INFOPT_UNROLL_TILE
-  for (int i = 0; i < 16; ++i) t[i] = load(c + i * 16);
+  load_products<whole>(e, 0, c, at, t);
   if (by_token) transpose16(t);
   if (e.bias.present()) add_bias<by_token>(e.bias, at, t);
   if (e.activation != kIdentity) activate(e.activation, t, by_token ? at.tokens : at.features);
   if (up) {
-  INFOPT_UNROLL_TILE
-    for (int i = 0; i < 16; ++i) other[i] = load(up + i * 16);
+    load_products<whole>(e, 1, up, at, other);
     if (by_token) transpose16(other);
     if (e.up_bias.present()) add_bias<by_token>(e.up_bias, at, other);
   INFOPT_UNROLL_TILE

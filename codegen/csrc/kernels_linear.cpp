@@ -68,6 +68,25 @@ INFOPT_LINEAR(bf16_bf16, StepPairs, bf16)
 INFOPT_LINEAR(bf16_f32, StepPairs, float)
 #undef INFOPT_LINEAR
 
+// infopt_quantize_panels: row-major x[M][K] to panels of bytes with steps and zero points
+// (byte_panels.h); y holds 64 * P * ceil(K / 4) + 128 * P bytes.
+//   pointers: x, y        numbers: M, K, x format, x stride
+//   tasks: P              scratch: 0
+INFOPT_EXPORT void infopt_quantize_panels(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t *v = call->numbers;
+  const Matrix x = {call->pointers[0], v[3], v[2]};
+  const BytePanels y = byte_panels(call->pointers[1], v[0], v[1]);
+  for (int64_t panel = first; panel < last; ++panel) quantize_panel(x, y, v[0], v[1], panel);
+}
+
+// infopt_linear_bytes: infopt_linear for int8 weights with a scale per row, on panels of bytes
+//   pointers: as infopt_linear, then scales[N], up_scales[N] or null, and the sums of the rows'
+//             integers likewise, all f32
+//   numbers, tasks, scratch: as infopt_linear; the panel stride counts bytes
+INFOPT_EXPORT void infopt_linear_bytes(const infopt_call *call, int64_t first, int64_t last) {
+  linear<StepBytes, int8_t>(call, first, last);
+}
+
 // infopt_few_rows_<weight type>: the same for few tokens (M <= 8 or so), x row-major.
 //   pointers, numbers: as above; 14 is the row stride of x, 15 its format; 5 is not used; all
 //                      formats are row formats

@@ -6,6 +6,7 @@
 // [panel][kGroup][16] for the epilogue.
 #pragma once
 
+#include "byte_panels.h"
 #include "epilogue.h"
 #include "microkernel.h"
 #include "linear_amx.h"
@@ -101,7 +102,14 @@ inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int
 template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
-  const LinearCall c = read_linear(call);
+  LinearCall c = read_linear(call);
+  if constexpr (kIntegers<Step>) {
+    const BytePanels panels = byte_panels(call->pointers[0], c.m, c.k);
+    c.epilogue.integers = {panels.steps,
+                           panels.zeros,
+                           {pointer<float>(call, 8), pointer<float>(call, 9)},
+                           {pointer<float>(call, 10), pointer<float>(call, 11)}};
+  }
   const int64_t panels = ceil_div(c.m, 16), n_chunks = ceil_div(c.n, c.n_chunk);
   float *const products = (float *)call->scratch;
   float *const up_products = c.up ? products + kGroup * 16 * c.panel_chunk : nullptr;

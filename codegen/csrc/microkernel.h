@@ -6,18 +6,18 @@
 // elements are broadcast. A panel is [k][16] f32, or [k/2][16][2] bf16 (docs/architecture.md).
 #pragma once
 
-#include "vec.h"
+#include "vec_bytes.h"
 
 namespace infopt {
 
 // How many Vecs the registers hold, and the block of them that accumulates: the rest hold lanes
 // and one broadcast.
 #if defined(INFOPT_AVX512)
-constexpr int kRegisters = 32, kRows = 12, kWidenRows = 12, kPanels = 2;
+constexpr int kRegisters = 32, kRows = 12, kWidenRows = 12, kByteRows = 12, kPanels = 2;
 #elif defined(INFOPT_AVX2)
-constexpr int kRegisters = 8, kRows = 6, kWidenRows = 4, kPanels = 1;
+constexpr int kRegisters = 8, kRows = 6, kWidenRows = 4, kByteRows = 4, kPanels = 1;
 #else
-constexpr int kRegisters = 4, kRows = 2, kWidenRows = 1, kPanels = 1;
+constexpr int kRegisters = 4, kRows = 2, kWidenRows = 1, kByteRows = 1, kPanels = 1;
 #endif
 
 template <int n> struct Constant { static constexpr int value = n; };
@@ -33,7 +33,9 @@ struct StepF32 {
   static INFOPT_INLINE Vec add(Vec acc, const float *row, Lanes x) {
     return fma(broadcast(*row), x.v, acc);
   }
-  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, Lanes x) { return add(acc, row, x); }
+  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, int64_t, Lanes x) {
+    return add(acc, row, x);
+  }
 };
 
 // bf16 x bf16 with the dot instruction: a 32-bit pair of neighbours along k is broadcast.
@@ -47,7 +49,7 @@ struct StepBf16 {
   static INFOPT_INLINE Vec add(Vec acc, const bf16 *row, Lanes x) {
     return dot_pairs(acc, broadcast_pair(row), x.v);
   }
-  static INFOPT_INLINE Vec add_last(Vec acc, const bf16 *row, Lanes x) {
+  static INFOPT_INLINE Vec add_last(Vec acc, const bf16 *row, int64_t, Lanes x) {
     const bf16 pair[2] = {*row, {0}};  // an odd K: never read past the row
     return dot_pairs(acc, broadcast_pair(pair), x.v);
   }
@@ -67,10 +69,30 @@ struct StepWiden {
   static INFOPT_INLINE Vec add(Vec acc, const float *row, Lanes x) {
     return fma(broadcast(row[1]), x.odd, fma(broadcast(row[0]), x.even, acc));
   }
-  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, Lanes x) {
+  static INFOPT_INLINE Vec add_last(Vec acc, const float *row, int64_t, Lanes x) {
     return fma(broadcast(row[0]), x.even, acc);
   }
 };
+
+// Signed bytes x panels of unsigned bytes, summed in int32: the accumulators hold integers. Exact
+// up to K = 65536, where sums could leave 32 bits.
+struct StepBytes {
+  using Row = int8_t;
+  using Panel = uint8_t;
+  static constexpr int kBlock = kByteRows;
+  static constexpr int kRowStep = 4;
+  struct Lanes { IVec v; };
+  static INFOPT_INLINE Lanes lanes(const uint8_t *p) { return {load_quads(p)}; }
+  static INFOPT_INLINE Vec add(Vec acc, const int8_t *row, Lanes x) {
+    return float_of_bits(dot_quads(bits(acc), x.v, broadcast_quad(row)));
+  }
+  static INFOPT_INLINE Vec add_last(Vec acc, const int8_t *row, int64_t left, Lanes x) {
+    int8_t quad[4] = {};  // never read past the row
+    memcpy(quad, row, size_t(left));
+    return add(acc, quad, x);
+  }
+};
+template <class Step> constexpr bool kIntegers = sizeof(typename Step::Row) == 1;
 
 // Memory wanted soon, fetched a little at a time while the registers are busy: at most a few lines
 // per 64 bytes of a row, because a burst of misses would stall the loads of the product itself.
@@ -148,7 +170,9 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
     step(0, Step::add);
     advance(1);
   }
-  if (left) step(0, Step::add_last);
+  if (left)
+    step(0, [left](Vec c, const Row *row, typename Step::Lanes lanes)
+                __attribute__((always_inline)) { return Step::add_last(c, row, left, lanes); });
 
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) store(c + p * c_stride + r * 16, acc[r][p]);

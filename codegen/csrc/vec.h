@@ -7,7 +7,7 @@
 //         min max (the second operand if either is NaN)  abs sqrt round_even floor
 //         copysign(magnitude, sign)  scale2(x, n) = x * 2^n (n integral, |n| <= 254)
 //   Mask  lt le eq is_nan first_lanes(n)  & | ~  select(m, yes, no)  mask_bytes(p, n) any(m)
-//   IVec  bits(v) float_of_bits(i) to_int(v) to_float(i) ibroadcast(n) + - & | shl<n> shr<n>
+//   IVec  bits(v) float_of_bits(i) to_int(v) (to nearest even) to_float(i) ibroadcast(n) + - & | shl<n> shr<n>
 //   load(p) load(p, n) store(p, v) store(p, v, n)   p: float, bf16 or f16, any alignment;
 //         n lanes (0..16): the others read as 0 and are not written; stores round to nearest
 //         even and keep NaN

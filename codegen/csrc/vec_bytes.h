@@ -1,0 +1,96 @@
+// Bytes as 16 lanes of four neighbours along k, on every level of vec.h.
+//
+//   load_quads(p)         64 bytes: lane i holds bytes 4i to 4i + 3
+//   broadcast_quad(p)     four signed bytes in every lane
+//   dot_quads(acc, x, w)  acc + sum of the four products of x, unsigned, and w, signed; exact
+//   mul(a, b)             the low 32 bits of products
+//   load_ints(p)          16 int32
+//   least_int(a, b)       the smaller of each lane
+//   store_codes(p, v)     the 16 lanes as unsigned bytes; they are in 0..255
+#pragma once
+
+#include "vec.h"
+
+namespace infopt {
+
+#ifdef INFOPT_AVX512
+INFOPT_INLINE IVec load_ints(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
+INFOPT_INLINE IVec mul(IVec a, IVec b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
+  _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v.v));
+}
+INFOPT_INLINE IVec least_int(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
+INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
+#ifdef __AVX512VNNI__
+  return {_mm512_dpbusd_epi32(acc.v, x.v, w.v)};
+#else
+  const __m512i low = _mm512_set1_epi16(0xff);
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(x.v, low),
+                                         _mm512_srai_epi16(_mm512_slli_epi16(w.v, 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(x.v, 8), _mm512_srai_epi16(w.v, 8));
+  return {_mm512_add_epi32(acc.v, _mm512_add_epi32(even, odd))};
+#endif
+}
+#elif defined(INFOPT_AVX2)
+INFOPT_INLINE IVec load_ints(const int32_t *p) {
+  return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
+}
+INFOPT_INLINE IVec mul(IVec x, IVec y) {
+  return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
+}
+INFOPT_INLINE IVec least_int(IVec x, IVec y) {
+  return {_mm256_min_epi32(x.a, y.a), _mm256_min_epi32(x.b, y.b)};
+}
+INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(v.a, v.b), 0xd8);
+  const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+  _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(low, high));
+}
+// Not the instruction that adds products in 16 bits: it saturates.
+INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(w, 8));
+  return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
+  return {dot_quads(acc.a, x.a, w.a), dot_quads(acc.b, x.b, w.b)};
+}
+#else
+INFOPT_INLINE IVec load_ints(const int32_t *p) {
+  IVec r;
+  memcpy(&r, p, sizeof r);
+  return r;
+}
+template <class F> INFOPT_INLINE IVec each_quarter(F f) {
+  IVec r;
+  for (int i = 0; i < 4; ++i) r.q[i] = f(i);
+  return r;
+}
+INFOPT_INLINE IVec mul(IVec a, IVec b) {
+  return each_quarter([&](int i) { return a.q[i] * b.q[i]; });
+}
+INFOPT_INLINE IVec least_int(IVec a, IVec b) {
+  return each_quarter([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
+}
+INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
+  for (int i = 0; i < 16; ++i) p[i] = uint8_t(v.q[i / 4][i % 4]);
+}
+INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
+  return each_quarter([&](int i) {
+    Int4 sum = acc.q[i];
+    for (int place = 0; place < 32; place += 8)
+      sum += ((x.q[i] >> place) & 0xff) * ((w.q[i] << (24 - place)) >> 24);
+    return sum;
+  });
+}
+#endif
+
+INFOPT_INLINE IVec load_quads(const uint8_t *p) { return load_ints((const int32_t *)p); }
+INFOPT_INLINE IVec broadcast_quad(const int8_t *p) {
+  int32_t quad;
+  memcpy(&quad, p, sizeof quad);
+  return ibroadcast(quad);
+}
+
+}  // namespace infopt

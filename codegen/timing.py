@@ -1,0 +1,81 @@
+"""How long one node takes on this machine: its kernels, alone, on memory that is not in cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from infopt.codegen.load import lower_for, program
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.target import Target
+from infopt.compiler.types import Dim, TensorType, contiguous_strides, substitute
+
+_BEYOND_CACHES = 1 << 26  # bytes of operands that runs go round
+_MOST_COPIES = 16
+
+
+def measured_seconds(
+    nodes: Iterable[Node], target: Target, dims: Sequence[Dim] = (), rounds: int = 5
+) -> dict[Node, float]:
+    """The least time of each node, in turns (A B C A B C ...), at the sizes seen in tracing.
+
+    Nodes of equal types and attributes are measured once.
+    """
+    keys = {node: (node.op.name, _types(node.args), node.attrs) for node in nodes}
+    runs = {key: _Run(node, target, dims) for node, key in keys.items()}
+    least = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for key, run in runs.items():
+            least[key] = min(least[key], run.seconds())
+    return {node: least[key] for node, key in keys.items()}
+
+
+def _types(args: Any) -> Any:
+    if isinstance(args, tuple):
+        return tuple(map(_types, args))
+    return args.type if isinstance(args, Node) else None
+
+
+class _Run:
+    def __init__(self, node: Node, target: Target, dims: Sequence[Dim]) -> None:
+        hints = {d.symbol: d.hint for d in dims}
+        o = Builder()
+        leaves: dict[Node, Node] = {}
+
+        def leaf(arg: Any) -> Any:
+            if not isinstance(arg, Node):
+                return arg
+            if arg not in leaves:
+                shape = tuple(substitute(s, hints) for s in arg.shape)
+                kind = TensorType(shape, arg.dtype, contiguous_strides(shape))
+                leaves[arg] = o.input(f"x{len(leaves)}", kind)
+            return leaves[arg]
+
+        made = o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
+        graph = Graph(tuple(leaves.values()), (made,), stage=Stage.LAYOUT)
+        self.program = program(lower_for(graph, target))
+        size = max(sum(int(n.tensor_type.nbytes) for n in leaves.values()), 1)
+        copies = min(_MOST_COPIES, -(-_BEYOND_CACHES // size))
+        self.inputs = [[_random(n.tensor_type) for n in leaves.values()] for _ in range(copies)]
+
+    def seconds(self) -> float:
+        """One call, the mean over all copies of the operands."""
+        start = time.perf_counter()
+        for inputs in self.inputs:
+            self.program(inputs)
+        return (time.perf_counter() - start) / len(self.inputs)
+
+
+def _fixed(attrs: Sequence[tuple[str, Any]], hints: Mapping[Any, int]) -> dict[str, Any]:
+    return {name: substitute(v, hints) if hasattr(v, "free_symbols") else v for name, v in attrs}
+
+
+def _random(t: TensorType) -> torch.Tensor:
+    shape = [int(s) for s in t.shape]
+    if t.is_float:
+        return torch.randn(shape).to(t.dtype)
+    return torch.randint(0, 127, shape).to(t.dtype)

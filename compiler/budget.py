@@ -1,0 +1,62 @@
+"""What a user allows compression to cost, and what it shall buy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from infopt.compiler.accuracy import compare
+from infopt.compiler.errors import BadOption
+
+OBJECTIVES = ("latency", "memory", "size")
+Metric = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Formats are chosen layer by layer so that the objective is least and the limits hold.
+
+    max_error   the largest error of the compiled model, end to end, on the samples
+    objective   "latency": seconds of a call, measured on the target if it is this machine.
+                "memory" or "size": bytes of the weights, in memory or in an artifact
+    max_memory  None, or bytes that the weights may occupy
+    samples     further example inputs, tuples of arguments like `args` of infopt.compile; the
+                more they resemble what comes later, the more the limit is worth
+    metric      metric(expected, found) -> error, of the model's flat results; None: the relative
+                RMS error, the worst result of the worst sample
+    formats, activations  what may be chosen from
+    """
+
+    max_error: float
+    objective: str = "latency"
+    max_memory: int | None = None
+    samples: tuple[tuple[Any, ...], ...] = ()
+    metric: Metric | None = None
+    formats: tuple[str, ...] = ("int8", "int4-g32", "int4-g128")
+    activations: tuple[str, ...] = ("none", "int8")
+
+    def __post_init__(self) -> None:
+        error = self.max_error
+        if isinstance(error, bool) or not isinstance(error, int | float) or not error > 0:
+            raise BadOption(f"max_error: a budget needs a number above 0, found {error!r}")
+        if self.objective not in OBJECTIVES:
+            expected = ", ".join(OBJECTIVES)
+            raise BadOption(f"objective: expected one of {expected}, found {self.objective!r}")
+        if self.max_memory is not None and (
+            not isinstance(self.max_memory, int) or self.max_memory <= 0
+        ):
+            raise BadOption(f"max_memory: expected bytes or None, found {self.max_memory!r}")
+
+    def error(self, expected: Sequence[Any], found: Sequence[Any]) -> float:
+        """The error of one sample's flat results in the budget's metric."""
+        pairs = [
+            (e, f)
+            for e, f in zip(expected, found, strict=True)
+            if isinstance(e, torch.Tensor) and e.is_floating_point()
+        ]
+        if self.metric is not None:
+            return float(self.metric([e for e, _ in pairs], [f for _, f in pairs]))
+        return max((compare(e, f).rms_rel for e, f in pairs), default=0.0)

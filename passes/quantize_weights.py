@@ -1,0 +1,108 @@
+"""linear(x, constant weight) -> the same with the weight stored in few bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, TypeAlias
+
+from infopt.codegen.formats import FORMATS
+from infopt.compiler.accuracy import Accuracy, Bounded
+from infopt.compiler.errors import BadOption
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.pipeline import Pass, PassContext
+from infopt.passes.quantizing import Quantizing
+
+Formats: TypeAlias = "tuple[tuple[str, str], ...]"
+_LIMITS = {8: 0.1, 4: 0.5}
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """linear(x, w) -> quantized_linear(x, values, scales, sums)
+
+    formats      (pattern, format) pairs, the first whose pattern matches the weight's name counts;
+                 a format is a name of codegen/formats.py or "none". Patterns are those of fnmatch;
+                 whatever is not a letter, a digit or a wildcard counts as an underscore
+    activations  "none": activations as they are. "int8": rows of activations become bytes, and
+                 products are of integers
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    stage: ClassVar[Stage] = Stage.FUSE
+    after: ClassVar[tuple[str, ...]] = ("fuse-linear-epilogue",)
+
+    formats: Formats = (("*", "int8"),)
+    activations: str = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "formats", weight_formats(self.formats))
+        if self.activations not in ("none", "int8"):
+            raise BadOption(f"activations: expected 'none' or 'int8', found {self.activations!r}")
+
+    @property
+    def accuracy(self) -> Accuracy:  # type: ignore[override]
+        used = [FORMATS[name].bits for _, name in self.formats if name != "none"]
+        return Bounded("rms_rel", _LIMITS[min(used, default=8)])
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        quantizing = Quantizing(graph, ctx)
+        changes: dict[Node, Node] = {}
+        for node in quantizing.linears():
+            label = " and ".join(quantizing.names(node)) or repr(node)
+            reason = quantizing.refusal(node)
+            wanted = {self.format_of(name) for name in quantizing.names(node)}
+            if not reason and len(wanted) > 1:
+                reason = f"one product of two formats, {', '.join(sorted(wanted))}"
+            if not reason and wanted == {"none"}:
+                reason = "to stay as it is"
+            if reason:
+                ctx.site(label, False, reason)
+                continue
+            (format,) = wanted
+            made = quantizing.replacement(node, format, self.activations)
+            if isinstance(made, str):
+                ctx.site(label, False, made)
+                continue
+            changes[node] = made
+            ctx.site(label, True, f"{format}, error {quantizing.error(node, format):.2%}")
+        if not changes:
+            return graph
+        return ctx.exchange(graph, changes).with_consts(quantizing.tensors)
+
+    def format_of(self, name: str) -> str:
+        """The format asked for the weight of that name."""
+        for pattern, format in self.formats:
+            if fnmatchcase(_plain(name).removeprefix("p_"), _plain(pattern)):
+                return format
+        return "none"
+
+
+def weight_formats(value: Formats | str | Mapping[str, str]) -> Formats:
+    """The `formats` of the option weights="int8" or weights={"*attention*": "int8", ...}.
+
+    Raises BadOption where it is neither, or where a format is unknown.
+    """
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if isinstance(pairs, str):
+        pairs = (("*", pairs),)
+    if not isinstance(pairs, tuple) or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
+        for pair in pairs
+    ):
+        raise BadOption(
+            f"weights: expected a format or a dict of patterns to formats, found {value!r}"
+        )
+    for pattern, name in pairs:
+        if name != "none" and name not in FORMATS:
+            raise BadOption(
+                f"weights: there is no format {name!r} (for {pattern!r}); there are none, "
+                + ", ".join(FORMATS)
+            )
+    return pairs
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^0-9A-Za-z*?\[\]]+", "_", name)

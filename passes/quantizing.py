@@ -1,0 +1,144 @@
+"""The quantized form of one linear layer: what both quantizing passes are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from infopt.codegen.formats import FORMATS, Integers
+from infopt.codegen.kernel import find_emitter
+from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.compiler.accuracy import compare
+from infopt.compiler.alias import is_view
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.inline import inlined
+from infopt.compiler.interpret import evaluate
+from infopt.compiler.ops import CONST
+from infopt.compiler.pipeline import PassContext
+from infopt.compiler.types import TensorType
+
+LINEARS = {"aten.linear.default": 1, "linear_act": 1, "gated_linear": 2}  # how many weights
+_LEAST = 4096  # elements: smaller weights cost nothing as they are
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Quantizing:
+    """Layers of one graph in other formats.
+
+    tensors  the constants made so far, by name: each encoded weight once, however often it is read
+    """
+
+    def __init__(self, graph: Graph, ctx: PassContext) -> None:
+        self.graph, self.ctx, self.o = graph, ctx, ctx.builder
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._encoded: dict[tuple[Node, str], tuple[Node, ...]] = {}
+        self._errors: dict[tuple[Node, str], float] = {}
+
+    def linears(self) -> list[Node]:
+        """The linear layers, in order."""
+        return [n for n in self.graph.nodes() if n.op.name in LINEARS]
+
+    def names(self, node: Node) -> tuple[str, ...]:
+        """The names of a layer's weights; () where one of them is not a constant."""
+        sources = [_constant(w) for w in _weights(node)]
+        return () if None in sources else tuple(str(s.attr("name")) for s in sources if s)
+
+    def refusal(self, node: Node) -> str:
+        """Why no format at all is possible for the layer, "" where one is."""
+        x, weights = node.args[0], _weights(node)
+        if not self.names(node):
+            return "its weight is not a constant"
+        n, k = weights[0].shape
+        for value in (*weights, x):
+            if value.dtype not in _FLOATS:  # type: ignore[union-attr]
+                return f"it computes in {value.dtype}"  # type: ignore[union-attr]
+        return f"{n} x {k} is too small to pay" if n * k < _LEAST else ""
+
+    def replacement(self, node: Node, format: str, activations: str) -> Node | str:
+        """The layer with weights in a format, or the reason why no kernel computes that."""
+        count, codec = LINEARS[node.op.name], FORMATS[format]
+        x, weights, rest = node.args[0], _weights(node), node.args[count + 1 :]
+        op = quantized_gated_linear if count == 2 else quantized_linear
+        attrs = {"format": format, "activations": activations, "out": node.dtype}
+        if node.op.name != "aten.linear.default":
+            attrs["activation"] = node.attr("activation")
+        # types decide whether there is a kernel: ask before the work of encoding
+        held = [part for w in weights for part in self._placeholders(codec, *w.shape)]
+        emitter, reason = find_emitter(self.o.call(op, x, *held, *rest, **attrs), self.ctx.target)
+        if emitter is None:
+            return f"no kernel for {format} here: {reason}"
+        parts = [part for w in weights for part in self._parts(w, codec)]
+        return self.o.call(op, x, *parts, *rest, **attrs)
+
+    def error(self, node: Node, format: str) -> float:
+        """The relative RMS error of a layer's weights in a format they were encoded in."""
+        return max(self._errors[w, format] for w in _weights(node))
+
+    def bytes(self, node: Node, format: str | None) -> int:
+        """What a layer's weights occupy in a format; None: as they are."""
+        if format is None:
+            return sum(int(w.tensor_type.nbytes) for w in _weights(node))
+        return sum(FORMATS[format].bytes(*w.shape) for w in _weights(node))  # type: ignore[arg-type]
+
+    def _placeholders(self, codec: Integers, n: Any, k: Any) -> tuple[Node, ...]:
+        """Inputs of the types that an encoded [n, k] weight has."""
+        with torch.device("meta"):
+            values, scales = codec.encode(torch.empty(n, k))
+            sums = torch.empty(n)
+        named = (("values", values), ("scales", scales), ("sums", sums))
+        return tuple(
+            self.o.input(name, TensorType(tuple(t.shape), t.dtype, t.stride(), "cpu"))
+            for name, t in named
+        )
+
+    def _parts(self, weight: Node, codec: Integers) -> tuple[Node, ...]:
+        """Constants with values, scales and row sums of a weight, made once."""
+        key = (weight, codec.name)
+        if key in self._encoded:
+            return self._encoded[key]
+        source = _constant(weight)
+        assert source is not None
+        tensor = self._value(weight)
+        k = tensor.shape[1]
+
+        def encode(w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values, scales = codec.encode(w)
+            return values, scales, codec.sums(values, scales, k)
+
+        with torch.no_grad():
+            parts = encode(tensor)
+            decoded = codec.decode(parts[0], parts[1], k)
+        self._errors[key] = compare(tensor.float(), decoded).rms_rel
+        stem = f"{source.attr('name')}_{codec.name.replace('-', '_')}"
+        nodes = []
+        recipe = inlined(encode, (weight,), self.o)
+        for kind, part, expression in zip(("values", "scales", "sums"), parts, recipe, strict=True):
+            name = f"{stem}_{kind}"
+            while name in self.graph.consts or name in self.tensors:
+                name += "_"
+            self.tensors[name] = part
+            nodes.append(self.o.const(name, TensorType.of(part)))
+            self.ctx.derive(name, expression)
+        self._encoded[key] = tuple(nodes)
+        return self._encoded[key]
+
+    def _value(self, weight: Node) -> torch.Tensor:
+        """The tensor of a constant or of a view of one."""
+        if weight.op is CONST:
+            return self.graph.consts[str(weight.attr("name"))]
+        (source,) = weight.inputs
+        return evaluate(self.graph, weight, {source: self._value(source)}, {})
+
+
+def _weights(node: Node) -> tuple[Node, ...]:
+    return node.args[1 : 1 + LINEARS[node.op.name]]  # type: ignore[return-value]
+
+
+def _constant(node: Node) -> Node | None:
+    """The constant that a weight is, or is a view of."""
+    while node.op is not CONST:
+        if not is_view(node) or len(tuple(node.inputs)) != 1:
+            return None
+        (node,) = node.inputs
+    return node if node.tensor_type.is_static else None

@@ -1,0 +1,157 @@
+"""Formats chosen layer by layer under one error budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import infopt
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.testing import run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.quantize_to_budget import QuantizeToBudget
+
+WIDTH = 96
+
+
+class Net(nn.Module):
+    """Six layers of which the third one's outliers make it the most sensitive."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
+        with torch.no_grad():
+            self.layers[2].weight[::7, ::5] *= 40
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+@pytest.fixture
+def net():
+    return Net().eval()
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(24, WIDTH)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [3e-4, 1e-3, 5e-3, 0.05])
+def test_the_error_stays_within_the_budget(net, x, limit):
+    compiled = infopt.compile(net, (x,), max_error=limit, objective="size")
+    assert relative(compiled(x), net(x)) <= limit * 1.02
+    [chosen] = [p for p in compiled.report.frontier if p.measured_error is not None]
+    assert chosen.measured_error <= limit
+    assert sum(chosen.formats.values()) == 6
+
+
+@torch.no_grad()
+def test_a_larger_budget_buys_more(net, x):
+    sizes = []
+    for limit in (1e-4, 2e-3, 0.05):
+        report = infopt.compile(net, (x,), max_error=limit, objective="size").report
+        sizes.append(next(p.bytes for p in report.frontier if p.measured_error is not None))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+@torch.no_grad()
+def test_what_hurts_most_stays(net, x):
+    compiled = infopt.compile(net, (x,), max_error=8e-3, objective="memory")
+    sites = {s.where: s for s in compiled.report.find("quantize-to-budget").sites}
+    assert not sites["p_layers_2_weight"].applied
+    assert sites["p_layers_2_weight"].reason.startswith("the budget is spent elsewhere: int8")
+    assert any(s.applied for s in sites.values())
+
+
+@torch.no_grad()
+def test_latency_is_measured_and_reported(net, x):
+    compiled = infopt.compile(net, (x,), max_error=0.05, objective="latency")
+    points = compiled.report.frontier
+    assert all(p.seconds is not None and p.seconds > 0 for p in points)
+    text = str(compiled.report)
+    assert "> error" in text and "(measured" in text and " ms " in text
+    for site in compiled.report.find("quantize-to-budget").declined:
+        assert site.reason.startswith(("does not pay", "the budget is spent elsewhere"))
+
+
+@torch.no_grad()
+def test_for_another_machine_times_are_estimated(net, x):
+    compiled = infopt.compile(net, (x,), max_error=0.05, objective="latency", target="cpu:scalar")
+    assert compiled.report.frontier
+
+
+@torch.no_grad()
+def test_with_bf16_the_whole_error_counts(net, x):
+    compiled = infopt.compile(net, (x,), max_error=0.02, objective="size", compute="bf16")
+    assert relative(compiled(x), net(x)) <= 0.021
+
+
+@torch.no_grad()
+def test_own_metric_and_samples(net, x):
+    def cosine(expected, found):
+        return 1 - nn.functional.cosine_similarity(expected[0], found[0]).min().item()
+
+    budget = infopt.Budget(2e-4, "size", samples=((2 * x,), (x / 2,)), metric=cosine)
+    compiled = infopt.compile(net, (x,), budget=budget)
+    for given in (x, 2 * x, x / 2):
+        assert cosine([net(given)], [compiled(given)]) <= 2.1e-4
+    assert compiled.report.find("quantize-to-budget").applied
+
+
+def test_through_torch_compile(net, x):
+    torch._dynamo.reset()
+    options = {"max_error": 0.02, "objective": "size"}
+    with torch.no_grad():
+        compiled = torch.compile(net, backend="infopt", options=options)
+        assert relative(compiled(x), net(x)) <= 0.021
+    assert "applied: int8" in infopt.explain(compiled, "quantize-to-budget")
+
+
+def test_declines_without_samples(x):
+    o = Builder()
+    w = torch.randn(WIDTH, WIDTH)
+    node = o.input("x", TensorType.of(x))
+    out = o.linear(node, o.const("w", TensorType.of(w)))
+    graph = Graph((node,), (out,), {"w": w}, stage=Stage.FUSE)
+    found, report = run_pass(QuantizeToBudget(), graph)
+    assert found is graph
+    assert report.declined[0].reason == "there are no example inputs to measure errors on"
+
+
+@torch.no_grad()
+def test_unreachable(net, x):
+    whole = 6 * WIDTH * WIDTH
+    with pytest.raises(infopt.UnreachableBudget, match="the least size"):
+        infopt.compile(net, (x,), max_error=0.5, objective="size", max_memory=whole // 3)
+    with pytest.raises(infopt.UnreachableBudget):
+        infopt.compile(net, (x,), max_error=1e-5, objective="size", max_memory=2 * whole)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"objective": "speed", "max_error": 0.1}, "expected one of latency, memory, size"),
+        ({"objective": "size"}, "objective needs max_error"),
+        ({"max_memory": 5}, "give an objective too"),
+        ({"objective": "size", "max_error": 0.1, "weights": "int8"}, "give one"),
+        ({"objective": "size", "max_error": 0.1, "passes": []}, "give one of the two"),
+        ({"budget": 0.01}, "expected an infopt.Budget, found 0.01"),
+        ({"objective": "size", "max_error": 0}, "a budget needs a number above 0, found 0"),
+    ],
+)
+def test_bad_options(net, x, options, message):
+    with pytest.raises(infopt.BadOption) as error:
+        infopt.compile(net, (x,), **options)
+    assert message in str(error.value)

@@ -1,0 +1,172 @@
+"""Linear layers whose constant weights are stored in few bits, where the user asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import infopt
+from infopt.codegen.kernels.linear import gated_linear, linear_act
+from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.testing import run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.quantize_weights import QuantizeWeights
+
+K, N = 96, 64
+INT8 = QuantizeWeights(activations="int8")
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(5, K)
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(1)
+    return {"layers_0_w": torch.randn(N, K) / 8, "layers_1_w": torch.randn(N, K) / 8}
+
+
+def graph_with(weights, x, build):
+    """build(o, x, *weights) over constants."""
+    o = Builder()
+    node = o.input("x", TensorType.of(x))
+    consts = [o.const(name, TensorType.of(w)) for name, w in weights.items()]
+    return Graph((node,), (build(o, node, *consts),), dict(weights), stage=Stage.FUSE)
+
+
+def test_rewrites(x, weights):
+    start = graph_with(
+        weights, x, lambda o, x, w, v: o.call(linear_act, x, w, None, o.linear(x, o.relu(v)))
+    )
+    found, report = run_pass(INT8, start, [(x,)])
+    [node] = [n for n in found.nodes() if n.op is quantized_linear]
+    assert [str(a.attr("name")) for a in node.args[1:4]] == [
+        "layers_0_w_int8_values",
+        "layers_0_w_int8_scales",
+        "layers_0_w_int8_sums",
+    ]
+    assert found.consts["layers_0_w_int8_values"].dtype == torch.int8
+    assert (report.applied[0].where, report.applied[0].reason[:14]) == (
+        "layers_0_w",
+        "int8, error 0.",
+    )
+    assert {s.reason for s in report.declined} == {"its weight is not a constant"}
+
+
+@pytest.mark.parametrize("format, activations", [("int8", "int8")])
+def test_accuracy(x, weights, format, activations):
+    def build(o, x, w, v):
+        return o.call(gated_linear, x, w, v, None, None, activation="gelu")
+
+    start = graph_with(weights, x, build)
+    pass_ = QuantizeWeights((("*", format),), activations)
+    found, report = run_pass(pass_, start, [(x,)])
+    assert [n.op for n in found.nodes() if n.op is quantized_gated_linear]
+    want, got = interpret(start, [x])[0], interpret(found, [x])[0]
+    error = ((got - want).norm() / want.norm()).item()
+    assert 0 < error < (0.02 if format.startswith("int8") else 0.15)
+    assert "rms" in report.error
+
+
+def test_patterns_choose_formats(x, weights):
+    pass_ = QuantizeWeights((("layers.0.*", "none"), ("layers.*", "int8")), "int8")
+    start = graph_with(weights, x, lambda o, x, w, v: o.add(o.linear(x, w), o.linear(x, v)))
+    found, report = run_pass(pass_, start, [(x,)])
+    assert "layers_0_w" in found.consts and "layers_1_w_int8_values" in found.consts
+    assert [(s.where, s.reason) for s in report.declined] == [("layers_0_w", "to stay as it is")]
+
+
+def test_declines(weights, x):
+    small = {"w": torch.randn(8, K)}
+    _, report = run_pass(INT8, graph_with(small, x, lambda o, x, w: o.linear(x, w)))
+    assert report.declined[0].reason == "8 x 96 is too small to pay"
+    wide = {"w": torch.randn(N, K).double()}
+    start = graph_with(wide, x.double(), lambda o, x, w: o.linear(x, w))
+    found, report = run_pass(INT8, start)
+    assert found is start and report.declined[0].reason == "it computes in torch.float64"
+
+
+def test_idempotent(x, weights):
+    start = graph_with(weights, x, lambda o, x, w, v: o.add(o.linear(x, w), o.linear(x, v)))
+    found, _ = run_pass(INT8, start)
+    again, report = run_pass(INT8, found)
+    assert again is found and not report.sites
+
+
+def test_gain():
+    """Only permission puts it in the list: it changes results."""
+    assert "quantize-weights" not in {p.name for p in infopt.default_passes()}
+    assert "quantize-weights" in {p.name for p in infopt.default_passes(weights="int8")}
+
+
+def test_a_weight_read_twice_is_stored_once(x, weights):
+    start = graph_with(weights, x, lambda o, x, w, v: o.add(o.linear(x, w), o.relu(o.linear(x, w))))
+    found, _ = run_pass(INT8, start)
+    assert sorted(found.consts) == [
+        f"layers_0_w_int8_{part}" for part in ("scales", "sums", "values")
+    ]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.last = nn.Linear(K, 2 * N), nn.Linear(2 * N, N)
+
+    def forward(self, x):
+        return self.last(torch.nn.functional.gelu(self.first(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"compute": "bf16"}])
+def test_both_doors_agree_and_weights_may_change(x, options):
+    """torch.compile takes weights as constants here, and notices when they change."""
+    torch._dynamo.reset()
+    net = Net().eval()
+    options = {"weights": "int8", "activations": "int8", **options}
+    with torch.no_grad():
+        offline = infopt.compile(net, (x,), **options)
+        online = torch.compile(net, backend="infopt", options=options)
+        assert torch.equal(offline(x), online(x))
+        assert "first_weight: applied: int8, error" in infopt.explain(online, "quantize-weights")
+        net.first.weight.mul_(2)
+        changed = online(x)
+        assert torch.equal(changed, infopt.compile(net, (x,), **options)(x))
+        assert not torch.equal(changed, offline(x))
+        net.first.weight = nn.Parameter(net.first.weight / 2)
+        torch.testing.assert_close(online(x), offline(x))
+
+
+def test_artifact_and_new_weights(x, tmp_path):
+    net, other = Net().eval(), Net().eval()
+    with torch.no_grad():
+        other.first.weight.mul_(3)
+        compiled = infopt.compile(net, (x,), weights="int8", activations="int8")
+        compiled.save(tmp_path / "net.infopt")
+        loaded = infopt.load(tmp_path / "net.infopt")
+        assert torch.equal(loaded(x), compiled(x))
+        loaded.load_weights(other.state_dict())
+        want = infopt.compile(other, (x,), weights="int8", activations="int8")(x)
+        assert torch.equal(loaded(x), want)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weights": "int3"}, "there is no format 'int3'"),
+        ({"weights": {"*": "fp4"}}, "there is no format 'fp4' (for '*')"),
+        ({"weights": 8}, "expected a format or a dict of patterns to formats, found 8"),
+        ({"activations": "int8"}, "give weights too"),
+        ({"weights": "int8", "activations": "int4"}, "expected None or 'int8', found 'int4'"),
+        ({"weights": "int8", "passes": []}, "give one of the two"),
+    ],
+)
+def test_bad_options(x, options, message):
+    with pytest.raises(infopt.BadOption) as error:
+        infopt.compile(Net().eval(), (x,), **options)
+    assert message in str(error.value)
