@@ -14,7 +14,7 @@ import sympy
 import torch
 
 from infopt.compiler.alias import is_view, owners_of_results
-from infopt.compiler.errors import CannotInfer
+from infopt.compiler.errors import CannotInfer, DependsOnSize
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import CONST, aten
@@ -61,7 +61,7 @@ class Canonicalize(Pass):
             return None if arg is None else new[arg]
 
         for node in graph.nodes():
-            made = ctx.builder.rebuild(node, moved(node.args)) if node.args else node
+            made = work.rebuilt(node, moved(node.args)) if node.args else node
             new[node] = work.simplify(made, node in work.kept)
             work.readers[new[node]] = work.readers.get(new[node], 0) + graph.use_count(node)
         return graph.with_roots(new)
@@ -79,6 +79,15 @@ class _Work:
         for node in graph.nodes():
             if node.op.name in _READS_MEMORY:
                 self.kept.update(node.inputs)
+
+    def rebuilt(self, node: Node, args: tuple) -> Node:
+        """The node on simpler arguments, which are equal to its own: so it keeps its type where
+        only torch's guards could tell that their sizes are equal, too.
+        """
+        try:
+            return self.o.rebuild(node, args)
+        except DependsOnSize:
+            return self.o.node(node.op, args, node.attrs, node.type, node.serial)
 
     def simplify(self, node: Node, kept: bool = False) -> Node:
         """The canonical form of a node whose inputs are canonical."""

@@ -302,3 +302,15 @@ def test_an_in_place_sum_keeps_its_shape_where_only_guards_could_tell_it():
         return c
 
     check(grow, x(9), x(16, 3), dynamic=True)
+
+
+def test_strides_of_a_broadcast_of_open_sizes_are_asked_of_several_sizes():
+    def mask(a):
+        blocks = a.shape[1] // 5
+        ids = a[:, : blocks * 5].reshape(a.shape[0], blocks, 5)
+        return torch.logical_and(ids[:, :, :, None] > 0, ids[:, :, None, :] < 2)
+
+    check(mask, x(2, 15), dynamic=True)
+    assert "strides" in declined(
+        lambda a, b: torch.copysign(a.t(), b), x(2, 15), x(2), dynamic=True
+    )
