@@ -33,6 +33,7 @@ __attribute__((noinline)) inline void activate(int64_t kind, Vec *t, int64_t cou
 
 // What makes products of bytes numbers: (product - zero of the token * sum of the weight's integers)
 // * step of the token * scale of the feature. The sums are whole numbers below 2^24.
+// Without scales the products are numbers already, and so are the sums: those of the weight.
 struct Integers {
   const float *steps = nullptr;
   const int32_t *zeros = nullptr;
@@ -56,6 +57,14 @@ INFOPT_INLINE void load_products(const Epilogue &e, int which, const float *c, c
   if (!n.steps) return;
   const Vec step = load(n.steps + at.panel * 16);
   const IVec zero_point = load_ints(n.zeros + at.panel * 16);
+  if (!n.scales[which]) {
+    const Vec zeros = to_float(zero_point);
+    INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; ++i)
+      if (whole || i < at.features)
+        t[i] = fnma(zeros, broadcast(n.sums[which][at.feature + i]), t[i]) * step;
+    return;
+  }
   const float *scales = n.scales[which] + at.feature;
   int32_t sums[16];
   store((float *)sums, float_of_bits(to_int(load_some(n.sums[which] + at.feature, at.features))));

@@ -98,23 +98,40 @@ inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int
   return ahead;
 }
 
-// Step: the micro-kernel; W: the weights' type in memory.
-template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
+// Weights of type W, row-major, as rows for the micro-kernel.
+template <class Row, class W> struct TypedRows {
+  static constexpr bool kGrouped = false;
+  const LinearCall &c;
+  TypedRows(const infopt_call *, const LinearCall &c) : c(c) {}
+  // `count` rows of w (or up) from n on, `depth` columns from k; lies: where the weights do.
+  Rows<Row> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth, Row *scratch) const {
+    const W *w = (const W *)(up ? c.up : c.w) + n * c.row_stride + k;
+    return convert_rows<Row>(w, c.row_stride, count, depth, scratch);
+  }
+  static constexpr bool kInPlace = sizeof(Row) == sizeof(W);
+};
+
+// Step: the micro-kernel; Source: where its rows come from.
+template <class Step, class Source>
+void linear_from(const infopt_call *call, int64_t first, int64_t last) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
   LinearCall c = read_linear(call);
   if constexpr (kIntegers<Step>) {
     const BytePanels panels = byte_panels(call->pointers[0], c.m, c.k);
-    c.epilogue.integers = {panels.steps,
-                           panels.zeros,
-                           {pointer<float>(call, 8), pointer<float>(call, 9)},
-                           {pointer<float>(call, 10), pointer<float>(call, 11)}};
+    Integers &integers = c.epilogue.integers;
+    integers = {panels.steps, panels.zeros, {}, {}};
+    for (int side = 0; side < 2; ++side) {
+      if (!Source::kGrouped) integers.scales[side] = pointer<float>(call, 8 + side);
+      integers.sums[side] = pointer<float>(call, 10 + side);
+    }
   }
   const int64_t panels = ceil_div(c.m, 16), n_chunks = ceil_div(c.n, c.n_chunk);
   float *const products = (float *)call->scratch;
   float *const up_products = c.up ? products + kGroup * 16 * c.panel_chunk : nullptr;
   Row *const converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
   const TileSession<Step> session;
+  const Source source(call, c);
 
   for (int64_t task = first; task < last; ++task) {
     const int64_t p0 = task / n_chunks * c.panel_chunk, n0 = task % n_chunks * c.n_chunk;
@@ -123,16 +140,20 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t rows = least(kGroup, n1 - n);
       // One group times one cut of K, two panels at a time; `finish` while they are in cache.
-      auto multiply_group = [&](const void *weights, int64_t k, float *into, bool finish) {
+      auto multiply_group = [&](bool is_up, int64_t k, float *into, bool finish) {
         const int64_t depth = least(kDepth<Panel>, c.k - k);
-        const W *w = (const W *)weights + n * c.row_stride + k;
-        const Rows<Row> r = convert_rows<Row>(w, c.row_stride, rows, depth, converted);
+        const Rows<Row> r = source.rows(is_up, n, k, rows, depth, converted);
         for (int64_t p = 0; p < count; p += 2) {
           const int64_t pair = least(2, count - p), at = p * kGroup * 16;
-          const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
-          session.multiply(r.data, r.stride, rows, x + p * c.x_stride + k * 16, c.x_stride, pair,
-                           depth, into + at, kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
-                           finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
+          const Panel *panel = x + p * c.x_stride + k * 16;
+          if constexpr (Source::kGrouped) {
+            source.multiply(session, is_up, n, k, r, rows, panel, pair, depth, into + at);
+          } else {
+            const bool first_use = p == 0 && Source::kInPlace;
+            session.multiply(r.data, r.stride, rows, panel, c.x_stride, pair, depth, into + at,
+                             kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
+                             finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
+          }
           if (finish)
             finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
                           n, rows);
@@ -140,11 +161,16 @@ template <class Step, class W> void linear(const infopt_call *call, int64_t firs
       };
       for (int64_t k = 0; k < c.k; k += kDepth<Panel>) {
         const bool last_cut = k + kDepth<Panel> >= c.k;
-        multiply_group(c.w, k, products, last_cut && !c.up);
-        if (c.up) multiply_group(c.up, k, up_products, last_cut);
+        multiply_group(false, k, products, last_cut && !c.up);
+        if (c.up) multiply_group(true, k, up_products, last_cut);
       }
     }
   }
+}
+
+// W: the weights' type in memory.
+template <class Step, class W> void linear(const infopt_call *call, int64_t first, int64_t last) {
+  linear_from<Step, TypedRows<typename Step::Row, W>>(call, first, last);
 }
 
 }  // namespace infopt

@@ -6,6 +6,10 @@
 //   mul(a, b)             the low 32 bits of products
 //   load_ints(p)          16 int32
 //   least_int(a, b)       the smaller of each lane
+//   sar<n>(v)             arithmetic shift right
+//   unpack_halves(p)      32 bytes as 64: the low halves, then the high halves, 8 taken off each
+//   widen_bytes(p)        16 signed bytes as floats
+//   two_halves(a, b)      a in lanes 0 to 7, b in lanes 8 to 15
 //   store_codes(p, v)     the 16 lanes as unsigned bytes; they are in 0..255
 #pragma once
 
@@ -20,6 +24,19 @@ INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v.v));
 }
 INFOPT_INLINE IVec least_int(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
+template <int n> INFOPT_INLINE IVec sar(IVec a) { return {_mm512_srai_epi32(a.v, n)}; }
+INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
+  const __m256i bytes = _mm256_loadu_si256((const __m256i *)p);
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(bytes),
+                                          _mm256_srli_epi16(bytes, 4), 1);
+  return {_mm512_sub_epi8(_mm512_and_si512(both, _mm512_set1_epi8(15)), _mm512_set1_epi8(8))};
+}
+INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
+}
+INFOPT_INLINE Vec two_halves(float a, float b) {
+  return {_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b))};
+}
 INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
 #ifdef __AVX512VNNI__
   return {_mm512_dpbusd_epi32(acc.v, x.v, w.v)};
@@ -46,6 +63,21 @@ INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
   const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
   _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(low, high));
 }
+template <int n> INFOPT_INLINE IVec sar(IVec x) {
+  return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
+INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
+  const __m256i bytes = _mm256_loadu_si256((const __m256i *)p), low = _mm256_set1_epi8(15);
+  const __m256i eight = _mm256_set1_epi8(8);
+  return {_mm256_sub_epi8(_mm256_and_si256(bytes, low), eight),
+          _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), eight)};
+}
+INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
+  const __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+INFOPT_INLINE Vec two_halves(float a, float b) { return {_mm256_set1_ps(a), _mm256_set1_ps(b)}; }
 // Not the instruction that adds products in 16 bits: it saturates.
 INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
@@ -67,6 +99,27 @@ template <class F> INFOPT_INLINE IVec each_quarter(F f) {
   for (int i = 0; i < 4; ++i) r.q[i] = f(i);
   return r;
 }
+template <int n> INFOPT_INLINE IVec sar(IVec a) {
+  return each_quarter([&](int i) { return a.q[i] >> n; });
+}
+INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
+  int8_t bytes[64];
+  for (int i = 0; i < 32; ++i) {
+    bytes[i] = int8_t((p[i] & 15) - 8);
+    bytes[i + 32] = int8_t((p[i] >> 4) - 8);
+  }
+  return load_ints((const int32_t *)bytes);
+}
+INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
+  Vec r;
+  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = float(p[i]);
+  return r;
+}
+INFOPT_INLINE Vec two_halves(float a, float b) {
+  Vec r;
+  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = i < 8 ? a : b;
+  return r;
+}
 INFOPT_INLINE IVec mul(IVec a, IVec b) {
   return each_quarter([&](int i) { return a.q[i] * b.q[i]; });
 }
@@ -86,6 +139,15 @@ INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
 }
 #endif
 
+// lane i = the sum of the integers in rows[i]
+INFOPT_INLINE IVec int_sums16(const Vec *rows) {
+  Vec t[16];
+  for (int i = 0; i < 16; ++i) t[i] = rows[i];
+  transpose16(t);
+  IVec sum = bits(t[0]);
+  for (int i = 1; i < 16; ++i) sum = sum + bits(t[i]);
+  return sum;
+}
 INFOPT_INLINE IVec load_quads(const uint8_t *p) { return load_ints((const int32_t *)p); }
 INFOPT_INLINE IVec broadcast_quad(const int8_t *p) {
   int32_t quad;

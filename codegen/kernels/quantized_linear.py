@@ -9,19 +9,9 @@ import torch.nn.functional as F
 
 from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernel import Call, Config, kernel_op
-from infopt.codegen.kernels.linear import (
-    ACTIVATIONS,
-    ROW_FORMAT,
-    activate,
-    panels_of_task,
-)
-from infopt.codegen.kernels.rows import (
-    as_rows,
-    ceil_div,
-    dense_last,
-    is_positive,
-    row_strides,
-)
+from infopt.codegen.kernels.linear import ACTIVATIONS, activate
+from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
+from infopt.codegen.kernels.stored_calls import Stored, stored_products
 from infopt.compiler.accuracy import Bounded
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -62,7 +52,7 @@ def _product(
     elif activations == "bf16":
         x = x.to(torch.bfloat16)
     weight = FORMATS[format].decode(values, scales, k)
-    if activations == "bf16":
+    if x.dtype is torch.bfloat16:
         weight = weight.to(torch.bfloat16)
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
@@ -70,8 +60,8 @@ def _product(
 def _cases() -> Any:
     for m in (1, 5, 37):
         x, w = torch.randn(m, 192), torch.randn(96, 192) / 8
-        for name in ("int8",):
-            for activations in ("int8",):
+        for name in ("int8", "int8-g64", "int4-g32", "int4-g128"):
+            for activations in ("none", "int8"):
                 values, scales = FORMATS[name].encode(w)
                 sums = FORMATS[name].sums(values, scales, 192)
                 attrs = {"format": name, "activations": activations}
@@ -82,7 +72,7 @@ def _cases() -> Any:
                 )
 
 
-@kernel_op(cases=_cases, tolerance=Bounded("rms_rel", 1e-3))
+@kernel_op(cases=_cases, tolerance=Bounded("rms_rel", 4e-3))
 def quantized_linear(
     x,
     values,
@@ -102,14 +92,15 @@ def quantized_linear(
     values, scales  the weight [N, K] in `format` (codegen/formats.py)
     sums         f32 [N], what a row's zero point is multiplied with: see Integers.sums
     bias [N], residual [..., N]  f32 or bf16
-    activations  "none": x as it is. "bf16": products of bf16 values. "int8": rows of x become
-                 bytes (`quantize_rows`) and products are of integers
+    activations  "none": x as it is. "bf16": as if x were bf16. Products with a bf16 x are of bf16
+                 values; of 8 rows or fewer, of the weight's f32 values, which is nearer. "int8":
+                 rows of x become bytes (`quantize_rows`) and products are of integers
     """
     y = activate(_product(x, values, scales, bias, format, activations), activation)
     return (y if residual is None else y + residual).to(out)
 
 
-@kernel_op(cases=lambda: (), tolerance=Bounded("rms_rel", 1e-3))
+@kernel_op(cases=lambda: (), tolerance=Bounded("rms_rel", 4e-3))
 def quantized_gated_linear(
     x,
     gate,
@@ -153,11 +144,9 @@ def _legal(
     given = [t.dtype for t in (x, bias, residual) if t is not None]
     if any(d not in _WIDE for d in (*given, out)) or activation not in ACTIVATIONS:
         return f"dtypes {given}, activation {activation}"
-    if (format, activations) != ("int8", "int8"):
-        return f"format {format} with activations {activations}"
     if not (is_positive(x.shape[-1]) and is_positive(values.shape[0])):
         return "an empty product"
-    if not isinstance(x.shape[-1], int) or x.shape[-1] > _MOST_COLUMNS:
+    if activations == "int8" and x.shape[-1] > _MOST_COLUMNS:  # a weight's, so never open
         return f"rows of {x.shape[-1]}"
     if residual is not None and residual.shape != (*x.shape[:-1], values.shape[0]):
         return "a residual that is broadcast"
@@ -191,63 +180,6 @@ _LAYOUTS |= dict.fromkeys(("gate_bias", "up_bias"), dense_last)
 _LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
-def _byte_products(
-    cfg: Config,
-    target: Target,
-    x: TensorType,
-    values: TensorType,
-    names: dict[str, str | None],
-    activation: str,
-    bias: TensorType | None,
-    residual: TensorType | None = None,
-) -> list[Call]:
-    """Activations to panels of bytes, then products of bytes; names as in linear.products, with
-    scales, sums and up_scales, up_sums."""
-    rows, y = as_rows(x), as_rows(cfg.out)
-    assert rows is not None and y is not None
-    (n, k), m = values.shape, rows.count
-    panels, stride = ceil_div(m, 16), ceil_div(k, 4) * 64
-    codes = Call(
-        "infopt_quantize_panels",
-        (names["x"],),
-        (m, k, ROW_FORMAT[x.dtype], rows.stride),
-        panels,
-        bytes=panels * (stride + 128),
-    )
-    r = as_rows(residual) if residual is not None else None
-    chunk = 96 if target.level == "amx" else 48
-    per_task = panels_of_task(panels, ceil_div(n, chunk), target.cores)
-    sides = 2 if names.get("up") else 1
-    return [
-        Call(
-            "infopt_linear_bytes",
-            (
-                codes,
-                names["w"],
-                names.get("up"),
-                names.get("bias"),
-                names.get("up_bias"),
-                None,
-                names.get("residual"),
-                "out",
-                names["scales"],
-                names.get("up_scales"),
-                names["sums"],
-                names.get("up_sums"),
-            ),
-            (
-                *(m, n, k, values.strides[0], chunk, per_task, ACTIVATIONS.index(activation)),
-                ROW_FORMAT[bias.dtype] if bias else 0,
-                *(0, 0),
-                *((ROW_FORMAT[residual.dtype], r.stride) if residual and r else (0, 0)),
-                *(ROW_FORMAT[cfg.out.dtype], y.stride, stride),
-            ),
-            ceil_div(n, chunk) * ceil_div(panels, per_task),
-            scratch=6144 * per_task * sides,
-        )
-    ]
-
-
 @quantized_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
 def _quantized_linear(
     cfg: Config,
@@ -266,7 +198,8 @@ def _quantized_linear(
 ) -> list[Call]:
     names = {"x": "x", "w": "values", "scales": "scales", "sums": "sums"}
     names |= {"bias": bias and "bias", "residual": residual and "residual"}
-    return _byte_products(cfg, target, x, values, names, activation, bias, residual)
+    stored = Stored(FORMATS[format], activations, values, scales)
+    return stored_products(cfg, target, x, stored, names, activation, bias, residual)
 
 
 @quantized_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
@@ -291,4 +224,5 @@ def _quantized_gated(
     names = {"x": "x", "w": "gate", "scales": "gate_scales", "sums": "gate_sums"}
     names |= {"up": "up", "up_scales": "up_scales", "up_sums": "up_sums"}
     names |= {"bias": gate_bias and "gate_bias", "up_bias": up_bias and "up_bias"}
-    return _byte_products(cfg, target, x, gate, names, activation, gate_bias)
+    stored = Stored(FORMATS[format], activations, gate, gate_scales)
+    return stored_products(cfg, target, x, stored, names, activation, gate_bias)

@@ -59,7 +59,8 @@ def test_rewrites(x, weights):
     assert {s.reason for s in report.declined} == {"its weight is not a constant"}
 
 
-@pytest.mark.parametrize("format, activations", [("int8", "int8")])
+@pytest.mark.parametrize("format", ["int8", "int8-g32", "int4-g32", "int4-g64"])
+@pytest.mark.parametrize("activations", ["none", "int8"])
 def test_accuracy(x, weights, format, activations):
     def build(o, x, w, v):
         return o.call(gated_linear, x, w, v, None, None, activation="gelu")
@@ -75,10 +76,10 @@ def test_accuracy(x, weights, format, activations):
 
 
 def test_patterns_choose_formats(x, weights):
-    pass_ = QuantizeWeights((("layers.0.*", "none"), ("layers.*", "int8")), "int8")
+    pass_ = QuantizeWeights((("layers.0.*", "none"), ("layers.*", "int4-g32")))
     start = graph_with(weights, x, lambda o, x, w, v: o.add(o.linear(x, w), o.linear(x, v)))
     found, report = run_pass(pass_, start, [(x,)])
-    assert "layers_0_w" in found.consts and "layers_1_w_int8_values" in found.consts
+    assert "layers_0_w" in found.consts and "layers_1_w_int4_g32_values" in found.consts
     assert [(s.where, s.reason) for s in report.declined] == [("layers_0_w", "to stay as it is")]
 
 
@@ -123,12 +124,12 @@ class Net(nn.Module):
         return self.last(torch.nn.functional.gelu(self.first(x)))
 
 
-@pytest.mark.parametrize("options", [{}, {"compute": "bf16"}])
+@pytest.mark.parametrize("options", [{}, {"activations": "int8"}, {"compute": "bf16"}])
 def test_both_doors_agree_and_weights_may_change(x, options):
     """torch.compile takes weights as constants here, and notices when they change."""
     torch._dynamo.reset()
     net = Net().eval()
-    options = {"weights": "int8", "activations": "int8", **options}
+    options = {"weights": {"first*": "int8", "*": "int4-g32"}, **options}
     with torch.no_grad():
         offline = infopt.compile(net, (x,), **options)
         online = torch.compile(net, backend="infopt", options=options)

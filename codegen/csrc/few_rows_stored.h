@@ -1,0 +1,170 @@
+// Linear layers for few tokens whose weights are stored in few bits: lanes along K, every byte read
+// once as it streams from memory, unpacked in registers.
+//
+// Activations are bytes (codes and a step and a zero point for each token) or numbers. Numbers are
+// brought into the order in which the four bytes of a lane come out of a block:
+// xp[block][j][lane] = x[64 block + 4 lane + j].
+#pragma once
+
+#include "byte_panels.h"
+#include "few_rows.h"
+#include "linear_stored.h"
+
+namespace infopt {
+
+struct StoredTokens {
+  const void *x;   // codes [M][padded], or numbers [M][padded] in lane order
+  int64_t stride;  // elements between tokens
+  const RowCode *codes;
+};
+
+// Tokens as bytes or in lane order into scratch; `count` of them are zeros beyond c.m.
+template <bool as_bytes>
+inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int64_t k,
+                                  void *scratch) {
+  const int64_t padded = round_up(k, kBlockDepth);
+  RowCode *codes = (RowCode *)scratch;
+  void *data = (char *)scratch + round_up(count * int64_t(sizeof(RowCode)), 64);
+  for (int64_t t = 0; t < count; ++t) {
+    codes[t] = {};
+    if constexpr (as_bytes) {
+      uint8_t *to = (uint8_t *)data + t * padded;
+      memset(to, 0, size_t(padded));
+      if (t < m)
+        with_row_type(x.format, [&](auto *type) {
+          const auto *row = (decltype(type))x.data + t * x.stride;
+          codes[t] = row_code(row, k);
+          for (int64_t i = 0; i < k; i += 16) {
+            uint8_t sixteen[16];
+            store_row_codes(row + i, least(16, k - i), codes[t], sixteen);
+            memcpy(to + i, sixteen, size_t(least(16, k - i)));
+          }
+        });
+    } else {
+      float *to = (float *)data + t * padded;
+      memset(to, 0, size_t(padded) * sizeof(float));
+      if (t < m)
+        with_row_type(x.format, [&](auto *type) {
+          const auto *row = (decltype(type))x.data + t * x.stride;
+          for (int64_t i = 0; i < k; ++i)
+            to[i / 64 * 64 + i % 4 * 16 + i % 64 / 4] = to_float(row[i]);
+        });
+    }
+  }
+  return {data, padded, codes};
+}
+
+template <int width, bool as_bytes, bool grouped> struct StoredDot {
+  // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
+  template <int R, int M>
+  static __attribute__((noinline)) void rows(const StoredRows &w, int64_t n, int64_t last,
+                                             const StoredTokens &x, int64_t token, Vec *sums) {
+    const uint8_t *row[R];
+    const bf16 *scales[R];
+    Vec acc[R][M];
+    for (int r = 0; r < R; ++r) {
+      row[r] = w.row(least(n + r, last));
+      scales[r] = grouped ? w.group_scales(least(n + r, last)) : nullptr;
+      for (int m = 0; m < M; ++m) acc[r][m] = zero();
+    }
+    const int64_t blocks = ceil_div(w.k, kBlockDepth);
+    const int64_t groups = grouped ? ceil_div(w.k, w.group) : 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(row[r] + R * w.stride + b * (kBlockDepth * width / 8), 0, 2);
+        const IVec block = stored_block<width>(row[r], b, w.k);
+        Vec scale = zero();
+        if (grouped) scale = block_scales(scales[r], b, w.group, groups);
+        if constexpr (as_bytes) {
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) {
+            const uint8_t *codes = (const uint8_t *)x.x + (token + m) * x.stride + b * kBlockDepth;
+            if (grouped) {
+              const IVec sum = dot_quads(ibroadcast(0), load_quads(codes), block);
+              acc[r][m] = fma(to_float(sum), scale, acc[r][m]);
+            } else {
+              acc[r][m] = float_of_bits(dot_quads(bits(acc[r][m]), load_quads(codes), block));
+            }
+          }
+        } else {
+          const Vec part[4] = {to_float(sar<24>(shl<24>(block))), to_float(sar<24>(shl<16>(block))),
+                               to_float(sar<24>(shl<8>(block))), to_float(sar<24>(block))};
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) {
+            const float *values = (const float *)x.x + (token + m) * x.stride + b * kBlockDepth;
+            Vec sum = grouped ? zero() : acc[r][m];
+            for (int j = 0; j < 4; ++j) sum = fma(part[j], load(values + j * 16), sum);
+            acc[r][m] = grouped ? fma(sum, scale, acc[r][m]) : sum;
+          }
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
+  }
+
+  // 16 features from n on for M tokens.
+  template <int M>
+  static void features(const StoredRows &w, int64_t n, int64_t last, const StoredTokens &x,
+                       int64_t token, Vec *sums) {
+    constexpr int kTemporaries = as_bytes ? 4 : 8;
+    constexpr auto fits = [](int rows) { return rows * M + kTemporaries <= kRegisters; };
+    constexpr int R = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
+    for (int r = 0; r < 16; r += R) rows<R, M>(w, n + r, last, x, token, sums + r);
+  }
+  static void tokens(const StoredRows &w, int64_t n, int64_t last, const StoredTokens &x,
+                     int64_t token, int64_t count, Vec *sums) {
+    if (count == 1) return features<1>(w, n, last, x, token, sums);
+    if (count == 2) return features<2>(w, n, last, x, token, sums);
+    features<4>(w, n, last, x, token, sums);
+  }
+  // What the lanes of 16 features add up to, for one token.
+  static Vec fold(const StoredRows &w, const float *row_sums, int64_t n, int64_t count,
+                  const RowCode &code, const Vec *lanes) {
+    if constexpr (!as_bytes) {
+      const Vec sum = sums16(lanes);
+      return grouped ? sum : sum * load_some((const float *)w.scales + n, count);
+    } else if constexpr (grouped) {
+      const Vec zeros = broadcast(float(code.zero));
+      return fnma(zeros, load_some(row_sums + n, count), sums16(lanes)) * broadcast(code.step);
+    } else {
+      const IVec sums = to_int(load_some(row_sums + n, count));
+      const IVec exact = int_sums16(lanes) - mul(ibroadcast(code.zero), sums);
+      const Vec scale = load_some((const float *)w.scales + n, count);
+      return to_float(exact) * (broadcast(code.step) * scale);
+    }
+  }
+};
+
+template <int width, bool as_bytes, bool grouped>
+void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
+  using Dot = StoredDot<width, as_bytes, grouped>;
+  const LinearCall c = read_linear(call);
+  const StoredRows w[2] = {stored_rows(call, c, false), stored_rows(call, c, true)};
+  const float *sums[2] = {pointer<float>(call, 10), pointer<float>(call, 11)};
+  const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[18]};
+  const StoredTokens x =
+      stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k, call->scratch);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t n1 = least(c.n, (task + 1) * c.n_chunk);
+    for (int64_t n = task * c.n_chunk; n < n1; n += 16) {
+      const int64_t features = least(16, n1 - n);
+      for (int64_t m = 0; m < c.m; m += 4) {
+        const int64_t tokens = least(4, c.m - m);
+        Vec lanes[2][4 * 16];
+        for (int side = 0; side < (c.up ? 2 : 1); ++side)
+          Dot::tokens(w[side], n, n + features - 1, x, m, tokens, lanes[side]);
+        for (int64_t i = 0; i < tokens; ++i) {
+          const RowCode &code = x.codes[m + i];
+          const Vec y = Dot::fold(w[0], sums[0], n, features, code, lanes[0] + i * 16);
+          Vec up = zero();
+          if (c.up) up = Dot::fold(w[1], sums[1], n, features, code, lanes[1] + i * 16);
+          finish_row(c.epilogue, y, c.up ? &up : nullptr, m + i, n, features);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace infopt

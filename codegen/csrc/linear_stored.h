@@ -1,0 +1,64 @@
+// Linear layers on token panels whose weights are stored in few bits: rows are decoded, or unpacked
+// to bytes, once for all panels of a task.
+#pragma once
+
+#include "linear.h"
+#include "stored_rows.h"
+
+namespace infopt {
+
+// Numbers 15 and on of a call: 15 bits, 16 group, 17 elements between rows of scales.
+inline StoredRows stored_rows(const infopt_call *call, const LinearCall &c, bool up) {
+  const int64_t *v = call->numbers;
+  return {(const uint8_t *)(up ? c.up : c.w), c.row_stride, call->pointers[up ? 9 : 8], v[17],
+          v[16], c.k};
+}
+
+// As numbers: the products are those of the micro-kernel's row type.
+template <class Row, int width> struct DecodedRows {
+  static constexpr bool kGrouped = false, kInPlace = false;
+  StoredRows stored[2];
+  DecodedRows(const infopt_call *call, const LinearCall &c)
+      : stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
+  Rows<Row> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth, Row *scratch) const {
+    const int64_t stride = decode_rows<width>(stored[up], n, count, k, depth, scratch);
+    return {scratch, stride};
+  }
+};
+
+// As bytes with a factor for every group: a group's products are summed in int32, groups in f32.
+template <int width> struct GroupedRows {
+  static constexpr bool kGrouped = true, kInPlace = false;
+  const LinearCall &c;
+  StoredRows stored[2];
+  GroupedRows(const infopt_call *call, const LinearCall &c)
+      : c(c), stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
+  Rows<int8_t> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth,
+                    int8_t *scratch) const {
+    const int64_t stride = unpack_rows<width>(stored[up], n, count, k, depth, scratch);
+    return {scratch, stride};
+  }
+  template <class Session>
+  void multiply(const Session &session, bool up, int64_t n, int64_t k, Rows<int8_t> r,
+                int64_t rows, const uint8_t *panel, int64_t pair, int64_t depth,
+                float *into) const {
+    alignas(64) float group_products[2 * kGroup * 16];
+    const StoredRows &w = stored[up];
+    for (int64_t g = 0; g < depth; g += w.group) {
+      session.multiply(r.data + g, r.stride, rows, panel + g * 16, c.x_stride, pair,
+                       least(w.group, depth - g), group_products, kGroup * 16, false, int64_t(0),
+                       Ahead());
+      for (int64_t i = 0; i < rows; ++i) {
+        const Vec scale = broadcast(to_float(w.group_scales(n + i)[(k + g) / w.group]));
+        for (int64_t p = 0; p < pair; ++p) {
+          const int64_t at = (p * kGroup + i) * 16;
+          const Vec before = k + g > 0 ? load(into + at) : zero();
+          store(into + at, fma(to_float(bits_of(group_products + at)), scale, before));
+        }
+      }
+    }
+  }
+  static INFOPT_INLINE IVec bits_of(const float *p) { return load_ints((const int32_t *)p); }
+};
+
+}  // namespace infopt

@@ -1,0 +1,95 @@
+// Rows of weights stored as integers with factors (codegen/formats.py), and what they stand for.
+//
+//   8 bits: int8 [N][K].   4 bits: blocks of 64 along K in 32 bytes; byte j holds integer j + 8 in
+//   its low half and integer j + 32, + 8, in its high half; the last block is whole.
+//   One f32 factor for a row, or a bf16 factor for every `group` (32, 64 or 128) neighbours.
+#pragma once
+
+#include "microkernel.h"
+
+namespace infopt {
+
+constexpr int64_t kBlockDepth = 64;
+
+struct StoredRows {
+  const uint8_t *values;
+  int64_t stride;  // bytes between rows
+  const void *scales;
+  int64_t scale_stride, group, k;  // group 0: one factor for a row
+
+  INFOPT_INLINE const uint8_t *row(int64_t n) const { return values + n * stride; }
+  INFOPT_INLINE float row_scale(int64_t n) const { return ((const float *)scales)[n]; }
+  INFOPT_INLINE const bf16 *group_scales(int64_t n) const {
+    return (const bf16 *)scales + n * scale_stride;
+  }
+};
+
+// Block b of a row as 64 signed bytes, zeros from k on.
+template <int width> INFOPT_INLINE IVec stored_block(const uint8_t *row, int64_t b, int64_t k) {
+  if constexpr (width == 4) return unpack_halves(row + b * (kBlockDepth / 2));
+  const int64_t left = k - b * kBlockDepth;
+  if (__builtin_expect(left >= kBlockDepth, 1)) return load_quads(row + b * kBlockDepth);
+  alignas(64) uint8_t padded[kBlockDepth] = {};
+  memcpy(padded, row + b * kBlockDepth, size_t(left));
+  return load_quads(padded);
+}
+
+// The factors of block b, as lanes of four integers want them.
+INFOPT_INLINE Vec block_scales(const bf16 *scales, int64_t b, int64_t group, int64_t groups) {
+  const int64_t first = b * kBlockDepth / group;
+  const float low = to_float(scales[first]);
+  if (group >= kBlockDepth) return broadcast(low);
+  return two_halves(low, to_float(scales[least(first + 1, groups - 1)]));
+}
+
+// Integers of `count` rows from n on, k of them from `from` (a multiple of the block), as rows of
+// bytes; bytes between rows: the returned stride.
+template <int width>
+INFOPT_INLINE int64_t unpack_rows(const StoredRows &w, int64_t n, int64_t count, int64_t from,
+                                  int64_t k, int8_t *to) {
+  const int64_t stride = round_up(k, kBlockDepth) + kBlockDepth;  // not all in one cache set
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t b = 0; b * kBlockDepth < k; ++b) {
+      const IVec block = stored_block<width>(w.row(n + r), from / kBlockDepth + b, w.k);
+      memcpy(to + r * stride + b * kBlockDepth, &block, sizeof block);
+    }
+  return stride;
+}
+
+// The same as numbers, in the micro-kernel's row type.
+template <int width, class Row>
+INFOPT_INLINE int64_t decode_rows(const StoredRows &w, int64_t n, int64_t count, int64_t from,
+                                  int64_t k, Row *to) {
+  const int64_t stride = round_up(k, 32) + 32;
+  for (int64_t r = 0; r < count; ++r) {
+    Row *row = to + r * stride;
+    for (int64_t b = 0; b * kBlockDepth < k; ++b) {
+      alignas(64) int8_t bytes[kBlockDepth];
+      const IVec block = stored_block<width>(w.row(n + r), from / kBlockDepth + b, w.k);
+      memcpy(bytes, &block, sizeof block);
+      const int64_t column = b * kBlockDepth, depth = least(kBlockDepth, k - column);
+      for (int64_t i = 0; i < depth; i += 32) {
+        Vec part[2];
+        for (int h = 0; h < 2; ++h) {
+          const int64_t at = i + h * 16;
+          const int64_t place = from + column + least(at, depth - 1);
+          const float scale = w.group ? to_float(w.group_scales(n + r)[place / w.group])
+                                      : w.row_scale(n + r);
+          part[h] = widen_bytes(bytes + at) * broadcast(scale);
+        }
+        const int64_t left = depth - i;
+        if constexpr (sizeof(Row) == sizeof(bf16)) {
+          if (left >= 32) {
+            store_pairs(row + column + i, to_row(part[0], part[1]));
+            continue;
+          }
+        }
+        store(row + column + i, part[0], least(16, left));
+        if (left > 16) store(row + column + i + 16, part[1], least(16, left - 16));
+      }
+    }
+  }
+  return stride;
+}
+
+}  // namespace infopt

@@ -1,0 +1,59 @@
+"""Formats of stored weights: what is lost, what is exact, what they occupy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infopt.codegen.formats import FORMATS
+
+ERROR = {8: 0.012, 4: 0.13}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 64), (16, 100), (7, 384)])
+def test_round_trip(name, shape):
+    torch.manual_seed(0)
+    format, (n, k) = FORMATS[name], shape
+    weight = torch.randn(shape)
+    values, scales = format.encode(weight)
+    decoded = format.decode(values, scales, k)
+    assert decoded.shape == weight.shape
+    assert ((decoded - weight).norm() / weight.norm()) <= ERROR[format.bits]
+    assert format.bytes(n, k) == values.nbytes + scales.nbytes
+    again = format.decode(*format.encode(decoded), k)
+    assert (again - decoded).norm() <= 0.01 * weight.norm()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_zeros_and_one_outlier(name):
+    format = FORMATS[name]
+    zeros = torch.zeros(3, 96)
+    assert (format.decode(*format.encode(zeros), 96) == 0).all()
+    weight = torch.zeros(3, 96)
+    weight[1, 5] = -7.25
+    decoded = format.decode(*format.encode(weight), 96)
+    torch.testing.assert_close(decoded[1, 5], weight[1, 5], rtol=5e-3, atol=0)
+    assert (decoded != 0).sum() == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sums(name):
+    torch.manual_seed(1)
+    format = FORMATS[name]
+    values, scales = format.encode(torch.randn(5, 130))
+    sums = format.sums(values, scales, 130)
+    if format.group:
+        wanted = format.decode(values, scales, 130).double().sum(-1)
+        torch.testing.assert_close(sums.double(), wanted, rtol=1e-4, atol=1e-4)
+    else:
+        assert torch.equal(sums, values.double().sum(-1).float())
+
+
+def test_four_bits_hold_every_integer():
+    format = FORMATS["int4-g64"]
+    weight = torch.arange(-8, 8).repeat(1, 8).float()
+    values, scales = format.encode(weight)
+    assert values.shape == (1, 64) and values.dtype == torch.uint8
+    assert torch.equal(format.decode(values, scales, 128), weight)
+    assert torch.equal(format.integers(values, 128), weight.to(torch.int8))

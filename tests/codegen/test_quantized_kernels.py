@@ -1,0 +1,137 @@
+"""Kernels of linear layers with stored weights against their references, on every level."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infopt.codegen.formats import FORMATS
+from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.codegen.load import lower_for, program
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+from tests.codegen.kernel_call import every_level
+
+# rows, columns, features: few and many rows, and no multiple of anything
+SIZES = [
+    (1, 64, 16),
+    (2, 100, 33),
+    (5, 37, 19),
+    (8, 384, 48),
+    (16, 4, 3),
+    (37, 130, 77),
+    (20, 4160, 5),
+]
+LIMIT = {"none": 1e-5, "int8": 1e-5, "bf16": 4e-3}
+every_format = pytest.mark.parametrize("format", FORMATS)
+every_activations = pytest.mark.parametrize("activations", LIMIT)
+
+
+def stored(format, w):
+    values, scales = FORMATS[format].encode(w)
+    return values, scales, FORMATS[format].sums(values, scales, w.shape[1])
+
+
+def native(op, args, attrs, level):
+    """The op's kernel on a level; fails where torch would have to run it."""
+    o = Builder()
+    nodes = [None if a is None else o.input(f"x{i}", TensorType.of(a)) for i, a in enumerate(args)]
+    out = o.call(op, *nodes, **attrs)
+    lowered = lower_for(
+        Graph(tuple(n for n in nodes if n is not None), (out,)), Target.parse(f"cpu:{level}")
+    )
+    assert lowered.report.aten_nodes == 0, lowered.report
+    return program(lowered, 2)([a for a in args if a is not None])[0]
+
+
+def distance(found, wanted):
+    return (
+        (found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-9)
+    ).item()
+
+
+@every_level
+@every_format
+@every_activations
+def test_equals_the_reference(level, format, activations):
+    torch.manual_seed(0)
+    for m, k, n in SIZES:
+        x, weight = torch.randn(m, k), stored(format, torch.randn(n, k) / 8)
+        attrs = {"format": format, "activations": activations, "activation": "gelu"}
+        args = (x, *weight, torch.randn(n), torch.randn(m, n))
+        found, wanted = (
+            native(quantized_linear, args, attrs, level),
+            quantized_linear(*args, **attrs),
+        )
+        assert distance(found, wanted) <= LIMIT[activations], (m, k, n)
+
+
+@every_level
+@pytest.mark.parametrize("format", ["int8", "int4-g32"])
+@every_activations
+def test_gates_and_bf16(level, format, activations):
+    torch.manual_seed(1)
+    for m in (3, 20):
+        x = torch.randn(m, 100).bfloat16()
+        gate, up = (stored(format, torch.randn(50, 100) / 8) for _ in range(2))
+        attrs = {"format": format, "activations": activations, "out": torch.bfloat16}
+        args = (x, *gate, *up, torch.randn(50), torch.randn(50))
+        found = native(quantized_gated_linear, args, attrs, level)
+        wanted = quantized_gated_linear(*args, **attrs)
+        assert found.dtype == torch.bfloat16
+        assert distance(found, wanted) <= 8e-3
+
+
+@every_level
+@pytest.mark.parametrize("rows", [2, 24])
+def test_extreme_integers_do_not_saturate(level, rows):
+    k = 8192
+    x = torch.full((rows, k), 255.0)
+    x[1] *= -1
+    values = torch.full((20, k), 127, dtype=torch.int8)
+    values[1::2] = -127
+    scales = torch.full((20, 1), 0.5)
+    weight = (values, scales, FORMATS["int8"].sums(values, scales, k))
+    attrs = {"format": "int8", "activations": "int8"}
+    found = native(quantized_linear, (x, *weight), attrs, level)
+    exact = x.double() @ (values.double() * scales.double()).T  # 255 is a whole number of steps
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+
+
+@every_level
+@pytest.mark.parametrize("rows", [8, 24])
+def test_rows_that_are_special(level, rows):
+    """NaN and infinities spoil their own row only; constant rows and rows of zeros are exact."""
+    torch.manual_seed(2)
+    x = torch.randn(rows, 70)
+    x[0, 3], x[1, 69], x[2], x[3], x[4], x[5] = float("nan"), float("inf"), 0.0, 3.5, -2.0, 1e-40
+    weight = stored("int8", torch.randn(32, 70))
+    attrs = {"format": "int8", "activations": "int8"}
+    found = native(quantized_linear, (x, *weight), attrs, level)
+    assert found[:2].isnan().all() and not found[2:].isnan().any()
+    assert (found[2] == 0).all() and (found[5] == 0).all()
+    torch.testing.assert_close(
+        found[2:], quantized_linear(x, *weight, **attrs)[2:], rtol=1e-5, atol=1e-5
+    )
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    m=st.integers(1, 40),
+    k=st.integers(1, 200),
+    n=st.integers(1, 70),
+    format=st.sampled_from(list(FORMATS)),
+    activations=st.sampled_from(["none", "int8"]),
+    step=st.sampled_from([1, 2]),
+)
+def test_any_size_and_row_stride(m, k, n, format, activations, step):
+    torch.manual_seed(m * 1000 + k)
+    x = torch.randn(m * step, k + 3)[::step, :k]
+    weight = stored(format, torch.randn(n, k))
+    attrs = {"format": format, "activations": activations}
+    found = native(quantized_linear, (x, *weight), attrs, Target.detect().level)
+    assert distance(found, quantized_linear(x, *weight, **attrs)) <= 1e-5
