@@ -8,13 +8,13 @@
 
 #include "conv_epilogue.h"
 #include "conv_panel.h"
-#include "linear.h"
+#include "few_rows.h"
 
 namespace infopt {
 
 struct ConvCall {
   ConvShape shape;
-  int64_t weight_stride, by_tap, feature_chunk, panel_chunk, x_format;
+  int64_t weight_stride, by_tap, feature_chunk, panel_chunk, x_format, few;
   const void *x, *w;
   ConvEpilogue epilogue;
 };
@@ -34,6 +34,7 @@ inline ConvCall read_conv(const infopt_call *call) {
   e.activation = v[7], e.add_first = v[8];
   e.residual = {p[4], 0, p[4] ? v[9] : int64_t(kAbsent)};
   e.y = {p[5], 0, v[9]};
+  c.few = v[10];
   return c;
 }
 
@@ -49,18 +50,61 @@ INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const Matrix &y, const Pixe
   return ahead;
 }
 
-// What a task keeps: panels of one cut, products of all its features, converted weights, taps.
+// A last panel of few pixels is not worth the product of 16: its pixels meet the weights one by one,
+// lanes along k, as a linear layer's few rows do.
+template <class Row> using Along = std::conditional_t<sizeof(Row) == 4, AlongF32<Row>, AlongBf16>;
+
+template <class Row>
+INFOPT_INLINE void unpack_pixels(const float *panel, int64_t pixels, int64_t k, Row *x,
+                                 int64_t x_stride) {
+  for (int64_t m = 0; m < pixels; ++m)
+    for (int64_t i = 0; i < k; ++i) x[m * x_stride + i] = panel[i * 16 + m];
+}
+template <class Row>
+INFOPT_INLINE void unpack_pixels(const bf16 *panel, int64_t pixels, int64_t k, Row *x,
+                                 int64_t x_stride) {
+  for (int64_t m = 0; m < pixels; ++m)
+    for (int64_t i = 0; i < k; ++i) {
+      const bf16 value = panel[i / 2 * 32 + m * 2 + i % 2];
+      if constexpr (sizeof(Row) == 4) x[m * x_stride + i] = to_float(value);
+      else x[m * x_stride + i] = value;
+    }
+}
+
+// c[features][16] (+)= products of some rows with `pixels` <= 4 rows of x, in lanes 0, 1, ...
+template <class Row>
+inline void multiply_few(const Rows<Row> &w, int64_t features, const Row *x, int64_t x_stride,
+                         int64_t pixels, int64_t k, bool accumulate, float *c) {
+  for (int64_t f = 0; f < features; f += 16) {
+    const int64_t count = least(16, features - f);
+    Vec sums[4 * 16];
+    for (int i = 0; count < 16 && i < 4 * 16; ++i) sums[i] = zero();
+    dot_tokens<Along<Row>>(w.data + f * w.stride, w.stride, count, x, x_stride, pixels, k, sums);
+    for (int64_t m = 0; m < pixels; ++m) {
+      float lanes[16];
+      store(lanes, sums16(sums + m * 16));
+      for (int64_t r = 0; r < count; ++r) {
+        float *to = c + (f + r) * 16 + m;
+        *to = accumulate ? *to + lanes[r] : lanes[r];
+      }
+    }
+  }
+}
+
+// What a task keeps: few pixels, panels of one cut, products of all its features, converted weights, taps.
 template <class Panel, class Row> struct ConvScratch {
   int64_t panel_size, product_size;  // elements
   Panel *panels;
   float *products;
-  Row *converted;
+  Row *converted, *pixels;
+  int64_t pixel_stride;
   PanelTaps taps;
   ConvScratch(const ConvCall &c, void *memory)
       : panel_size(cut(c) * 16), product_size(round_up(c.feature_chunk, 16) * 16),
         panels((Panel *)memory), products((float *)(panels + c.panel_chunk * panel_size)),
         converted((Row *)(products + c.panel_chunk * product_size)),
-        taps(converted + kGroup * (cut(c) + 32), c.shape.taps(), c.panel_chunk) {}
+        pixels(converted + kGroup * (cut(c) + 32)), pixel_stride(cut(c) + 32),
+        taps(pixels + 4 * pixel_stride, c.shape.taps(), c.panel_chunk) {}
   static int64_t cut(const ConvCall &c) {
     return least(kDepth<Panel>, round_up(c.shape.depth(), 32));
   }
@@ -87,6 +131,8 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
     const int64_t f0 = task % feature_chunks * c.feature_chunk;
     const int64_t features = least(c.feature_chunk, s.features - f0);
     const W *weights = (const W *)c.w + (group * s.features + f0) * c.weight_stride;
+    const int64_t in_last = s.pixels() - (p0 + count - 1) * 16;  // pixels of the last panel
+    const int64_t few = in_last <= c.few ? in_last : 0;
     if (packed != chunk) scratch.taps.find(s, p0, count);
 
     for (int64_t k = 0; k < depth; k += kDepth<Panel>) {
@@ -96,6 +142,8 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
         with_row_type(c.x_format, [&](auto *type) {
           const auto *x = (decltype(type))c.x + group * s.channels * s.channel_stride;
           pack_taps(s, x, scratch.taps, c.by_tap, k, cut, scratch.panels, x_stride);
+          unpack_pixels(scratch.panels + (count - 1) * x_stride, few, cut, scratch.pixels,
+                        scratch.pixel_stride);
         });
       packed = chunk;
       for (int64_t f = 0; f < features; f += kGroup) {
@@ -104,8 +152,9 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
         const W *w = weights + f * c.weight_stride + k;
         const Rows<Row> r = convert_rows<Row>(w, c.weight_stride, rows, cut, scratch.converted);
         const Affine<kGroup> affine(c.epilogue, feature, last_cut ? rows : 0);
-        for (int64_t p = 0; p < count; p += 2) {
-          const int64_t pair = least(2, count - p);
+        const int64_t whole = few ? count - 1 : count;  // panels
+        for (int64_t p = 0; p < whole; p += 2) {
+          const int64_t pair = least(2, whole - p);
           const PixelLanes at[2] = {{s, p0 + p}, {s, p0 + p + pair - 1}};
           float *products = scratch.products + (one_cut ? 0 : p * c_stride + f * 16);
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
@@ -115,6 +164,13 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
                                     : Ahead());
           for (int64_t i = 0; last_cut && i < pair; ++i)
             finish_conv(s, c.epilogue, at[i], products + i * c_stride, affine.scale, affine.shift,
+                        feature, rows);
+        }
+        if (few) {
+          float *products = scratch.products + (count - 1) * c_stride + f * 16;
+          multiply_few(r, rows, scratch.pixels, scratch.pixel_stride, few, cut, k > 0, products);
+          if (last_cut)
+            finish_conv(s, c.epilogue, {s, p0 + count - 1}, products, affine.scale, affine.shift,
                         feature, rows);
         }
       }

@@ -27,15 +27,11 @@ struct Walk {
 
 // What every tap of some neighbouring panels sees.
 struct PanelTaps {
-  static constexpr int64_t kMost = 16;  // panels
-  char *tables;                         // one TapTable per panel
-  Piece *single;                        // [tap][panel], where no tap of any panel has two pieces
+  char *tables;   // one TapTable per panel
+  Piece *single;  // [tap][panel], where no tap of any panel has two pieces
   int64_t taps, count;
   bool all_single;
 
-  static INFOPT_INLINE int64_t bytes(int64_t taps, int64_t panels) {
-    return panels * (TapTable::bytes(taps) + taps * int64_t(sizeof(Piece)));
-  }
   PanelTaps(void *memory, int64_t taps, int64_t panels)
       : tables((char *)memory), single((Piece *)(tables + panels * TapTable::bytes(taps))),
         taps(taps), count(0), all_single(false) {}

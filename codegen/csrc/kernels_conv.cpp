@@ -19,10 +19,11 @@ using StepPairs = StepWiden;
 //             strides of x: 16 image, 17 channel, 18 row (columns are neighbours);
 //             19 elements between features of w, 20 1: w is by tap then channel,
 //             21 feature_chunk, 22 panel_chunk, formats: 23 x, 24 scale, 25 shift,
-//             26 activation, 27 1: the residual is added before it, 28 format of residual and y
+//             26 activation, 27 1: the residual is added before it, 28 format of residual and y,
+//             29 up to so many pixels (0 to 4) of a last panel are multiplied one by one
 //   tasks:    groups * ceil(P / panel_chunk) * ceil(features / feature_chunk),
 //             P = ceil(batch * out height * out width / 16)
-//   scratch:  64 * panel_chunk * (B * Q / 4 + round_up(feature_chunk, 16)) + 384 * (Q + 32)
+//   scratch:  64 * panel_chunk * (B * Q / 4 + round_up(feature_chunk, 16)) + 400 * (Q + 32)
 //             + panel_chunk * (16 * taps + round_up(260 * taps + 4, 64)), where B is the bytes of a panel element (4 or 2) and
 //             Q = min(round_up(channels * taps, 32), 4096 / B)
 //   residual and y are contiguous; residual may be y itself.

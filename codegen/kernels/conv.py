@@ -26,9 +26,12 @@ from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
-_PANELS = 8  # of one task: with a cut of k they are half a second cache
+_PANELS = 8  # of one task at most
+_PANEL_BYTES = 1 << 19  # of panels: half a second cache
+# Costs in products of one weight and one panel: to make a row of a panel, to read a weight, a task.
+_PACKING, _WEIGHTS, _TASK = 8, 0.5, 16
+_FEW_PIXELS = 4  # of a last panel, that are multiplied one by one
 _SHARED_PLANE = 8  # features of one channel that a sliding window computes one by one
-_FEATURES = 96  # of one task at least, where there are as many: a panel should be worth making
 
 
 def _cases() -> Any:
@@ -127,19 +130,26 @@ def _weight_strides(weight: TensorType) -> tuple[Size, ...] | None:
     return contiguous_strides(weight.shape)
 
 
-def _task_shape(panels: Size, features: int, groups: int, cores: int) -> tuple[int, int]:
-    """(features, panels) of one task: few copies of the panels, but tasks enough for all cores."""
-    known = panels if isinstance(panels, int) else 64
-    take, parts = _PANELS, 1
+def _task_shape(
+    panels: int, features: int, depth: int, groups: int, target: Target
+) -> tuple[int, int]:
+    """(features, panels) of one task, by a count of multiplications along one row of k.
 
-    def tasks() -> int:
-        return groups * -(-known // take) * parts
-
-    while tasks() < 8 * cores and features >= (parts + 1) * _FEATURES:
-        parts += 1
-    while tasks() < 4 * cores and take > 2:
-        take //= 2
-    return -(-features // parts // 16) * 16 if parts > 1 else features, take
+    A panel is made once per task, weights are read once per task, and the last task to end keeps
+    all other cores waiting.
+    """
+    best: tuple[float, int, int] | None = None
+    most = max(1, min(_PANELS, _PANEL_BYTES // (64 * min(depth, 1024))))
+    for chunks in {-(-panels // take) for take in range(1, most + 1)}:
+        take = -(-panels // chunks)
+        for parts in range(1, max(1, min(features // 48, 4 * target.cores)) + 1):
+            some = round_up(-(-features // parts), 16) if parts > 1 else features
+            tasks = groups * chunks * -(-features // some)  # type: ignore[operator]
+            work = take * (some + _PACKING) + _WEIGHTS * some + _TASK  # type: ignore[operator]
+            found = (-(-tasks // target.cores) * work, some, take)
+            best = min(best, found) if best else found  # type: ignore[type-var]
+    assert best is not None
+    return best[1:]
 
 
 def convolution(
@@ -164,12 +174,13 @@ def convolution(
     held = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
     one_image = ceil_div(product(out.shape[2:]), 16)
-    guess = panels if isinstance(panels, int) else one_image
     depthwise = groups > 1 and channels == 1 and features <= _SHARED_PLANE
     if depthwise:
         per_task, panels_per_task = features, window.rows_of_task(out)
     else:
-        per_task, panels_per_task = _task_shape(guess, features, groups, target.cores)
+        guess = panels if isinstance(panels, int) else one_image
+        known = guess if isinstance(guess, int) else 64
+        per_task, panels_per_task = _task_shape(known, features, depth, groups, target)
 
     def format_of(t: TensorType | None) -> int:
         return ROW_FORMAT[t.dtype] if t is not None else 0
@@ -191,6 +202,7 @@ def convolution(
         ACTIVATIONS.index(activation),
         int(add_first),
         format_of(out),
+        0 if target.batch_invariant else _FEW_PIXELS,
     )
     if depthwise:
         scratch = window.staged_bytes(out, panels_per_task) + 4 * product(window.kernel)
@@ -199,7 +211,7 @@ def convolution(
         return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
     cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
     scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + round_up(per_task, 16))
-    scratch += 384 * (cut + 32) + panels_per_task * (round_up(260 * taps + 4, 64) + 16 * taps)
+    scratch += 400 * (cut + 32) + panels_per_task * (round_up(260 * taps + 4, 64) + 16 * taps)
     tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)
     symbol = f"infopt_conv_{SHORT[held]}_{SHORT[weight.dtype]}"
     return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
