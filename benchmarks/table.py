@@ -15,6 +15,8 @@ NAMES = {
     "bert-8x384": "BERT-base, 8×384",
     "vit-1": "ViT-base, 1 image",
     "vit-8": "ViT-base, 8 images",
+    "resnet-1": "ResNet-50, 1 image",
+    "resnet-8": "ResNet-50, 8 images",
     "prefill-512": "0.34B decoder, prefill 512",
 }
 COLUMNS = (("eager",), ("inductor", "inductor-max"), ("openvino",), ("onnxruntime",))

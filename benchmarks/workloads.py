@@ -1,5 +1,5 @@
-"""The workloads: real MiniLM on real sentences; BERT-base, ViT-base and the prefill of a Llama-type
-decoder at public shapes.
+"""The workloads: real MiniLM on real sentences; BERT-base, ViT-base, ResNet-50 and the prefill of a
+Llama-type decoder at public shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from infopt.models.decoder import DECODER_340M, Decoder, DecoderConfig
 from infopt.models.encoder import BERT_BASE, MINILM_L6, Encoder, EncoderConfig
 from infopt.models.minilm import load_minilm, tokenize
+from infopt.models.resnet import RESNET_50, ResNet
 from infopt.models.sentences import SENTENCES
 from infopt.models.vision import VIT_BASE, VisionTransformer
 
@@ -135,10 +136,48 @@ def build_vit() -> nn.Module:
     return VisionTransformer(VIT_BASE).eval()
 
 
+@dataclass(frozen=True)
+class ConvWorkload(Workload):
+    """A convolutional network: its work is that of one image, counted by torch, times the batch."""
+
+    image_flops: float = 0.0
+    weights: int = 0
+
+    def flops(self) -> float:
+        return self.image_flops * self.inputs()[0].shape[0]
+
+    def weight_bytes(self, bytes_per_weight: int) -> float:
+        return float(bytes_per_weight * self.weights)
+
+
+def build_resnet() -> nn.Module:
+    """ResNet-50 whose norms have seen data: statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    model = ResNet(RESNET_50)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    return model.eval()
+
+
+def resnet(batch: int) -> Workload:
+    return ConvWorkload(
+        f"resnet-{batch}",
+        "resnet",
+        build_resnet,
+        lambda: random_images(batch),
+        _VIT_SHAPE,
+        image_flops=_RESNET_FLOPS,
+        weights=_RESNET_WEIGHTS,
+    )
+
+
 _VIT_SHAPE = EncoderConfig(width=VIT_BASE.width, layers=VIT_BASE.layers, hidden=VIT_BASE.hidden)
 _DECODER_SHAPE = EncoderConfig(
     width=DECODER_340M.width, layers=DECODER_340M.layers, hidden=DECODER_340M.hidden
 )
+_RESNET_FLOPS, _RESNET_WEIGHTS = 8_178_368_512.0, 25_502_912
 _PATCH_FLOPS = 2.0 * VIT_BASE.patches * 3 * VIT_BASE.patch**2 * VIT_BASE.width
 
 
@@ -162,5 +201,5 @@ def workloads() -> dict[str, Workload]:
             causal_and_gated=True,
         ),
     ]
-    found += [deep(2), deep(48)]
+    found += [resnet(1), resnet(8), deep(2), deep(48)]
     return {workload.name: workload for workload in found}

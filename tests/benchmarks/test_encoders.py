@@ -16,6 +16,7 @@ from benchmarks.limits import Limits
 from benchmarks.report import spread
 from benchmarks.workloads import workloads
 from benchmarks.zoo import count, verdict
+from infopt.models.resnet import RESNET_50, ResNet
 
 LIMITS = Limits({"fp32": 1e12, "bf16": 2e12}, {16: 4e11, 256: 5e10}, "test")
 
@@ -31,6 +32,18 @@ def test_flops_are_those_torch_counts() -> None:
     with torch.no_grad(), written_out, FlopCounterMode(display=False) as counter:
         model(*chosen.inputs())
     assert chosen.flops() == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_flops_of_convolutions_are_those_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    chosen = workloads()["resnet-8"]
+    with torch.device("meta"):
+        model = ResNet(RESNET_50)
+    with FlopCounterMode(display=False) as counter:
+        model(chosen.inputs()[0].to("meta"))
+    assert chosen.flops() == counter.get_total_flops()
+    assert chosen.weight_bytes(2) == 2 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
 
 def test_ragged_batch_counts_real_tokens_only() -> None:
