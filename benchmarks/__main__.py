@@ -16,6 +16,7 @@ COMMANDS = {
     "compile_time": "first call cold and warm, and its growth with depth",
     "robustness": "killed, forked, interrupted: what readers, children and next calls find",
     "sanitize": "native code under address and undefined-behaviour sanitizers",
+    "mutation": "faults put into the compiler: do the tests notice?",
     "memory": "peak memory against eager",
     "bitflips": "damage to artifacts: is every flipped bit found, and what it costs",
 }
