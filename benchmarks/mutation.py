@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     os.environ["INFOPT_CACHE"] = str((work / "cache").absolute())
     reach = _reach(work / "reach.json")
     equivalent = {e["name"]: e["reason"] for e in json.loads(EQUIVALENT.read_text())}
-    mutants = [m for m in sample(options.sample, options.seed, options.only)]
+    mutants = sample(options.sample, options.seed, options.only)
     counted = [m for m in mutants if m.name not in equivalent]
     log = work / "log.jsonl"
     known = _logged(log)

@@ -76,14 +76,12 @@ def measure(path: Path) -> None:
     own = ("infopt", "tests", "benchmarks", "conftest", "coverage", "__main__")
     modules = [m for m in sys.modules if m.partition(".")[0] not in own and "test" not in m]
     path.write_text(
-        json.dumps(
-            {"tests": names, "seconds": record.seconds, "lines": lines, "modules": modules}
-        )
+        json.dumps({"tests": names, "seconds": record.seconds, "lines": lines, "modules": modules})
     )
 
 
 class _Record:
-    """A plugin of pytest: switches the context at every test, and keeps the time of those passed."""
+    """A plugin of pytest: switches the context at every test, keeps the time of those passed."""
 
     def __init__(self, cover: Any) -> None:
         self.cover = cover

@@ -14,6 +14,7 @@ from infopt.codegen.lower import Lowered
 from infopt.compiler.accuracy import Exact, compare
 from infopt.compiler.dump_folder import program_folder, write
 from infopt.compiler.errors import ContractBroken
+from infopt.compiler.first_use import certify_new
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import interpret
 from infopt.compiler.options import Options
@@ -76,6 +77,7 @@ def _build(
             activations=options.activations,
             budget=options.budget,
         )
+    certify_new(passes, settings, report)
     ctx = PassContext(target, tuple(samples), report, settings)
     original = graph
     graph = Pipeline(passes).run(original, ctx)

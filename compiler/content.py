@@ -225,6 +225,7 @@ _MADE_BY_PYTHON = {
     *("__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
     *("__abstractmethods__", "_abc_impl", "__firstlineno__", "__static_attributes__"),
+    "__slotnames__",  # by copy and pickle
 }
 
 

@@ -34,7 +34,7 @@ class Var:
 
 @dataclass(frozen=True, eq=False)
 class Any_:
-    """Matches any attribute value; with a name, the match remembers it."""
+    """Matches any attribute value; one with a name is remembered, and is the same everywhere."""
 
     name: str = ""
 
@@ -48,7 +48,8 @@ class Call:
 
 
 class PatternBuilder:
-    """`o` in a pattern: calls build pattern nodes; `o.any("eps")` accepts any attribute value.
+    """`o` in a pattern: calls build pattern nodes; `o.any("eps")` accepts any attribute value, the
+    same wherever the name stands.
 
     Attributes match exactly. One that is not written matches its default, exactly.
     """
@@ -295,8 +296,9 @@ def _form_fits(form: tuple[Op, tuple, tuple], node: Node, m: Match) -> bool:
 def _attributes_fit(op: Op, attrs: tuple, node: Node, m: Match) -> bool:
     for (name, expected), (_, found) in zip(attrs, node.attrs, strict=True):
         if isinstance(expected, Any_):
-            if expected.name:
-                m.bound[expected.name] = found
+            known = m.bound.setdefault(expected.name, found) if expected.name else found
+            if attr_key(known) != attr_key(found):
+                return m.fail(f"{expected.name} is {known!r} and {found!r}")
         elif attr_key(expected) != attr_key(found):
             return m.fail(f"{op.name}: {name} is {found!r}, expected {expected!r}")
     return True

@@ -4,6 +4,7 @@ INFOPT_DEBUG   0..4      1 report, 2 + why not, 3 + graph differences, 4 + gener
 INFOPT_DUMP    folder    write there, per program: graphs after every pass, differences, generated
                          code, the plan, the report (dump_folder.py)
 INFOPT_CHECK   0, 1, 2   verify only (default), + accuracy of exact passes, + of the built program
+INFOPT_CERTIFY 0, 1      0: a user's pass is not certified when it is first used (first_use.py)
 INFOPT_SKIP    a,b       names of passes left out
 INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
 INFOPT_CACHE_SIZE  size  of it at most, such as 500M or 2G, default 1G; the code that was used
@@ -30,6 +31,7 @@ class Settings:
     debug: int = 0
     dump: Path | None = None
     check: int = 0
+    certify: bool = True
     skip: frozenset[str] = frozenset()
     cache: Path | None = None
     cache_size: int = 1 << 30  # bytes
@@ -46,6 +48,7 @@ class Settings:
             debug=_number(env, "INFOPT_DEBUG", 0, 4),
             dump=Path(dump).expanduser() if dump else None,
             check=_number(env, "INFOPT_CHECK", 0, 2),
+            certify=bool(_number(env, "INFOPT_CERTIFY", 1, 1)),
             skip=frozenset(name for name in names if name),
             cache=_cache_folder(env),
             cache_size=bytes_of(env.get("INFOPT_CACHE_SIZE") or "1G", "INFOPT_CACHE_SIZE"),

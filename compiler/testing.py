@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 from infopt.compiler.bisection import Culprit, bisect_graph
+from infopt.compiler.certify import Certificate as Certificate
+from infopt.compiler.certify import certify as certify
+from infopt.compiler.certify_program import Program as Program
 from infopt.compiler.dump import diff
 from infopt.compiler.errors import CannotInfer, ContractBroken
 from infopt.compiler.export import export

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
     from infopt.compiler.budget import Budget as Budget
+    from infopt.compiler.certify import NotCertified as NotCertified
     from infopt.compiler.driver import compile as compile
     from infopt.compiler.driver import explain as explain
     from infopt.compiler.errors import BadOption as BadOption
@@ -105,6 +106,7 @@ _HOMES = {
     "NativeCodeRefused": "runtime.trust",
     "MissingLibrary": "compiler.errors",
     "Node": "compiler.graph",
+    "NotCertified": "compiler.certify",
     "Op": "compiler.ops",
     "Pass": "compiler.pipeline",
     "PassContext": "compiler.pipeline",
@@ -168,6 +170,7 @@ __all__ = [
     "MissingLibrary",
     "NativeCodeRefused",
     "Node",
+    "NotCertified",
     "Op",
     "Pass",
     "PassContext",

@@ -17,10 +17,12 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
+from infopt.passes.fold_batch_norm import FoldBatchNorm
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
+from infopt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
@@ -36,9 +38,9 @@ from infopt.passes.unfold_patches import UnfoldPatches
 
 GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
-    *(Canonicalize, DropPadding, FoldConstants, SimplifyMasks, UnfoldPatches),
+    *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm, FuseGatedMlp),
-    *(FuseLinearEpilogue, FuseNorm),
+    *(FuseConvEpilogue, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
     QuantizeWeights,
 )

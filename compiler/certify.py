@@ -1,0 +1,329 @@
+"""A pass held to its contract over generated graphs, in rounding arithmetic and in exact one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from infopt.compiler.accuracy import Exact
+from infopt.compiler.certify_program import Case, Program, cases_of, graph_for, inputs_for
+from infopt.compiler.dump import diff, text
+from infopt.compiler.errors import CannotInfer, ContractBroken, IllegalGraph
+from infopt.compiler.exact import exact_difference
+from infopt.compiler.exact_tensor import NotExact
+from infopt.compiler.graph import Graph
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pattern_programs import mined_sizes, programs_of
+from infopt.compiler.pipeline import Pass, PassContext, Pipeline
+from infopt.compiler.report import Report
+from infopt.compiler.rewrite import Rule
+from infopt.compiler.target import Target
+
+_SHOWN = 24  # elements of an input printed in a counterexample
+_OTHERS = 12
+_RESIDUES = 3  # independent draws; one for dtypes after the first, which mean the same function
+
+
+class NotCertified(ContractBroken):
+    """A pass broke its contract on a generated graph: the message holds the counterexample."""
+
+
+@dataclass
+class Certificate:
+    """What `certify` did.
+
+    graphs    graphs the pass was given; applied: those that it changed
+    exact     of these, how many were compared over exact arithmetic
+    inexact   why the others were not -> how many; declined: reasons of sites -> how many
+    failed    errors raised by the pass or the pipeline's checks -> how many; see strict
+    """
+
+    name: str
+    key: str
+    graphs: int = 0
+    applied: int = 0
+    exact: int = 0
+    inexact: Counter[str] = field(default_factory=Counter)
+    declined: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: applied to {self.applied} of {self.graphs} generated graphs, kept its "
+            f"contract on all; {self.exact} compared over exact arithmetic"
+        ]
+        lines += [f"  not exact ({n}): {reason}" for reason, n in self.inexact.most_common(5)]
+        lines += [f"  declined ({n}): {reason}" for reason, n in self.declined.most_common(5)]
+        return "\n".join(lines)
+
+
+def certify(
+    pass_: Pass,
+    programs: Iterable[Program] = (),
+    *,
+    attrs: Mapping[str, Sequence[Any]] | None = None,
+    draws: int = 24,
+    seed: int = 0,
+    special: bool = False,
+    strict: bool = True,
+    seconds: float | None = None,
+) -> Certificate:
+    """Hold a pass to its contract over generated graphs.
+
+    programs    what to give it; for a Rule those of its pattern come first, built with drawn
+                shapes, dtypes, attributes and surroundings
+    attrs       values for attributes that the pattern leaves open, by name
+    draws       random cases per program, beside the fixed ones (certify_program.cases_of)
+    special     infinities, NaN and denormals too
+    strict      raise also where no graph lets the pass apply, and where it raises or makes what
+                the pipeline refuses: it may never meet such a graph in use, and if it does that is
+                no silent error, so on first use it is only counted
+    seconds     stop when so much time is spent; programs then take turns. The fixed cases of the
+                first program and one case each of a dozen others are tried however long it takes
+
+    Checked on every graph: the result is legal and has the same interface, the same one comes from
+    a second run and the pass is not changed by running, a run over the result changes nothing,
+    values keep the accuracy (judged with a float64 run), inputs are not written to; and where the
+    pass is Exact, both graphs agree over exact arithmetic for three draws of residues.
+
+    Raises NotCertified with the smallest counterexample it comes upon.
+    """
+    end = time.monotonic() + (math.inf if seconds is None else seconds)
+    certificate = Certificate(pass_.name, pass_.content.digest)
+    given = list(programs)
+    if isinstance(pass_, Rule):
+        given = [*programs_of(pass_, attrs or {}, seed), *given]
+    sizes = mined_sizes(pass_)
+    rounds = [(p, list(cases_of(p, draws, seed, sizes, special))) for p in given]
+    least = 0
+    if seconds is not None and rounds:
+        (first, cases), *others = rounds
+        fixed = len(cases) - draws
+        rounds = [(first, cases[:fixed]), *_turns([*others, (first, cases[fixed:])])]
+        least = fixed + min(len(given), _OTHERS)
+    pairs = [(p, c) for p, cases in rounds for c in cases]
+    for number, (program, case) in enumerate(pairs):
+        if time.monotonic() > end and number >= least:
+            break
+        try:
+            check_case(pass_, program, case, certificate)
+        except _Broken as broken:
+            if broken.is_loud and not strict:
+                certificate.failed[str(broken)] += 1
+                continue
+            raise NotCertified(_smallest(pass_, program, case, broken)) from broken.__cause__
+    if strict and not certificate.applied:
+        reasons = "; ".join(certificate.declined) or "nothing in them is its pattern"
+        raise NotCertified(
+            f"{pass_.name} applied to none of {certificate.graphs} generated graphs, so nothing is "
+            f"known of it ({reasons}): give programs that it applies to, or attrs="
+        )
+    return certificate
+
+
+_Cases = list[tuple[Program, list[Case]]]
+
+
+def _turns(rounds: _Cases) -> _Cases:
+    """The first case of every program, then the second of every program .."""
+    longest = max(len(cases) for _, cases in rounds)
+    return [(p, cases[n : n + 1]) for n in range(longest) for p, cases in rounds]
+
+
+class _Broken(Exception):
+    """What is wrong, with the graphs and values where it is."""
+
+    is_loud = False  # an error was raised, no wrong result given
+
+    def __init__(self, what: str, before: Graph, after: Graph | None, inputs: Sequence[Any]):
+        super().__init__(what)
+        self.before, self.after, self.inputs = before, after, inputs
+
+
+def check_case(pass_: Pass, program: Program, case: Case, certificate: Certificate) -> None:
+    """One graph. Cases that are no program at all are skipped."""
+    inputs = inputs_for(program, case)
+    try:
+        before = graph_for(program, case, pass_.stage)
+        expected = interpret(before, _copies(inputs))
+    except (CannotInfer, RuntimeError, IndexError, ValueError, TypeError):
+        return  # no program of these sizes and dtypes
+    certificate.graphs += 1
+    after, report, derived = _run(pass_, before, inputs)
+    entry = report.passes[0]
+    certificate.declined.update(s.reason for s in entry.declined)
+    if after.key == before.key:
+        return
+    certificate.applied += 1
+    again, _, _ = _run(pass_, before, inputs)
+    if again.key != after.key:
+        raise _Broken("makes another graph of the same one in a second run", after, again, inputs)
+    twice, _, _ = _run(pass_, after, inputs)
+    if twice.key != after.key:
+        raise _Broken("is not idempotent: it changes its own result", after, twice, inputs)
+    if _fresh(pass_).content.digest != certificate.key:
+        raise _Broken("was changed by running: its content is another", before, after, inputs)
+    for given in _other_sizes(program, case, inputs):
+        _compare(pass_, before, after, given, expected if given is inputs else None)
+    if isinstance(pass_.accuracy, Exact):
+        residues = _RESIDUES if case.dtype is program.drawn[0] else 1
+        seeds = [97 * case.seed + i for i in range(residues)]
+        _compare_exactly(before, after, inputs, derived, certificate, seeds)
+
+
+def _run(pass_: Pass, graph: Graph, inputs: Sequence[Any]) -> tuple[Graph, Report, Any]:
+    report = Report()
+    ctx = PassContext(Target.detect(), (), report, derived={})
+    try:
+        return Pipeline([pass_], alone=True).run(graph, ctx), report, ctx.derived
+    except Exception as error:
+        legal = isinstance(error, ContractBroken | IllegalGraph)  # found by the pipeline's checks
+        what = f"failed: {error}" if legal else f"raised {type(error).__name__}: {error}"
+        broken = _Broken(what, graph, None, inputs)
+        broken.is_loud = True
+        raise broken from error
+
+
+def _fresh(pass_: Pass) -> Pass:
+    """The pass without what it remembers of its content."""
+    made = copy.copy(pass_)
+    for name in ("content", "key"):
+        made.__dict__.pop(name, None)
+    return made
+
+
+def _other_sizes(program: Program, case: Case, inputs: list[Any]) -> Iterable[list[Any]]:
+    """The inputs, and for open sizes those of other sizes: one more, twice, and all the same."""
+    yield inputs
+    if case.dynamic:
+        for change in (lambda n: n + 1, lambda n: 2 * n, lambda n: 4):
+            sizes = {n: change(s) if n in case.dynamic else s for n, s in case.sizes.items()}
+            yield inputs_for(program, replace(case, sizes=sizes))
+
+
+def _compare(
+    pass_: Pass, before: Graph, after: Graph, inputs: list[Any], expected: list[Any] | None
+) -> None:
+    try:
+        wanted = interpret(before, _copies(inputs)) if expected is None else expected
+    except (RuntimeError, IndexError, ValueError):
+        return  # the program itself cannot be of these sizes
+    given = _copies(inputs)
+    try:
+        found = interpret(after, given)
+    except Exception as error:
+        raise _Broken(f"made a graph that fails: {error}", before, after, inputs) from error
+    if not all(torch.equal(_bits(a), _bits(b)) for a, b in zip(inputs, given, strict=True)):
+        raise _Broken("made a graph that writes to its inputs", before, after, inputs)
+    wide = _wide(before, inputs)
+    for position, (e, f) in enumerate(zip(wanted, found, strict=True)):
+        if not isinstance(e, torch.Tensor):
+            continue
+        reference = None if wide is None else wide[position]
+        reason = pass_.accuracy.accepts(e, f, reference)
+        if reason is not None:
+            what = f"promises {pass_.accuracy}, but result {position}: {reason}"
+            raise _Broken(
+                f"{what}\nexpected {_shown(e)}\nfound    {_shown(f)}", before, after, inputs
+            )
+
+
+def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
+    """The graph's results for the inputs in float64; None where its ops insist on their dtypes."""
+    wide = [t.double() if t.is_floating_point() else t for t in inputs]
+    try:
+        return interpret(graph, wide)
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _compare_exactly(
+    before: Graph,
+    after: Graph,
+    inputs: Sequence[Any],
+    derived: Mapping[str, Any],
+    certificate: Certificate,
+    seeds: Sequence[int],
+) -> None:
+    try:
+        for seed in seeds:
+            reason = exact_difference(before, after, inputs, seed, derived)
+            if reason is not None:
+                what = f"is another function: over exact arithmetic {reason}"
+                raise _Broken(what, before, after, inputs)
+    except NotExact as error:
+        certificate.inexact[str(error).splitlines()[0]] += 1
+    else:
+        certificate.exact += 1
+
+
+def _copies(inputs: Sequence[Any]) -> list[Any]:
+    """Of the same strides, so that references take the same way."""
+    return [torch.empty_like(t).copy_(t) if _dense(t) else t.clone() for t in inputs]
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    return torch.empty_like(tensor).stride() == tensor.stride()
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(tensor) if tensor.is_floating_point() else tensor
+
+
+def _smallest(pass_: Pass, program: Program, case: Case, broken: _Broken) -> str:
+    """The message of the same failure at the smallest sizes and plainest values that show it."""
+    plain = replace(case, layouts=("dense",) * len(case.layouts), values="normal")
+    tried = [plain] if plain != case else []
+    for size in (1, 2, 3, 4):
+        tried += [replace(c, sizes=dict.fromkeys(case.sizes, size)) for c in (plain, case)]
+    for name in case.sizes:
+        tried += [replace(plain, sizes={**case.sizes, name: size}) for size in (1, 2)]
+    best = broken
+    for candidate in tried:
+        try:
+            check_case(pass_, program, candidate, Certificate(pass_.name, pass_.content.digest))
+        except _Broken as smaller:
+            if _elements(smaller) < _elements(best):
+                best = smaller
+        except Exception:  # another failure than the one to show
+            continue
+    return _message(pass_, best)
+
+
+def _elements(broken: _Broken) -> int:
+    return sum(t.numel() for t in broken.inputs if isinstance(t, torch.Tensor))
+
+
+def _message(pass_: Pass, broken: _Broken) -> str:
+    lines = [
+        f"pass {pass_.name} {broken}",
+        "counterexample, the graph before:",
+        text(broken.before),
+    ]
+    if broken.after is not None:
+        lines += [
+            "and after:",
+            text(broken.after),
+            "the change:",
+            diff(broken.before, broken.after),
+        ]
+    for index, value in enumerate(broken.inputs):
+        lines.append(f"x{index} = {_shown(value)}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    kind = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {value.stride()}"
+    if value.numel() > _SHOWN:
+        flat = [round(v, 6) for v in value.flatten()[:_SHOWN].tolist()]
+        return f"{kind} {flat} ..."
+    return f"{kind} {value.tolist()}"
