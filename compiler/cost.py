@@ -194,6 +194,7 @@ def _dot(node: Node) -> Size:
     "aten.conv3d.padding",
     "aten.convolution.default",
     "conv_act",
+    "narrow_conv",
 )
 def _convolution(node: Node) -> Size:
     weight = _arg(node, 1)

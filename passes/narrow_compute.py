@@ -1,4 +1,4 @@
-"""linear, attention in f32 -> the same with bf16 products: what compute="bf16" permits."""
+"""linear, conv, attention in f32 -> the same with bf16 products: what compute="bf16" permits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from infopt.codegen.kernels.conv import is_depthwise
+from infopt.codegen.kernels.narrow_conv import narrow_conv
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.graph import Graph, Node, Stage
@@ -14,6 +16,7 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
+from infopt.passes.fold_batch_norm import CONVOLUTIONS
 
 BF16, F32 = torch.bfloat16, torch.float32
 _VIEWS = {
@@ -25,6 +28,7 @@ _VIEWS = {
 }
 _LINEARS = {"aten.linear.default", "linear_act", "gated_linear"}
 _QUANTIZED = {"quantized_linear": 4, "quantized_gated_linear": 7}  # where their biases begin
+_CONVOLUTIONS = CONVOLUTIONS | {"conv_act"}
 _ATTENTION = ("attention", "ragged_attention")
 _LOWEST = torch.finfo(BF16).min
 
@@ -33,15 +37,15 @@ _LOWEST = torch.finfo(BF16).min
 class NarrowCompute(Pass):
     """linear(x, w) in f32 -> sum in f32 of bf16(x) bf16(w); attention in bf16 with f32 softmax
 
-    Norms, residual sums, softmax and every reduction stay in f32. A value between two such ops is
-    kept in bf16, because the next one would round it anyway. Constant weights are rounded once;
-    weights that are inputs are rounded as they are read, so no second copy of them exists.
-    Declines f64, f16 and what is bf16 already.
+    Convolutions as linear layers. Norms, residual sums, softmax and every reduction stay in f32. A
+    value between two such ops is kept in bf16, because the next one would round it anyway. Constant
+    weights are rounded once; weights that are inputs are rounded as they are read, so no second
+    copy of them exists. Declines f64, f16, what is bf16 already, and depthwise convolutions.
     """
 
     name: ClassVar[str] = "narrow-compute"
     stage: ClassVar[Stage] = Stage.FUSE
-    after: ClassVar[tuple[str, ...]] = ("fuse-linear-epilogue",)
+    after: ClassVar[tuple[str, ...]] = ("fuse-linear-epilogue", "fuse-conv-epilogue")
     accuracy: ClassVar[Accuracy] = Bounded("rms_rel", 0.05)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
@@ -63,6 +67,8 @@ class _Narrowing:
                 self.linear(node)
             elif node.op.name in _QUANTIZED and self.is_f32(node) and self.ctx.admits(node):
                 self.quantized(node)
+            elif node.op.name in _CONVOLUTIONS and self.is_dense(node) and self.ctx.admits(node):
+                self.convolution(node)
             elif node.op.name in _ATTENTION and self.is_f32(node) and self.ctx.admits(node):
                 self.attention(node)
             elif node.op.name in _VIEWS and node.args[0] in self.narrow:
@@ -80,6 +86,14 @@ class _Narrowing:
             return True
         self.ctx.site(node, False, f"it computes in {', '.join(sorted(map(str, kinds)))}")
         return False
+
+    def is_dense(self, node: Node) -> bool:
+        """An f32 convolution that sums over channels."""
+        if not self.is_f32(node):
+            return False
+        if not _is_dense(node):
+            self.ctx.site(node, False, "it is depthwise: it reads more than it multiplies")
+        return _is_dense(node)
 
     def images(self, args: Any) -> Any:
         if isinstance(args, tuple):
@@ -130,6 +144,17 @@ class _Narrowing:
         (self.narrow if out is BF16 else self.wide)[node] = made
         self.ctx.site(node, True)
 
+    def convolution(self, node: Node) -> None:
+        """As a linear layer; what is added to it stays in f32, and so does the sum."""
+        x, weight, *rest = node.args
+        scale, shift, residual = rest if node.op.name == "conv_act" else (None, rest[0], None)
+        out = BF16 if residual is None and self.read_narrow(node) else F32
+        operands = (self.operand(x), self.weight(weight))  # type: ignore[arg-type]
+        args = (*operands, *self.images((scale, shift, residual)))
+        made = self.o.call(narrow_conv, *args, **dict(node.attrs), out=out)
+        (self.narrow if out is BF16 else self.wide)[node] = made
+        self.ctx.site(node, True)
+
     def quantized(self, node: Node) -> None:
         """What is stored in few bits stays; what it is multiplied with may be bf16."""
         if node.attr("activations") == "bf16":
@@ -166,12 +191,18 @@ class _Narrowing:
             if user.op.name in _VIEWS:
                 if not self.read_narrow(user):
                     return False
-            elif user.op.name in _LINEARS or user.op.name in _QUANTIZED:
+            elif user.op.name in _LINEARS or user.op.name in _QUANTIZED or _is_dense(user):
                 if user.args[0] is not node or node in user.args[1:]:
                     return False
             elif user.op.name not in _ATTENTION or node is user.args[3]:
                 return False
         return bool(self.graph.users(node))
+
+
+def _is_dense(node: Node) -> bool:
+    if node.op.name not in _CONVOLUTIONS:
+        return False
+    return not is_depthwise(node.args[1].tensor_type, node.attr("groups"))  # type: ignore[union-attr]
 
 
 class _Images(dict):

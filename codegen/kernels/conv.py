@@ -130,6 +130,13 @@ def _weight_strides(weight: TensorType) -> tuple[Size, ...] | None:
     return contiguous_strides(weight.shape)
 
 
+def is_depthwise(weight: TensorType, groups: int) -> bool:
+    """Whether a window slides over planes: one channel in every group, and few features of it."""
+    features, channels = weight.shape[:2]
+    few = isinstance(features, int) and features <= _SHARED_PLANE * groups
+    return groups > 1 and channels == 1 and few
+
+
 def _task_shape(
     panels: int, features: int, depth: int, groups: int, target: Target
 ) -> tuple[int, int]:
@@ -162,19 +169,22 @@ def convolution(
     *,
     scale: TensorType | None = None,
     shift: TensorType | None = None,
-    residual: TensorType | None = None,
     activation: str = "none",
     add_first: bool = False,
+    narrow: bool = False,
 ) -> Call:
-    """The call of a convolution; names: parameters of x, weight, scale, shift, residual."""
+    """The call of a convolution; names: parameters of x, weight, scale, shift, residual.
+
+    narrow: the products are of bf16 values whatever the operands' dtypes are.
+    """
     groups = window.groups
     features, channels = weight.shape[0] // groups, weight.shape[1]  # type: ignore[operator]
     taps = product(window.kernel)
     depth = channels * taps
-    held = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
+    held = torch.bfloat16 if narrow or x.dtype is torch.bfloat16 else torch.float32
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
     one_image = ceil_div(product(out.shape[2:]), 16)
-    depthwise = groups > 1 and channels == 1 and features <= _SHARED_PLANE
+    depthwise = is_depthwise(weight, groups)
     if depthwise:
         per_task, panels_per_task = features, window.rows_of_task(out)
     else:
@@ -217,11 +227,11 @@ def convolution(
     return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
 
 
-_LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
-_LAYOUTS |= {"bias": contiguous, "residual": contiguous}
+LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
+LAYOUTS |= {"bias": contiguous, "residual": contiguous}
 
 
-@conv_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS | {"x": neighbouring_columns})
+@conv_act.kernel("cpu", legal=_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
 def _conv_act(
     cfg: Config,
     target: Target,
@@ -251,7 +261,6 @@ def _conv_act(
         target,
         scale=scale,
         shift=shift,
-        residual=residual,
         activation=activation,
         add_first=add_first,
     )
@@ -263,7 +272,7 @@ def _conv_act(
     "conv1d.padding",
     "conv2d.padding",
     legal=_plain_legal,
-    layouts=_LAYOUTS | {"input": neighbouring_columns},
+    layouts=LAYOUTS | {"input": neighbouring_columns},
 )
 def _conv(
     cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any, **attrs: Any

@@ -7,7 +7,9 @@ import torch
 
 import infopt
 from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.conv import conv_act
 from infopt.codegen.kernels.linear import gated_linear, linear_act
+from infopt.codegen.kernels.narrow_conv import narrow_conv
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import Builder
@@ -43,6 +45,30 @@ def test_rewrites(x, w):
         return o.call(narrow_linear, hidden, w, None, x, activation="none", out=torch.float32)
 
     check_pass(NarrowCompute(), before, expected, [x, w])
+
+
+def test_convolutions():
+    """Between two of them a value is bf16; what is added, and its sum, are f32."""
+    x, w = torch.randn(2, 16, 9, 8), torch.randn(16, 16, 3, 3) / 12
+    window = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+
+    def before(o, x, w):
+        inner = o.call(conv_act, x, w, None, None, None, **window, activation="relu")
+        return o.call(conv_act, inner, w, None, None, x, **window, add_first=True)
+
+    def expected(o, x, w):
+        inner = o.call(narrow_conv, x, w, None, None, None, **window, activation="relu", out=BF16)
+        return o.call(narrow_conv, inner, w, None, None, x, **window, add_first=True)
+
+    check_pass(NarrowCompute(), before, expected, [x, w])
+
+
+def test_depthwise_convolutions_stay():
+    x, w = torch.randn(2, 16, 9, 8), torch.randn(16, 1, 3, 3)
+    graph = graph_of(lambda o, x, w: o.conv2d(x, w, None, groups=16), [x, w], NarrowCompute())
+    found, report = run_pass(NarrowCompute(), graph)
+    assert found.key == graph.key
+    assert "depthwise" in report.declined[0].reason
 
 
 def test_attention_and_gates(x, w):
