@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -297,11 +298,17 @@ def _attributes_fit(op: Op, attrs: tuple, node: Node, m: Match) -> bool:
     for (name, expected), (_, found) in zip(attrs, node.attrs, strict=True):
         if isinstance(expected, Any_):
             known = m.bound.setdefault(expected.name, found) if expected.name else found
-            if attr_key(known) != attr_key(found):
+            if not _same_number(known, found) and attr_key(known) != attr_key(found):
                 return m.fail(f"{expected.name} is {known!r} and {found!r}")
         elif attr_key(expected) != attr_key(found):
             return m.fail(f"{op.name}: {name} is {found!r}, expected {expected!r}")
     return True
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    """1 and 1.0, as programs write both for one number."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b))
+    return numbers and a == b and math.copysign(1, a) == math.copysign(1, b)
 
 
 def _new_nodes(m: Match) -> list[Node]:

@@ -221,3 +221,28 @@ def test_bad_patterns_are_named():
         run_pass(Empty(), graph_of(lambda o, x: o.relu(x), [torch.randn(3)]))
     with pytest.raises(PatternError, match="no form of 'gelu'"):
         PatternBuilder().gelu(Var("x"), colour="red")
+
+
+class SumOfScaled(Rule):
+    """x s + y s -> (x + y) s"""
+
+    name, always = "sum-of-scaled", True
+
+    def pattern(self, o, x, y):
+        return o.add(o.mul(x, o.any("s")), o.mul(y, o.any("s")))
+
+    def rewrite(self, o, x, y, s):
+        return o.mul(o.add(x, y), s)
+
+
+@pytest.mark.parametrize(
+    "a, b, applies",
+    [(2.0, 2.0, True), (1, 1.0, True), (2.0, 3.0, False), (0.0, -0.0, False), (True, 1, False)],
+)
+def test_a_name_that_stands_twice_is_one_value(a, b, applies) -> None:
+    x = torch.randn(3)
+    graph = graph_of(lambda o, x, y: o.add(o.mul(x, a), o.mul(y, b)), [x, x + 1])
+    _, report = run_pass(SumOfScaled(), graph)
+    assert bool(report.applied) == applies
+    if not applies:
+        assert f"s is {a!r} and {b!r}" in report.declined[0].reason
