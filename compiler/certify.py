@@ -24,6 +24,7 @@ from infopt.compiler.pattern_programs import mined_sizes, programs_of
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import Report
 from infopt.compiler.rewrite import Rule
+from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 
 _SHOWN = 24  # elements of an input printed in a counterexample
@@ -73,6 +74,7 @@ def certify(
     seed: int = 0,
     special: bool = False,
     strict: bool = True,
+    patterns: bool = True,
     seconds: float | None = None,
 ) -> Certificate:
     """Hold a pass to its contract over generated graphs.
@@ -85,6 +87,7 @@ def certify(
     strict      raise also where no graph lets the pass apply, and where it raises or makes what
                 the pipeline refuses: it may never meet such a graph in use, and if it does that is
                 no silent error, so on first use it is only counted
+    patterns    False: only the programs given
     seconds     stop when so much time is spent; programs then take turns. The fixed cases of the
                 first program and one case each of a dozen others are tried however long it takes
 
@@ -98,7 +101,7 @@ def certify(
     end = time.monotonic() + (math.inf if seconds is None else seconds)
     certificate = Certificate(pass_.name, pass_.content.digest)
     given = list(programs)
-    if isinstance(pass_, Rule):
+    if isinstance(pass_, Rule) and patterns:
         given = [*programs_of(pass_, attrs or {}, seed), *given]
     sizes = mined_sizes(pass_)
     rounds = [(p, list(cases_of(p, draws, seed, sizes, special))) for p in given]
@@ -180,7 +183,9 @@ def check_case(pass_: Pass, program: Program, case: Case, certificate: Certifica
 
 def _run(pass_: Pass, graph: Graph, inputs: Sequence[Any]) -> tuple[Graph, Report, Any]:
     report = Report()
-    ctx = PassContext(Target.detect(), (), report, derived={})
+    # lossy passes are measured below, where the counterexample is at hand
+    samples = (tuple(inputs),) if isinstance(pass_.accuracy, Exact) and not graph.dims else ()
+    ctx = PassContext(Target.detect(), samples, report, Settings(), derived={})
     try:
         return Pipeline([pass_], alone=True).run(graph, ctx), report, ctx.derived
     except Exception as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
 
+from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import builder_for
 from infopt.compiler.property_test import LAYOUTS, VALUES, tensor
@@ -29,6 +30,8 @@ class Program:
     build   build(o, *inputs) gives the result, or a tuple of results
     shapes  of the inputs: equal names are equal sizes, numbers stay
     dtypes  of the inputs; None, or no entry: one of `drawn` for all such inputs
+    example sizes to begin with; empty: those of cases_of
+    consts  tensors of the constants that `build` reads with o.const
     """
 
     build: Callable[..., Any]
@@ -36,6 +39,43 @@ class Program:
     dtypes: tuple[torch.dtype | None, ...] = ()
     drawn: tuple[torch.dtype, ...] = FLOATS
     name: str = ""
+    example: Mapping[str, int] = field(default_factory=dict)
+    consts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def like(
+        cls,
+        build: Callable[..., Any],
+        inputs: Sequence[torch.Tensor],
+        drawn: tuple[torch.dtype, ...] = FLOATS,
+        name: str = "",
+        consts: Mapping[str, torch.Tensor] | None = None,
+    ) -> Program:
+        """The family of an example: equal sizes stay equal, and vary where `build` allows it."""
+        sizes = {f"n{s}": s for t in inputs for s in t.shape if s > 1}
+        dtypes = tuple(None if t.is_floating_point() else t.dtype for t in inputs)
+        varies: dict[str, int] = {}
+
+        def family(names: Mapping[str, int]) -> Program:
+            shapes = tuple(
+                tuple(f"n{s}" if f"n{s}" in names else s for s in t.shape) for t in inputs
+            )
+            return cls(build, shapes, dtypes, drawn, name, dict(names), dict(consts or {}))
+
+        first = next((t.dtype for t in inputs if t.is_floating_point()), drawn[0])
+        for size_name, size in sizes.items():
+            tried = family({**varies, size_name: size})
+            if any(tried._exists({**varies, size_name: s}, first) for s in (size + 1, 2 * size)):
+                varies[size_name] = size
+        return family(varies)
+
+    def _exists(self, sizes: Mapping[str, int], dtype: torch.dtype) -> bool:
+        try:
+            case = Case(sizes, dtype, ("dense",) * len(self.shapes), "normal", 0)
+            graph_for(self, case, Stage.NORMALIZE)
+        except CannotInfer:
+            return False
+        return True
 
     @property
     def names(self) -> list[str]:
@@ -62,8 +102,8 @@ class Case:
 def cases_of(
     program: Program, draws: int, seed: int, sizes: Sequence[int] = (), special: bool = False
 ) -> Iterator[Case]:
-    """The fixed cases (each dtype; sizes all different, all equal, all 1; open sizes; with special
-    infinities and NaN), then `draws` random ones.
+    """The fixed cases (each dtype; sizes of the example, all different, all equal, all 1; open
+    sizes; with `special` infinities and NaN), then `draws` random ones.
 
     sizes: further ones to draw, such as those a pass compares with."""
     names = program.names
@@ -72,13 +112,15 @@ def cases_of(
     distinct = {n: _DISTINCT[i % len(_DISTINCT)] for i, n in enumerate(names)}
     first = program.drawn[0]
     for number, dtype in enumerate(program.drawn):
-        yield Case(distinct, dtype, dense, "normal", seed + number)
+        yield Case(program.example or distinct, dtype, dense, "normal", seed + number)
+    if program.example:
+        yield Case(distinct, first, dense, "normal", seed + 7)
     for size in (3, 1):
         yield Case(dict.fromkeys(names, size), first, dense, "normal", seed + size)
     for size in sizes:
         yield Case(dict.fromkeys(names, size), first, dense, "normal", seed + size)
     if names:
-        yield Case(distinct, first, dense, "normal", seed + 5, tuple(names))
+        yield Case(program.example or distinct, first, dense, "normal", seed + 5, tuple(names))
     if special:
         wide = {n: 8 + s for n, s in distinct.items()}
         yield Case(wide, first, dense, "special", seed + 6)
@@ -108,7 +150,7 @@ def graph_for(program: Program, case: Case, stage: Stage) -> Graph:
         nodes.append(builder.input(f"x{index}", held))
     made = program.build(builder, *nodes)
     outputs: tuple[Node, ...] = made if isinstance(made, tuple) else (made,)
-    return Graph(tuple(nodes), outputs, dims=dims, stage=stage)
+    return Graph(tuple(nodes), outputs, program.consts, dims, stage=stage)
 
 
 def inputs_for(program: Program, case: Case) -> list[torch.Tensor]:

@@ -1,0 +1,90 @@
+"""Every built-in pass keeps its contract over generated graphs, also in exact arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from infopt.compiler.certify import Certificate, check_case
+from infopt.compiler.certify_program import FLOATS, Case
+from infopt.compiler.pipeline import Pass
+from infopt.compiler.property_test import LAYOUTS, VALUES
+from infopt.compiler.rewrite import Rule
+from infopt.compiler.testing import certify
+from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from infopt.passes.named import BUILT_IN
+from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.quantize_to_budget import QuantizeToBudget
+from infopt.passes.quantize_weights import QuantizeWeights
+from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
+
+LOSSY = (NarrowCompute,)  # held to their bounds; there is no exact arithmetic for these
+# What these may change is measured on the samples of the whole program: tests/passes covers it.
+MEASURED = (QuantizeWeights, QuantizeToBudget)
+PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
+EVERY = [(cls, p) for cls in EXAMPLES for p in programs(cls)]
+
+
+def test_every_pass_is_here() -> None:
+    assert {*EXAMPLES, *MEASURED} >= set(BUILT_IN.values())
+
+
+@pytest.mark.parametrize("cls", EXAMPLES, ids=lambda cls: cls.name)
+def test_examples_of_all_sizes(cls: type[Pass]) -> None:
+    for program in programs(cls, (torch.float32,)):
+        told = certify(cls(), [program], draws=0, strict=False, patterns=False)
+        assert told.applied, f"{cls.name} does not apply to {program.name}: {told}"
+        assert not told.failed, told.failed
+        assert told.exact == (0 if cls in LOSSY else told.applied), told
+
+
+@settings(
+    max_examples=60, deadline=None, derandomize=True, database=None,
+    phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(data=st.data())
+def test_drawn_sizes_strides_and_values(data: st.DataObject) -> None:
+    _check_drawn(data)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=3000, deadline=None, derandomize=True, database=None,
+    phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(data=st.data())
+def test_many_drawn_sizes_strides_and_values(data: st.DataObject) -> None:
+    _check_drawn(data)
+
+
+def _check_drawn(data: st.DataObject) -> None:
+    cls, program = data.draw(st.sampled_from(EVERY), "program")
+    # sizes near the example's, 1 and sizes that coincide; open or not
+    size = st.sampled_from([1, 2, 3, 4, 5, 8, 16, 17, *program.example.values()])
+    case = Case(
+        data.draw(st.fixed_dictionaries(dict.fromkeys(program.names, size)), "sizes"),
+        data.draw(st.sampled_from(program.drawn), "dtype"),
+        tuple(data.draw(st.sampled_from(LAYOUTS), "layout") for _ in program.shapes),
+        data.draw(st.sampled_from(VALUES), "values"),
+        data.draw(st.integers(0, 1000), "seed"),
+        tuple(n for n in program.names if data.draw(st.booleans(), f"{n} open")),
+    )
+    told = Certificate(cls.name, cls().content.digest)
+    check_case(cls(), program, case, told)
+    assume(told.graphs)  # the program has no such sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", PATTERNS, ids=lambda cls: cls.name)
+def test_patterns_of_rules(cls: type[Pass]) -> None:
+    told = certify(cls(), attrs=ATTRS.get(cls, {}), draws=4)
+    assert told.exact == told.applied > 0, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", EXAMPLES, ids=lambda cls: cls.name)
+def test_examples_in_every_dtype(cls: type[Pass]) -> None:
+    told = certify(cls(), programs(cls, FLOATS), draws=12, patterns=False)
+    assert told.applied and not told.inexact, told
