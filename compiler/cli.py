@@ -143,6 +143,19 @@ def parser() -> argparse.ArgumentParser:
 def _compiling(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     sub.add_argument("source", help=SOURCE)
     sub.add_argument("--compute", choices=["bf16"], help="permit computing an fp32 model in bf16")
+    sub.add_argument(
+        "--weights",
+        action="append",
+        metavar="[PATTERN=]FORMAT",
+        help="store weights of linear layers in int8, int4-g32, ...; may be given several times",
+    )
+    sub.add_argument("--activations", choices=["int8"], help="of layers with such weights")
+    sub.add_argument("--max-error", type=_positive, help="relative, end to end on the example")
+    sub.add_argument(
+        "--objective",
+        choices=["latency", "memory", "size"],
+        help="choose each layer's format: the best for this within --max-error",
+    )
     sub.add_argument("--target", default="native", help="such as cpu:avx2; default this machine")
     sub.add_argument("--tune", type=int, choices=[0, 1, 2], help="0 none, 1 quick, 2 thorough")
     sub.add_argument("--threads", type=int, help="default: all cores")

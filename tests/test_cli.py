@@ -31,6 +31,11 @@ def small():
 def with_sizes():
     return Small(), (torch.randn(4, 8),), {}, ({0: torch.export.Dim("rows", min=1, max=64)},)
 
+def wide():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(64, 128), torch.nn.Linear(128, 64)
+    return torch.nn.Sequential(*layers), (torch.randn(4, 64),)
+
 def wrong():
     return [Small()]
 """
@@ -192,6 +197,18 @@ class TestDoctor:
 
 
 class TestModels:
+    def test_formats_and_budgets(self, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        formats = ["--weights", "0.*=int8", "--weights", "int4-g32"]
+        command = ["explain", source(models, "wide"), "quantize-weights", *formats]
+        assert cli.main(command) == 0
+        printed = capsys.readouterr().out
+        assert "p_0_weight: applied: int8" in printed and "p_1_weight: applied: int4-g32" in printed
+        budget = ["--max-error", "0.05", "--objective", "size"]
+        assert cli.main(["explain", source(models, "wide"), "quantize-to-budget", *budget]) == 0
+        assert "of the results'" in capsys.readouterr().out
+        assert cli.main(["explain", source(models, "wide"), "--weights", "int3"]) == 1
+        assert "there is no format 'int3'" in capsys.readouterr().err
+
     def test_compile_run_inspect(
         self, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

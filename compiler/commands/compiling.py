@@ -13,9 +13,12 @@ from infopt.compiler.model import AsTorch, Compiled
 def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled | AsTorch]:
     """Load and compile `args.source` with the options of the command line."""
     options: dict[str, Any] = {"strict": args.strict}
-    for name in ("compute", "tune", "threads"):
+    given = ("compute", "activations", "max_error", "objective", "tune", "threads")
+    for name in given:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
+    if args.weights:
+        options["weights"] = _weights(args.weights)
     if args.add:
         options["passes"] = pipeline(args, args.add)
     with progress() as bar:
@@ -31,3 +34,10 @@ def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled | AsTorch
             **options,
         )
     return source, compiled
+
+
+def _weights(given: list[str]) -> dict[str, str]:
+    """ "FORMAT" or "PATTERN=FORMAT", each; the first pattern that matches counts."""
+    return {
+        pattern or "*": format for pattern, _, format in (text.rpartition("=") for text in given)
+    }
