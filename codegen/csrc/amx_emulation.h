@@ -1,7 +1,7 @@
 // The AMX tile instructions in plain C++, so that the AMX path can be tested on any machine.
 //
 // Enabled by -DINFOPT_EMULATE_AMX. Palette 1: 8 tiles of up to 16 rows x 64 bytes. Only what the
-// kernels use: bf16 dot products; tile shapes come from the configuration, as in hardware.
+// kernels use: dot products of bf16, and of signed with unsigned bytes; tile shapes come from the configuration, as in hardware.
 #pragma once
 
 #include "half.h"
@@ -47,6 +47,18 @@ inline void emulated_dot_bf16(int c, int a, int b) {
     memcpy(tiles.data[c][i], sums, sizeof sums);
   }
 }
+// c[i][j] += sum over quads p, s < 4 of a[i][4p+s], signed, times b[p][4j+s], unsigned
+inline void emulated_dot_bytes(int c, int a, int b) {
+  for (int i = 0; i < tiles.rows[c]; ++i) {
+    int32_t sums[16];
+    memcpy(sums, tiles.data[c][i], sizeof sums);
+    for (int p = 0; p < tiles.row_bytes[a] / 4; ++p)
+      for (int j = 0; j < tiles.row_bytes[c] / 4; ++j)
+        for (int s = 0; s < 4; ++s)
+          sums[j] += int8_t(tiles.data[a][i][4 * p + s]) * int(tiles.data[b][p][4 * j + s]);
+    memcpy(tiles.data[c][i], sums, sizeof sums);
+  }
+}
 
 }  // namespace infopt
 
@@ -56,9 +68,11 @@ inline void emulated_dot_bf16(int c, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbsud
 #define _tile_loadconfig(config) infopt::emulated_loadconfig(config)
 #define _tile_release() ((void)0)
 #define _tile_zero(t) infopt::emulated_zero(t)
 #define _tile_loadd(t, base, stride) infopt::emulated_load(t, base, stride)
 #define _tile_stored(t, base, stride) infopt::emulated_store(t, base, stride)
 #define _tile_dpbf16ps(c, a, b) infopt::emulated_dot_bf16(c, a, b)
+#define _tile_dpbsud(c, a, b) infopt::emulated_dot_bytes(c, a, b)

@@ -1,8 +1,9 @@
-// Which engine multiplies a block: the vector micro-kernel, or AMX tiles for bf16.
+// Which engine multiplies a block: the vector micro-kernel, or AMX tiles for bf16 and bytes.
 //
-// A weight tile is 16 rows x 32 k straight from row-major memory; a panel tile is 16 pairs of k
-// x 16 tokens, contiguous in the panel; a product tile is 16 rows x 16 tokens of f32. 2x2 product
-// tiles share their operands: four loads feed four dot products.
+// A weight tile is 16 rows x 64 bytes of k straight from row-major memory; a panel tile is 16 words
+// (a pair of bf16, four bytes) of k x 16 tokens, contiguous in the panel; a product tile is 16 rows
+// x 16 tokens of f32 or int32. 2x2 product tiles share their operands: four loads feed four dot
+// products.
 #pragma once
 
 #include "microkernel.h"
@@ -10,7 +11,7 @@
 #if defined(INFOPT_EMULATE_AMX)
 #define INFOPT_AMX 1
 #include "amx_emulation.h"
-#elif defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
 #define INFOPT_AMX 1
 #include <immintrin.h>
 #endif
@@ -25,30 +26,35 @@ template <class Step> struct TileSession {
 };
 
 #ifdef INFOPT_AMX
-constexpr int64_t kTile = 16, kTileDepth = 32;
+constexpr int64_t kTile = 16;
+
+// k of one tile.
+template <class Step> constexpr int64_t kTileDepth = 64 / int64_t(sizeof(typename Step::Row));
 
 // The compiler does not know that a tile load reads memory: finish pending stores before it.
 INFOPT_INLINE void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
-// The last k % 32 columns, zero-padded to whole tiles.
+// The last columns of k, zero-padded to whole tiles.
 struct Tail {
-  alignas(64) bf16 tile[2][16 * kTileDepth];
-  void copy_rows(int which, const bf16 *rows, int64_t stride, int64_t k) {
+  alignas(64) uint8_t tile[2][kTile * 64];
+  void copy_rows(int which, const void *rows, int64_t row_bytes, int64_t bytes) {
     memset(tile[which], 0, sizeof tile[which]);
     for (int64_t i = 0; i < kTile; ++i)
-      memcpy(tile[which] + i * kTileDepth, rows + i * stride, size_t(k) * sizeof(bf16));
+      memcpy(tile[which] + i * 64, (const uint8_t *)rows + i * row_bytes, size_t(bytes));
   }
-  void copy_pairs(int which, const bf16 *panel, int64_t k) {
+  void copy_panel(int which, const void *panel, int64_t words) {
     memset(tile[which], 0, sizeof tile[which]);
-    memcpy(tile[which], panel, size_t(ceil_div(k, 2)) * 32 * sizeof(bf16));
+    memcpy(tile[which], panel, size_t(words) * 64);
   }
 };
 
 // (R * 16) rows times P panels, R and P in {1, 2}. Tiles 0-3: products, 4-5: rows, 6-7: panels.
-template <int R, int P>
-__attribute__((noinline)) void multiply_tiles(const bf16 *rows, int64_t stride, const bf16 *panels,
+template <class Step, int R, int P>
+__attribute__((noinline)) void multiply_tiles(const typename Step::Row *rows, int64_t stride,
+                                              const typename Step::Panel *panels,
                                               int64_t panel_stride, int64_t k, float *c,
                                               int64_t c_stride, bool accumulate) {
+  constexpr int64_t kDepth = kTileDepth<Step>;
   float *c0 = c, *c1 = c + c_stride;                     // panels
   float *c2 = c + kTile * 16, *c3 = c1 + kTile * 16;     // second 16 rows
   finish_stores();
@@ -63,29 +69,44 @@ __attribute__((noinline)) void multiply_tiles(const bf16 *rows, int64_t stride, 
     _tile_zero(2);
     _tile_zero(3);
   }
-  auto step = [](const bf16 *a0, const bf16 *a1, int64_t a_bytes, const bf16 *b0, const bf16 *b1) {
+#define INFOPT_TILE_DOT(to, row, panel)                  \
+  if constexpr (kIntegers<Step>)                         \
+    _tile_dpbsud(to, row, panel);                        \
+  else                                                   \
+    _tile_dpbf16ps(to, row, panel);
+  auto step = [](const void *a0, const void *a1, int64_t a_bytes, const void *b0, const void *b1) {
     _tile_loadd(6, b0, 64);
     _tile_loadd(4, a0, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (P == 2) _tile_loadd(7, b1, 64);
-    if (P == 2) _tile_dpbf16ps(1, 4, 7);
-    if (R == 2) _tile_loadd(5, a1, a_bytes);
-    if (R == 2) _tile_dpbf16ps(2, 5, 6);
-    if (R == 2 && P == 2) _tile_dpbf16ps(3, 5, 7);
+    INFOPT_TILE_DOT(0, 4, 6)
+    if (P == 2) {
+      _tile_loadd(7, b1, 64);
+      INFOPT_TILE_DOT(1, 4, 7)
+    }
+    if (R == 2) {
+      _tile_loadd(5, a1, a_bytes);
+      INFOPT_TILE_DOT(2, 5, 6)
+    }
+    if (R == 2 && P == 2) {
+      INFOPT_TILE_DOT(3, 5, 7)
+    }
   };
-  const bf16 *a0 = rows, *a1 = rows + kTile * stride, *b0 = panels, *b1 = panels + panel_stride;
-  for (; k >= kTileDepth; k -= kTileDepth) {
-    step(a0, a1, stride * 2, b0, b1);
-    a0 += kTileDepth, a1 += kTileDepth, b0 += kTileDepth * 16, b1 += kTileDepth * 16;
+#undef INFOPT_TILE_DOT
+  const int64_t row_bytes = stride * int64_t(sizeof(*rows));
+  const auto *a0 = rows, *a1 = rows + kTile * stride;
+  const auto *b0 = panels, *b1 = panels + panel_stride;
+  for (; k >= kDepth; k -= kDepth) {
+    step(a0, a1, row_bytes, b0, b1);
+    a0 += kDepth, a1 += kDepth, b0 += kDepth * 16, b1 += kDepth * 16;
   }
   if (k) {
+    const int64_t bytes = k * int64_t(sizeof(*rows)), words = ceil_div(k, Step::kRowStep);
     Tail a, b;
-    a.copy_rows(0, a0, stride, k);
-    if (R == 2) a.copy_rows(1, a1, stride, k);
-    b.copy_pairs(0, b0, k);
-    if (P == 2) b.copy_pairs(1, b1, k);
+    a.copy_rows(0, a0, row_bytes, bytes);
+    if (R == 2) a.copy_rows(1, a1, row_bytes, bytes);
+    b.copy_panel(0, b0, words);
+    if (P == 2) b.copy_panel(1, b1, words);
     finish_stores();
-    step(a.tile[0], a.tile[1], kTileDepth * 2, b.tile[0], b.tile[1]);
+    step(a.tile[0], a.tile[1], 64, b.tile[0], b.tile[1]);
   }
   _tile_stored(0, c0, 64);
   if (P == 2) _tile_stored(1, c1, 64);
@@ -93,8 +114,11 @@ __attribute__((noinline)) void multiply_tiles(const bf16 *rows, int64_t stride, 
   if (R == 2 && P == 2) _tile_stored(3, c3, 64);
 }
 
-template <> struct TileSession<StepBf16> {
-  TileSession() {
+template <class Step> struct Tiles {
+  using Row = typename Step::Row;
+  using Panel = typename Step::Panel;
+
+  Tiles() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -104,24 +128,24 @@ template <> struct TileSession<StepBf16> {
     finish_stores();
     _tile_loadconfig(&config);
   }
-  ~TileSession() { _tile_release(); }
-  TileSession(const TileSession &) = delete;
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles &) = delete;
 
   template <int R>
-  INFOPT_INLINE void multiply_rows(const bf16 *rows, int64_t stride, const bf16 *panels,
+  INFOPT_INLINE void multiply_rows(const Row *rows, int64_t stride, const Panel *panels,
                                    int64_t panel_stride, int64_t count, int64_t k, float *c,
                                    int64_t c_stride, bool accumulate) const {
     int64_t p = 0;
     for (; p + 2 <= count; p += 2)
-      multiply_tiles<R, 2>(rows, stride, panels + p * panel_stride, panel_stride, k,
-                           c + p * c_stride, c_stride, accumulate);
+      multiply_tiles<Step, R, 2>(rows, stride, panels + p * panel_stride, panel_stride, k,
+                                 c + p * c_stride, c_stride, accumulate);
     if (p < count)
-      multiply_tiles<R, 1>(rows, stride, panels + p * panel_stride, panel_stride, k,
-                           c + p * c_stride, c_stride, accumulate);
+      multiply_tiles<Step, R, 1>(rows, stride, panels + p * panel_stride, panel_stride, k,
+                                 c + p * c_stride, c_stride, accumulate);
   }
 
   // As multiply_block; fewer than 16 last rows go to the vector micro-kernel.
-  void multiply(const bf16 *rows, int64_t stride, int64_t row_count, const bf16 *panels,
+  void multiply(const Row *rows, int64_t stride, int64_t row_count, const Panel *panels,
                 int64_t panel_stride, int64_t count, int64_t k, float *c, int64_t c_stride,
                 bool accumulate, int64_t row_end, Ahead out) const {
     while (out.count > 0) out.fetch_out();
@@ -133,10 +157,12 @@ template <> struct TileSession<StepBf16> {
       multiply_rows<1>(rows + r * stride, stride, panels, panel_stride, count, k, c + r * 16,
                        c_stride, accumulate);
     if (r < row_count)
-      multiply_block<StepBf16>(rows + r * stride, stride, row_count - r, panels, panel_stride,
-                               count, k, c + r * 16, c_stride, accumulate, row_end - r, out);
+      multiply_block<Step>(rows + r * stride, stride, row_count - r, panels, panel_stride, count,
+                           k, c + r * 16, c_stride, accumulate, row_end - r, out);
   }
 };
+template <> struct TileSession<StepBf16> : Tiles<StepBf16> {};
+template <> struct TileSession<StepBytes> : Tiles<StepBytes> {};
 #endif  // INFOPT_AMX
 
 }  // namespace infopt
