@@ -1,7 +1,8 @@
 // The AMX tile instructions in plain C++, so that the AMX path can be tested on any machine.
 //
 // Enabled by -DINFOPT_EMULATE_AMX. Palette 1: 8 tiles of up to 16 rows x 64 bytes. Only what the
-// kernels use: dot products of bf16, and of signed with unsigned bytes; tile shapes come from the configuration, as in hardware.
+// kernels use: dot products of bf16, and of signed with unsigned bytes; tile shapes come from the
+// configuration, as in hardware.
 #pragma once
 
 #include "half.h"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear.h"
+#include "microkernel_groups.h"
 #include "stored_rows.h"
 
 namespace infopt {
@@ -39,26 +40,41 @@ template <int width> struct GroupedRows {
     return {scratch, stride};
   }
   template <class Session>
-  void multiply(const Session &session, bool up, int64_t n, int64_t k, Rows<int8_t> r,
-                int64_t rows, const uint8_t *panel, int64_t pair, int64_t depth,
+  void multiply([[maybe_unused]] const Session &session, bool up, int64_t n, int64_t k,
+                Rows<int8_t> r, int64_t rows, const uint8_t *panel, int64_t pair, int64_t depth,
                 float *into) const {
-    alignas(64) float group_products[2 * kGroup * 16];
     const StoredRows &w = stored[up];
+#ifdef INFOPT_AMX
+    if (w.group >= kTileDepth<StepBytes>)
+      return multiply_tiles(session, w, n, k, r, rows, panel, pair, depth, into);
+#endif
+    const GroupedBlock block = {r.data, r.stride, w.group_scales(n) + k / w.group, w.scale_stride,
+                                w.group, depth};
+    multiply_groups(block, rows, panel, c.x_stride, pair, into, kGroup * 16, k > 0);
+  }
+
+#ifdef INFOPT_AMX
+  // Groups of whole tiles: the integers of one wait in memory to be scaled.
+  template <class Session>
+  void multiply_tiles(const Session &session, const StoredRows &w, int64_t n, int64_t k,
+                      Rows<int8_t> r, int64_t rows, const uint8_t *panel, int64_t pair,
+                      int64_t depth, float *into) const {
+    alignas(64) float integers[2 * kGroup * 16];
     for (int64_t g = 0; g < depth; g += w.group) {
       session.multiply(r.data + g, r.stride, rows, panel + g * 16, c.x_stride, pair,
-                       least(w.group, depth - g), group_products, kGroup * 16, false, int64_t(0),
+                       least(w.group, depth - g), integers, kGroup * 16, false, int64_t(0),
                        Ahead());
       for (int64_t i = 0; i < rows; ++i) {
         const Vec scale = broadcast(to_float(w.group_scales(n + i)[(k + g) / w.group]));
         for (int64_t p = 0; p < pair; ++p) {
           const int64_t at = (p * kGroup + i) * 16;
           const Vec before = k + g > 0 ? load(into + at) : zero();
-          store(into + at, fma(to_float(bits_of(group_products + at)), scale, before));
+          store(into + at, fma(to_float(bits(load(integers + at))), scale, before));
         }
       }
     }
   }
-  static INFOPT_INLINE IVec bits_of(const float *p) { return load_ints((const int32_t *)p); }
+#endif
 };
 
 }  // namespace infopt

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import infopt.codegen
+from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.quantized_linear import quantize_rows
 
 CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
@@ -24,7 +25,7 @@ LEVELS = {  # name: (compiler flags, /proc/cpuinfo flags it needs)
         [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
         ["amx_tile", "amx_bf16", "avx512_bf16"],
     ),
-    "amx_emulated": (["-DINFOPT_EMULATE_AMX"], []),
+    "amx_emulated": (["-DINFOPT_EMULATE_AMX", "-O1"], []),
 }
 ROW = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 PANEL = {torch.float32: 4, torch.bfloat16: 5}
@@ -79,6 +80,7 @@ class Kernels:
             "-w",
             *LEVELS[level][0],
             str(CSRC / "kernels_linear.cpp"),
+            *([str(CSRC / "kernels_stored.cpp")] if level == "amx_emulated" else []),
             "-o",
             str(path),
         ]
@@ -553,7 +555,9 @@ def test_quantize_panels(kernels, dtype):
         x = random(m, k + 3, dtype=dtype, offset=1)[:, :k]
         for row, value in zip(range(1, m), (0.0, 3.5, -2.0, 1e-38), strict=False):
             x[row] = value
-        expected = byte_panels(*quantize_rows(x))
+        codes, steps, zeros = quantize_rows(x)
+        steps[x.float().abs().amax(-1) < 1e-35] = 0  # rows of zeros, whatever their step is
+        expected = byte_panels(codes, steps, zeros)
         found = torch.full_like(expected, 77)
         kernels.run("quantize_panels", [x, found], [m, k, ROW[dtype], k + 3], ceil_div(m, 16), 0)
         assert torch.equal(found, expected), (m, k)
@@ -622,3 +626,28 @@ def test_linear_bytes_never_saturate(kernels, low, high):
     zeros = torch.tensor([[0.0], [255.0], [128.0]])
     codes = torch.tensor([[255], [0], [255]], dtype=torch.uint8).expand(3, k)
     run_bytes(kernels, codes, weight, zeros=zeros, chunks=(48, 1))
+
+
+@pytest.mark.parametrize("format", ["int8-g32", "int8-g64", "int4-g64", "int4-g128"])
+def test_groups_of_bytes_on_tiles(kernels, format):
+    """What tests/codegen/test_quantized_kernels.py does where there are tiles."""
+    if kernels.level != "amx_emulated":
+        pytest.skip("the other levels run in test_quantized_kernels.py")
+    torch.manual_seed(24)
+    codec = FORMATS[format]
+    for m, n, k in [(1, 1, 1), (17, 40, 130), (40, 100, 4400)]:
+        codes, steps, zeros = quantize_rows(random(m, k))
+        values, scales = codec.encode(random(n, k))
+        sums, y = codec.sums(values, scales, k), torch.empty(m, n)
+        pointers = [byte_panels(codes, steps, zeros), values, *[None] * 5, y]
+        numbers = [m, n, k, values.stride(0), 96, 2, *[0] * 6, ROW[F32], n, ceil_div(k, 4) * 64]
+        kernels.run(
+            "linear_stored_bytes",
+            [*pointers, scales, None, sums, None],
+            [*numbers, codec.bits, codec.group, scales.stride(0)],
+            ceil_div(n, 96) * ceil_div(ceil_div(m, 16), 2),
+            6144 * 2 + 96 * (min(ceil_div(k, 64) * 64, 4096) + 64),
+        )
+        x = (codes.double() - zeros.double()) * steps.double()
+        expected = x @ codec.decode(values, scales, k).double().T
+        assert (y - expected).norm() <= 1e-5 * expected.norm(), (m, n, k)
