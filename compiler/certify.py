@@ -61,6 +61,7 @@ class Certificate:
             f"contract on all; {self.exact} compared over exact arithmetic"
         ]
         lines += [f"  not exact ({n}): {reason}" for reason, n in self.inexact.most_common(5)]
+        lines += [f"  failed ({n}): {reason}" for reason, n in self.failed.most_common(5)]
         lines += [f"  declined ({n}): {reason}" for reason, n in self.declined.most_common(5)]
         return "\n".join(lines)
 

@@ -22,6 +22,7 @@ _ROWWISE = (
     "rms_norm",
     "gated_linear",
 )
+_RESIDUAL = 3  # its place among the arguments of linear_act
 _ATTENTION = ("attention", "aten.scaled_dot_product_attention.default")
 
 
@@ -115,8 +116,8 @@ def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
             return None
         if cut.dim >= rank - last:
             return None
-        return [_aligned(a, node, cut) if i == 0 or _is_residual(a, node) else None
-                for i, a in enumerate(node.args)]  # fmt: skip
+        rows = (0, _RESIDUAL) if name == "linear_act" else (0,)  # weights have other rows
+        return [_aligned(a, node, cut) if i in rows else None for i, a in enumerate(node.args)]
     if name == "aten.permute.default":
         return [Cut(node.attr("dims")[cut.dim] % rank, cut.start, cut.end)]
     if name == "aten.reshape.default":
@@ -132,10 +133,6 @@ def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
     if pointwise_form(node) is not None:
         return [_aligned(a, node, cut) for a in node.args]
     return None
-
-
-def _is_residual(arg: Any, node: Node) -> bool:
-    return isinstance(arg, Node) and arg.tensor_type.rank == node.tensor_type.rank
 
 
 def _aligned(arg: Any, node: Node, cut: Cut) -> Cut | None:

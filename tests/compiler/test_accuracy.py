@@ -90,3 +90,66 @@ def test_bounded() -> None:
     assert Bounded("rms_rel", 0.001).accepts(e, e * 1.01) == "rms_rel is 0.01, the limit is 0.001"
     with pytest.raises(ValueError, match="cosine"):
         Bounded("psnr", 1.0)
+
+
+STEPS = {torch.float32: (64, 16), torch.float64: (64, 16), torch.bfloat16: (8, 2)}
+STEPS[torch.float16] = STEPS[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", STEPS)
+def test_where_exact_ends(dtype: torch.dtype) -> None:
+    """On ones (R = 1): one element may be off by 2 a eps, all together by b eps."""
+    largest, typical = STEPS[dtype]
+    eps, ones = torch.finfo(dtype).eps, torch.ones(40_000, dtype=dtype)
+    for steps, fits in ((2 * largest, True), (2 * largest + 1, False)):
+        one = ones.clone()
+        one[7] += steps * eps
+        assert (Exact().accepts(ones, one) is None) == fits, steps
+    for steps, fits in ((typical, True), (typical + 1, False)):
+        assert (Exact().accepts(ones, ones + steps * eps) is None) == fits, steps
+
+
+def test_denormal_differences_of_zeros_are_none() -> None:
+    zeros, tiny = torch.zeros(4), torch.finfo(torch.float32).tiny
+    assert Exact().accepts(zeros, zeros + tiny / 2) is None
+    assert Exact().accepts(zeros, zeros + 4 * tiny) is not None
+
+
+@pytest.mark.parametrize(
+    "value, name", [(math.nan, "NaN"), (math.inf, "[+]inf"), (-math.inf, "-inf")]
+)
+def test_special_values_in_other_places_are_named(value: float, name: str) -> None:
+    x = torch.tensor([1.0, 2.0, value])
+    assert Exact().accepts(x, x.clone()) is None
+    for contract in (Exact(), Close(1.0, 1.0), Bounded("max_abs", 9.0)):
+        reason = contract.accepts(x, torch.tensor([1.0, 2.0, 3.0]))
+        with pytest.raises(AssertionError, match=rf"^{name} in other places: at \(2,\) 3.0, exp"):
+            raise AssertionError(reason)
+    assert compare(x, x).max_abs == 0.0
+
+
+def test_measures_of_a_difference() -> None:
+    expected, actual = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])
+    error = compare(expected, actual)
+    assert error.max_abs == 1.0 and error.max_rel == 0.25 and error.pattern == ""
+    assert error.rms_rel == pytest.approx(math.sqrt(0.5) / math.sqrt(12.5))
+    assert error.cosine == pytest.approx(1 - 29 / (5 * math.sqrt(34)))
+    nothing, something = torch.zeros(2), torch.ones(2)
+    assert compare(nothing, nothing) == Error()
+    error = compare(nothing, something)
+    assert error.max_rel == error.rms_rel == math.inf and error.cosine == 1.0
+    assert compare(torch.zeros(0), torch.zeros(0)) == Error()
+    assert str(error) == "max 1, rms inf of the result's"
+
+
+@pytest.mark.parametrize("dtype, count, factor", [
+    (torch.float32, 4000, 2), (torch.float32, 999, 3), (torch.bfloat16, 4000, 3),
+])  # fmt: skip
+def test_how_much_worse_than_a_float64_run(dtype: torch.dtype, count: int, factor: int) -> None:
+    exact = torch.ones(count, dtype=torch.float64)
+    off = 0.25  # a step that every dtype has
+    expected = (exact + off).to(dtype)
+    for times, fits in ((factor, True), (factor + 0.25, False)):
+        actual = (exact - off * times).to(dtype)
+        assert (Exact().accepts(expected, actual, exact) is None) == fits
+    assert Exact().accepts(expected, expected - 1, exact[:-1]) is not None

@@ -4,7 +4,7 @@ import sympy
 import torch
 
 from infopt.compiler.alias import is_view
-from infopt.compiler.cost import Cost, cost_of, graph_seconds, seconds
+from infopt.compiler.cost import Cost, compute_dtype, cost_of, graph_seconds, seconds
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
@@ -83,3 +83,24 @@ def test_graph_seconds_adds_the_nodes() -> None:
     two = Graph((x,), (o.gelu(o.gelu(x)),))
     t = Target.parse("cpu:scalar")
     assert 0 < graph_seconds(one, t) < graph_seconds(two, t)
+
+
+def test_functions_cost_more_than_arithmetic() -> None:
+    o = Builder()
+    x = tensor(o, "x", 4, 6)
+    for made, each in (
+        (o.add(x, x), 1), (o.exp(x), 12), (o.gelu(x), 20), (o.tanh(x), 15), (o.silu(x), 15),
+        (o.div(x, x), 4), (o.sqrt(x), 4), (o.rsqrt(x), 4), (o.softmax(x, -1), 16),
+        (o.layer_norm(x, [6]), 8), (o.sin(x), 15), (o.pow(x, 3.0), 20),
+    ):  # fmt: skip
+        assert cost_of(made).flops == 24 * each, made
+
+
+def test_the_dtype_a_node_calculates_in() -> None:
+    o = Builder()
+    x = tensor(o, "x", 4, 6)
+    narrow = o.call("aten.to.dtype", x, torch.bfloat16)
+    assert compute_dtype(o.add(x, x)) is F32
+    assert compute_dtype(o.add(narrow, narrow)) is torch.bfloat16
+    assert compute_dtype(o.gt(narrow, 0)) is torch.bfloat16
+    assert compute_dtype(o.call("aten.to.dtype", x, torch.int64)) is F32

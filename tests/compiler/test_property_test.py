@@ -83,3 +83,26 @@ def test_tensors_are_what_was_asked_for(layout: str, values: str) -> None:
     strides = tensor([4, 6], torch.float32, layout, values, 1).stride()
     wanted = {"dense": (6, 1), "transposed": (1, 4), "every second": (12, 2), "expanded": (0, 1)}
     assert strides == wanted[layout]
+
+
+def test_kinds_of_values() -> None:
+    def values(kind: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return tensor([400], dtype, "dense", kind, 5)
+
+    normal = values("normal")
+    assert torch.equal(values("small"), normal * 1e-3)
+    assert torch.equal(values("large"), normal * 30)
+    assert torch.equal(values("equal"), torch.full([400], 0.75))
+    zeros = values("signed zeros")
+    assert torch.equal(zeros != 0, normal > 0.5) and torch.equal(
+        zeros[zeros != 0], normal[normal > 0.5]
+    )
+    assert torch.equal(zeros.signbit(), normal.signbit())
+    assert set(values("normal", torch.int64).tolist()) == set(range(-3, 4))
+    share = values("normal", torch.bool).float().mean().item()
+    assert 0.4 < share < 0.6
+
+
+def test_the_test_has_the_name_of_its_pass() -> None:
+    made = property_test(ScaledSum(), before, [("n",), ("n",)], examples=1)
+    assert made.__name__ == "test_scaled_sum"

@@ -246,3 +246,80 @@ def test_a_name_that_stands_twice_is_one_value(a, b, applies) -> None:
     assert bool(report.applied) == applies
     if not applies:
         assert f"s is {a!r} and {b!r}" in report.declined[0].reason
+
+
+class OneOfTwo(Rule):
+    """relu(relu(x)) -> relu(x)"""
+
+    name, always = "one-of-two", True
+
+    def pattern(self, o, x):
+        return o.relu(o.relu(x))
+
+    def rewrite(self, o, x):
+        return o.relu(x)
+
+
+def test_matches_of_one_sweep_do_not_overlap() -> None:
+    def chain(o, x):
+        for _ in range(4):
+            x = o.relu(x)
+        return x
+
+    graph = graph_of(chain, [torch.randn(3)])
+    result, report = run_pass(OneOfTwo(), graph)
+    assert [n.op.name for n in result.nodes()] == ["input", "aten.relu.default"]
+    assert len(report.applied) == 3  # two pairs, then the pair of what they became
+
+
+class MeanOfPair(Rule):
+    """(x + y) / 2 -> (x + y) * 0.5"""
+
+    name, always = "mean-of-pair", True
+
+    def pattern(self, o, x, y):
+        return o.div(o.add(x, y), 2.0)
+
+    def rewrite(self, o, x, y):
+        return o.mul(o.add(x, y), 0.5)
+
+
+@pytest.mark.parametrize(
+    "build, reason",
+    [
+        (lambda o, x: o.div(o.mul(x, x), 2.0), ""),  # another program: only its root fits
+        (lambda o, x: o.div(o.add(x, x), 3.0), ""),
+        (
+            lambda o, x: o.div(o.add(x, o.sin(x), alpha=2), 2.0),
+            "aten.add.Tensor: alpha is 2, expected 1",
+        ),
+        (lambda o, x: (o.div(s := o.add(x, x), 2.0), s), "is also a result"),
+        (lambda o, x: (o.div(s := o.add(x, x), 2.0), o.sin(s)), "is also read by"),
+    ],
+)
+def test_reasons_why_a_pattern_does_not_fit(build, reason) -> None:
+    graph = graph_of(build, [torch.randn(3)])
+    result, report = run_pass(MeanOfPair(), graph)
+    assert result is graph
+    found = [s.reason for s in report.declined]
+    assert any(reason in r for r in found) if reason else not found
+
+
+def test_sums_fit_in_either_order_unless_scaled() -> None:
+    class Scaled(Rule):
+        name, always = "scaled", True
+
+        def pattern(self, o, x, y):
+            return o.add(o.neg(x), y)
+
+        def rewrite(self, o, x, y):
+            return o.sub(y, x)
+
+    for build, count in (
+        (lambda o, x, y: o.add(o.neg(x), y), 1),
+        (lambda o, x, y: o.add(y, o.neg(x)), 1),
+        (lambda o, x, y: o.add(y, o.neg(x), alpha=2), 0),
+    ):
+        x = torch.randn(3)
+        _, report = run_pass(Scaled(), graph_of(build, [x, x + 1]), [(x, x + 1)])
+        assert len(report.applied) == count

@@ -78,6 +78,10 @@ def last_row(o: Any, *given: Any) -> Any:
     return o.slice(test_keep_needed_rows.block(o, *given), 1, -2, 2**63 - 1)
 
 
+def last_row_of_matrix(o: Any, x: Any, w: Any) -> Any:
+    return o.call("aten.select.int", o.gelu(o.linear(x, w)), 0, -1)
+
+
 def padded(o: Any, x: Any, w: Any, b: Any, mask: Any) -> Any:
     """One attention over the real tokens with a residual, summed over them."""
     batch, tokens, width = x.shape
@@ -161,7 +165,10 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
         ("part", test_fuse_rotary.partial, test_fuse_rotary.PARTIAL),
         ("neighbours", test_fuse_rotary.neighbours, test_fuse_rotary.INPUTS),
     ],
-    KeepNeededRows: [("the last rows", last_row, test_keep_needed_rows.INPUTS)],
+    KeepNeededRows: [
+        ("the last rows", last_row, test_keep_needed_rows.INPUTS),
+        ("of a matrix", last_row_of_matrix, [torch.randn(64, 32), torch.randn(32, 32)]),
+    ],
     MergeLinears: [("two", merges, [X])],
     NarrowCompute: [("two in a row", products, [X.repeat(6, 1), W])],
     SimplifyMasks: [

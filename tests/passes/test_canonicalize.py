@@ -24,6 +24,26 @@ def as_is(o, x):
 
 
 REWRITES = {
+    "permute by negative dims": (
+        lambda o, x: o.permute(x, [-2, 0, -1]),
+        lambda o, x: o.permute(x, [1, 0, 2]),
+        [X],
+    ),
+    "permute to the same": (
+        lambda o, x: o.relu(o.permute(x, [0, -2, 2])),
+        lambda o, x: o.relu(x),
+        [X],
+    ),
+    "expand with a size of -1": (
+        lambda o, x: o.expand(x, [4, -1, 3, 4]),
+        lambda o, x: o.expand(x, [4, 2, 3, 4]),
+        [X],
+    ),
+    "movedim of a negative source": (
+        lambda o, x: o.call("aten.movedim.int", x, -1, 0),
+        lambda o, x: o.permute(x, [2, 0, 1]),
+        [X],
+    ),
     "transpose": (lambda o, x: o.transpose(x, 0, -1), lambda o, x: o.permute(x, [2, 1, 0]), [X]),
     "mT": (lambda o, x: o.mT(x), lambda o, x: o.permute(x, [0, 2, 1]), [X]),
     "numpy_T": (lambda o, x: o.numpy_T(x), lambda o, x: o.permute(x, [2, 1, 0]), [X]),
@@ -155,6 +175,12 @@ def test_rewrites(case: str) -> None:
 KEPT = {
     "-0.0 + 0.0 is 0.0": (lambda o, x: o.add(x, 0.0), [X]),
     "divided by 3": (lambda o, x: o.div(x, 3.0), [X]),
+    "times 2": (lambda o, x: o.mul(x, 2.0), [X]),
+    "plus 1": (lambda o, x: o.add(x, 1), [INTS]),
+    "plus 0 that promotes": (lambda o, x: o.add(x, 0.0), [INTS]),
+    "expanded": (lambda o, x: o.expand(x, [4, 2, 3, 4]), [X]),
+    "part of a slice": (lambda o, x: o.relu(o.slice(x, 1, 0, 2)), [X]),
+    "permuted": (lambda o, x: o.permute(x, [1, 0, 2]), [X]),
     "times 1 that promotes": (lambda o, x: o.mul(x, 1.0), [INTS]),
     "a returned copy of an input": (lambda o, x: o.clone(x), [X]),
     "a returned view of a copy": (lambda o, x: o.permute(o.clone(x), [1, 0, 2]), [X]),

@@ -40,6 +40,25 @@ def test_rewrites_the_last_rows() -> None:
     )
 
 
+def test_rows_of_a_matrix_are_not_those_of_its_weights() -> None:
+    x, w = torch.randn(640, 256), torch.randn(256, 256)
+
+    def rows(o, value):
+        return o.slice(value, 0, -2, 2**63 - 1)
+
+    for product in (
+        lambda o, x, w, r: o.linear(x, w),
+        lambda o, x, w, r: o.call("linear_act", x, w, None, r, activation="gelu"),
+        lambda o, x, w, r: o.call("gated_linear", x, w, w),
+    ):
+        check_pass(
+            KeepNeededRows(),
+            lambda o, x, w, r, product=product: rows(o, product(o, x, w, r)),
+            lambda o, x, w, r, product=product: product(o, rows(o, x), w, rows(o, r)),
+            [x, w, torch.randn(640, 256)],
+        )
+
+
 def test_rewrites_through_heads_and_attention() -> None:
     def before(o, x, w, b):
         def heads(value):

@@ -118,3 +118,22 @@ def test_gain() -> None:
     result, _ = run_pass(SimplifyMasks(), graph)
     target = Target.detect()
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+def test_constant_causal_masks() -> None:
+    lower = torch.ones(4, 4, dtype=torch.bool).tril()
+    wrong = lower.clone()
+    wrong[1, 3] = True
+    for value, causal in (
+        (lower, True),
+        (lower.reshape(1, 1, 4, 4), True),
+        (torch.ones(3, 5, dtype=torch.bool).tril(), True),
+        (wrong, False),
+        (lower.t().contiguous(), False),
+        (lower.expand(2, 4, 4).contiguous(), False),  # one for each of two batches
+        (lower.float(), False),
+        (lower[0], False),
+    ):
+        o = Builder()
+        node = o.const("mask", TensorType.of(value))
+        assert causal_part(node, Graph((), (node,), {"mask": value})) is causal, value
