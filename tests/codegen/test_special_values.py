@@ -137,3 +137,17 @@ def test_denormals_of_bf16_are_stored(level: str) -> None:
     once, twice = compiled(x)
     assert torch.equal(once.view(torch.int16), x.view(torch.int16))
     assert torch.equal(twice.view(torch.int16), (x + x).view(torch.int16))
+
+
+@pytest.mark.parametrize("level", RUNNABLE)
+def test_remainders_of_huge_numbers_are_those_of_one_number(level: str) -> None:
+    """torch's vector loop says NaN where a quotient overflows, its scalar loop the remainder."""
+
+    def remainders(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.remainder(x, 0.75), torch.fmod(x, 0.75)
+
+    x = torch.tensor([3e38, -3e38, 1e30, 5.0, -5.0, 1e-40, INF, NAN] * 4)
+    expected = zip(*[remainders(one) for one in x.split(1)], strict=True)
+    run = infopt.compile(remainders, (x,), target=f"cpu:{level}")
+    for found, wanted in zip(run(x), expected, strict=True):
+        torch.testing.assert_close(found, torch.cat(wanted), rtol=0, atol=0, equal_nan=True)

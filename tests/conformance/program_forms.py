@@ -75,8 +75,8 @@ POINTWISE = [
         torch.signbit({0})
         {0}.to(torch.bool)
         torch.logical_not({0})
-        torch.remainder({0}, 0.75)
-        torch.fmod({0}, 0.75)
+        torch.remainder({0}.clamp(-999, 999), 0.75)
+        torch.fmod({0}.clamp(-999, 999), 0.75)
         {0} // 0.5
         F.threshold({0}, 0.1, -1.0)
         {0}.nan_to_num(0.0).clamp(-99, 99).to(<i>)
