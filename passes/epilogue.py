@@ -9,6 +9,8 @@ _ACTIVATIONS = {
     "aten.silu.default": "silu",
     "aten.sigmoid.default": "sigmoid",
     "aten.tanh.default": "tanh",
+    "aten.relu6.default": "relu6",
+    "aten.hardswish.default": "hardswish",
 }
 
 
@@ -23,6 +25,9 @@ def activated(graph: Graph, node: Node) -> tuple[Node, str]:
     reader = only_reader(graph, node)
     if reader is not None and reader.op.name in _ACTIVATIONS:
         return reader, _ACTIVATIONS[reader.op.name]
+    if reader is not None and reader.op.name == "aten.hardtanh.default":
+        clipped = (reader.attr("min_val"), reader.attr("max_val"))
+        return (reader, "relu6") if clipped == (0, 6) else (node, "none")
     if reader is not None and reader.op.name == "aten.gelu.default":
         return reader, "gelu" if reader.attr("approximate") == "none" else "gelu_tanh"
     quick = _quick_gelu(graph, node)

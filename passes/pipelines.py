@@ -15,6 +15,7 @@ from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
@@ -84,6 +85,7 @@ def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
     # What follows a product is done while it is in cache.
     yield FuseGatedMlp()
     yield FuseLinearEpilogue()
+    yield FuseConvPadding()
     yield FuseConvEpilogue()
     if quantize is not None:
         yield quantize

@@ -10,7 +10,7 @@ namespace infopt {
 
 enum Activation : int64_t {
   kIdentity = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kQuickGelu = 5, kSigmoid = 6,
-  kTanh = 7
+  kTanh = 7, kRelu6 = 8, kHardSwish = 9
 };
 
 __attribute__((noinline)) inline void activate(int64_t kind, Vec *t, int64_t count) {
@@ -26,6 +26,8 @@ __attribute__((noinline)) inline void activate(int64_t kind, Vec *t, int64_t cou
     INFOPT_ACTIVATE(kQuickGelu, quick_gelu)
     INFOPT_ACTIVATE(kSigmoid, sigmoid)
     INFOPT_ACTIVATE(kTanh, tanh)
+    INFOPT_ACTIVATE(kRelu6, relu6)
+    INFOPT_ACTIVATE(kHardSwish, hard_swish)
     default: break;
   }
 #undef INFOPT_ACTIVATE

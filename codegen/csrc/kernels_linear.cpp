@@ -2,7 +2,7 @@
 //
 // Formats (numbers): 0 absent, 1 row-major f32, 2 row-major bf16, 3 row-major f16, 4 f32 panels,
 // 5 bf16 panels. A stride counts elements between rows, or between panels. Activations: 0 none,
-// 1 relu, 2 gelu, 3 gelu tanh, 4 silu, 5 quick gelu, 6 sigmoid, 7 tanh. P = ceil(M / 16).
+// 1 relu, 2 gelu, 3 gelu tanh, 4 silu, 5 quick gelu, 6 sigmoid, 7 tanh, 8 relu6, 9 hardswish. P = ceil(M / 16).
 #include "few_rows.h"
 #include "linear.h"
 #include "matmul.h"

@@ -75,6 +75,8 @@ INFOPT_INLINE Vec sigmoid(Vec x) { return broadcast(1) / (broadcast(1) + exp(-x)
 INFOPT_INLINE Vec silu(Vec x) { return x / (broadcast(1) + exp(-x)); }
 INFOPT_INLINE Vec quick_gelu(Vec x) { return x / (broadcast(1) + exp(broadcast(-1.702f) * x)); }
 INFOPT_INLINE Vec relu(Vec x) { return max(zero(), x); }
+INFOPT_INLINE Vec relu6(Vec x) { return min(broadcast(6), max(zero(), x)); }
+INFOPT_INLINE Vec hard_swish(Vec x) { return x * (relu6(x + broadcast(3)) / broadcast(6)); }
 
 // x * Phi(x), through erfc(|x|/sqrt 2) = exp(|x| p(|x|)): one exponential and no division. The
 // absolute error of Phi is below one rounding of 1, as in the usual x/2 * (1 + erf(x/sqrt 2)).

@@ -43,6 +43,7 @@ def _cases() -> Any:
         yield (x, w, scale, shift, residual), attrs | {"activation": "relu", "add_first": True}
         yield (x, w, None, shift.to(dtype), residual), attrs | {"activation": "silu"}
     line = torch.randn(2, 4, 40)
+    yield (x[:1], w[:, :3]), {"groups": 2, "padding": (2, 0, 1, 3), "stride": (2, 2)}
     yield (line, torch.randn(7, 4, 5), None, torch.randn(7)), {"dilation": (2,), "stride": (3,)}
 
 
@@ -65,9 +66,14 @@ def conv_act(
 
     x [N, C, L] or [N, C, H, W], weight [O, C / groups, ...], scale and shift [O] in f32 or x's
     dtype, residual like the result. stride, padding ("same", "valid" or sizes), dilation and groups
-    are those of torch's convolutions.
+    are those of torch's convolutions; padding may also be (before, after) of every axis in turn.
     """
     convolve = F.conv1d if x.dim() == 3 else F.conv2d
+    if not isinstance(padding, str) and len(padding) == 2 * (x.dim() - 2):
+        x, padding = (
+            F.pad(x, [n for d in range(len(padding), 0, -2) for n in padding[d - 2 : d]]),
+            0,
+        )
     y = convolve(x, weight, None, stride, padding, dilation, groups)
     features = (-1, *[1] * (x.dim() - 2))
     if scale is not None:

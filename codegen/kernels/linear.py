@@ -29,7 +29,10 @@ from infopt.compiler.types import Size, TensorType
 
 ROW_FORMAT = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 PANEL_FORMAT = {torch.float32: 4, torch.bfloat16: 5}
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "sigmoid", "tanh")
+ACTIVATIONS: tuple[str, ...] = (  # in the order of csrc/epilogue.h
+    *("none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "sigmoid", "tanh"),
+    *("relu6", "hardswish"),
+)
 FEW = 8  # so many rows are not worth a panel
 PANEL_CHUNK = 8  # panels that meet one group of weights: 512 KiB of the second cache at most
 
@@ -53,6 +56,10 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
             return torch.sigmoid(x)
         case "tanh":
             return torch.tanh(x)
+        case "relu6":
+            return F.relu6(x)
+        case "hardswish":
+            return F.hardswish(x)
     raise ValueError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
 
 

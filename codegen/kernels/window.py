@@ -69,6 +69,8 @@ def window_of(weight: TensorType, attrs: Mapping[str, Any]) -> Window:
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         around = (total[0] // 2, total[1] // 2)
+    elif len(padding) == 2 * rank:
+        around = pair(padding[::2], rank, 0)
     else:
         around = pair(0 if padding == "valid" else padding, rank, 0)
     return Window(kernel, pair(attrs["stride"], rank, 1), around, dilation, attrs["groups"])

@@ -39,6 +39,8 @@ ACTIVATIONS = [
     lambda x: x * torch.sigmoid(1.702 * x),
     torch.sigmoid,
     torch.tanh,
+    F.relu6,
+    F.hardswish,
 ]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 GUARD = 64  # elements around every output that must stay untouched

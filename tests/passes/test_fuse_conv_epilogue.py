@@ -30,6 +30,8 @@ ACTIVATIONS = {
     "silu": lambda o, y: o.silu(y),
     "sigmoid": lambda o, y: o.sigmoid(y),
     "tanh": lambda o, y: o.tanh(y),
+    "relu6": lambda o, y: o.hardtanh(y, 0.0, 6.0),
+    "hardswish": lambda o, y: o.hardswish(y),
     "quick_gelu": lambda o, y: o.mul(y, o.sigmoid(o.mul(y, 1.702))),
 }
 
