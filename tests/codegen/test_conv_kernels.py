@@ -1,5 +1,10 @@
 """Convolutions against torch in float64, at every level this machine runs, over odd sizes."""
 
+import ctypes
+import pathlib
+import shutil
+import subprocess
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,17 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infopt
+import infopt.codegen
 from infopt.codegen.build import find_compiler
 from infopt.codegen.kernels.conv import conv_act
+from infopt.codegen.kernels.conv import convolution as convolution_call
+from infopt.codegen.kernels.window import window_of
 from infopt.codegen.load import lower_for, program
 from infopt.compiler.target import LEVELS, Target
 from infopt.compiler.testing import graph_of as build_graph
+from infopt.compiler.types import TensorType
+from tests.codegen import kernel_call
+from tests.codegen.kernel_call import call_kernel, poisoned
 from tests.codegen.traced import graph_of
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 RUNNABLE = [level for level in LEVELS if level in Target.detect().features]
 ROUNDING = {F32: 2e-6, BF16: 8e-3, F16: 1e-3}  # of the result, relative to its largest value
+CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
 CHANNELS_LAST = torch.channels_last
 
 # batch, channels, height, width, features, kernel, stride, padding, dilation, groups
@@ -78,6 +90,40 @@ def test_levels(level, dtype):
     for name in ("stem", "groups", "same", "far taps", "stride 3", "depthwise"):
         args, window = given_images(IMAGES[name], dtype)
         agrees(convolution(window), args, level)
+
+
+def run_call(name, dtype, level):
+    """One case as its emitter has it called: in two ranges, with its scratch and no byte more."""
+    (x, w, b), (stride, padding, dilation, groups) = given_images(IMAGES[name], dtype)
+    attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    expected = F.conv2d(x.double(), w.double(), b.double(), **attrs)
+    out = poisoned(expected.shape, dtype)
+    types = [TensorType.of(t) for t in (x, w, out, b)]
+    named = ("x", "weight", None, "shift", None)
+    window, target = window_of(types[1], attrs), Target.parse(f"cpu:{level},cores=2")
+    made = convolution_call(*types[:3], named, window, target, shift=types[3])
+    tensors = [x, w, None, b, None, out]
+    call_kernel(level, made.symbol, tensors, made.numbers, made.tasks, made.scratch)
+    error = (out.double() - expected).abs().max() / expected.abs().max()
+    assert error <= ROUNDING[dtype], f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("level", RUNNABLE)
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_scratch_and_task_ranges(level, dtype):
+    for name in IMAGES:
+        run_call(name, dtype, level)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
+def test_tiles(tmp_path, monkeypatch):
+    """The AMX form of the product, its tiles in plain C++."""
+    library = tmp_path / "conv_emulated.so"
+    flags = ["-O0", "-std=c++17", "-fPIC", "-shared", "-w", "-DINFOPT_EMULATE_AMX"]
+    subprocess.run(["g++", *flags, str(CSRC / "kernels_conv.cpp"), "-o", str(library)], check=True)
+    monkeypatch.setattr(kernel_call, "_library", lambda level: ctypes.CDLL(str(library)))
+    for name in IMAGES:
+        run_call(name, BF16, "amx")
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
