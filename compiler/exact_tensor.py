@@ -268,7 +268,8 @@ def _masked_fill(func: Any, x: Any, mask: Any, value: Any) -> Any:
 @_rule("constant_pad_nd")
 def _padded(func: Any, x: Residue, pad: Any, value: float = 0) -> Any:
     inside = func(torch.ones(x.shape, dtype=torch.bool), pad, False)
-    zeros = Residue(func(x.value, pad), func(x.p, pad), x.q and func(x.q, pad), x.dtype)
+    q = None if x.q is None else func(x.q, pad)
+    zeros = Residue(func(x.value, pad), func(x.p, pad), q, x.dtype)
     return _chosen(inside, zeros, value, x.dtype)
 
 
@@ -301,6 +302,11 @@ def _clamp(func: Any, x: Any, low: Any = None, high: Any = None) -> Any:
     if high is not None:
         x = _chosen(lifted(x).value <= lifted(high).value, x, high, x.dtype)
     return x
+
+
+@_rule("hardswish")
+def _hardswish(func: Any, x: Residue) -> Any:
+    return x * torch.clamp(x + 3, 0, 6) / 6
 
 
 @_rule("clamp_min")

@@ -19,6 +19,7 @@ from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
@@ -36,6 +37,7 @@ from tests.passes import (
     test_fuse_add_norm,
     test_fuse_attention,
     test_fuse_conv_epilogue,
+    test_fuse_conv_padding,
     test_fuse_embedding_norm,
     test_fuse_gated_mlp,
     test_fuse_linear_epilogue,
@@ -153,6 +155,7 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
     FuseActivation: list(pairs(test_fuse_activation.CASES, [test_fuse_activation.X])),
     FuseAddNorm: list(pairs(test_fuse_add_norm.CASES, test_fuse_add_norm.INPUTS)),
     FuseAttention: list(triples(test_fuse_attention.CASES)),
+    FuseConvPadding: [("sides", test_fuse_conv_padding.before, test_fuse_conv_padding.INPUTS)],
     FuseConvEpilogue: list(epilogues(test_fuse_conv_epilogue, test_fuse_conv_epilogue.conv)),
     FuseEmbeddingNorm: [
         ("three tables", test_fuse_embedding_norm.bert, test_fuse_embedding_norm.INPUTS)
