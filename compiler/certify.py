@@ -26,6 +26,7 @@ from infopt.compiler.report import Report
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.compiler.verify import verify
 
 _SHOWN = 24  # elements of an input printed in a counterexample
 _OTHERS = 12
@@ -156,9 +157,10 @@ def check_case(pass_: Pass, program: Program, case: Case, certificate: Certifica
     inputs = inputs_for(program, case)
     try:
         before = graph_for(program, case, pass_.stage)
+        verify(before)
         expected = interpret(before, _copies(inputs))
-    except (CannotInfer, RuntimeError, IndexError, ValueError, TypeError):
-        return  # no program of these sizes and dtypes
+    except (CannotInfer, IllegalGraph, RuntimeError, IndexError, ValueError, TypeError):
+        return  # no program of these sizes and dtypes, or not at this stage
     certificate.graphs += 1
     after, report, derived = _run(pass_, before, inputs)
     entry = report.passes[0]

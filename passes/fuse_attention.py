@@ -230,7 +230,7 @@ class _Reader:
         """The additive mask of `condition` where scores are replaced by a very low value."""
         if not isinstance(value, int | float) or math.isnan(value):
             raise _Declined(f"scores are replaced by {value!r}, expected a number")
-        if value == -math.inf:
+        if torch.tensor(value, dtype=torch.float64).to(dtype) == -math.inf:  # as f32's in bf16
             raise _Declined("scores are replaced by -inf: a row masked everywhere would be NaN")
         lowest = max(_LOWEST, -torch.finfo(dtype).max / 2)
         if value > lowest:

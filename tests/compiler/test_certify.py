@@ -191,6 +191,15 @@ def test_what_else_may_be_wrong(wrong: type[infopt.Pass], says: str) -> None:
         certify(wrong(), [RELU], draws=0)
 
 
+def test_programs_that_are_none_at_the_stage_of_the_pass_are_left_out() -> None:
+    class Late(Nothing):
+        name, stage = "late", infopt.Stage.FUSE
+
+    program = Program(lambda o, x: o.mT(x), (("n", "m"),), name="not canonical")
+    assert certify(Nothing(), [program], draws=0, strict=False).graphs
+    assert not certify(Late(), [program], draws=0, strict=False).graphs
+
+
 def test_a_pass_that_applies_nowhere() -> None:
     with pytest.raises(NotCertified, match="nothing applied to none of 4 generated graphs"):
         certify(Nothing(), [RELU], draws=0)

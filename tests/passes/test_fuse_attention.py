@@ -225,6 +225,15 @@ DECLINED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32s_lowest_number_is_infinite_in_half_precision(dtype: torch.dtype) -> None:
+    build, _, inputs = CASES["where"]
+    given = [t.to(dtype) if t.is_floating_point() else t for t in inputs]
+    graph = graph_of(build, given, FuseAttention())
+    result, report = run_pass(FuseAttention(), graph, [tuple(given)])
+    assert result is graph and "would be NaN" in report.declined[0].reason
+
+
 @pytest.mark.parametrize("reason", DECLINED)
 def test_declines(reason: str) -> None:
     build, inputs = DECLINED[reason]
