@@ -195,7 +195,7 @@ def convolution(
         per_task, panels_per_task = features, window.rows_of_task(out)
     else:
         guess = panels if isinstance(panels, int) else one_image
-        known = guess if isinstance(guess, int) else 64
+        known = max(1, guess) if isinstance(guess, int) else 64
         per_task, panels_per_task = _task_shape(known, features, depth, groups, target)
 
     def format_of(t: TensorType | None) -> int:

@@ -183,6 +183,13 @@ def test_epilogues(groups, dtype):
         agrees(lambda *tensors: conv_act(*tensors, **more), args, graph=graph)  # noqa: B023
 
 
+def test_an_empty_batch():
+    (x, w, b), _ = given_images(IMAGES["same"], F32)
+    graph = graph_of(lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2), (x[:0], w, b))
+    (found,) = program(lower_for(graph, Target.detect()))([x[:0], w, b])
+    assert found.shape == (0, 50, 2, 2)
+
+
 def test_special_values_reach_only_their_windows():
     x = torch.zeros(1, 1, 6, 6)
     x[0, 0, 0, 0], x[0, 0, 5, 5] = float("nan"), float("inf")
