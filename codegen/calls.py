@@ -12,6 +12,7 @@ import torch
 from infopt.codegen.kernel import Call, Config, Emitter
 from infopt.codegen.lower_region import Texts
 from infopt.codegen.plan_writer import SHIPPED, PlanWriter, Value
+from infopt.codegen.schedules import Schedules
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
 from infopt.compiler.target import Target
@@ -24,6 +25,7 @@ class Lowering(Protocol):
     writer: PlanWriter
     target: Target
     shipped: bool
+    schedules: Schedules
     texts: Texts
     values: dict[Node, Value]
     several: dict[Node, tuple[Value | None, ...]]
@@ -57,7 +59,7 @@ class Calls:
         out = low.results(node, preferred)
         out_types = tuple(None if v is None else v.type for v in out)
         single = isinstance(node.type, TensorType)
-        cfg = Config(out_types, next(emitter.schedules()))
+        cfg = Config(out_types, low.schedules(node, emitter))
         made = emitter.emit(cfg, low.target, *types, **attrs)
         calls = [made] if isinstance(made, Call) else list(made)
         if not low.shipped and any(_is_shipped(c) for c in calls):

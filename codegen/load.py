@@ -10,6 +10,7 @@ from pathlib import Path
 from infopt.codegen import build
 from infopt.codegen.lower import Lowered, LoweringDeclined, lower
 from infopt.codegen.plan_writer import SHIPPED
+from infopt.codegen.schedules import Schedules, usual
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
 from infopt.runtime.errors import LibraryError
@@ -20,14 +21,14 @@ from infopt.runtime.plan import AtenStep
 __all__ = ["LoweringDeclined", "library_files", "lower_for", "program"]
 
 
-def lower_for(graph: Graph, target: Target) -> Lowered:
+def lower_for(graph: Graph, target: Target, schedules: Schedules = usual) -> Lowered:
     """`lower` with what this installation has: kernels of the target's level, a C++ compiler."""
     with _declining():
         native = build.executor_library() is not None
         shipped = native and build.prebuilt(target.level) is not None
     compiler = build.find_compiler() if native else None
     generated = compiler is not None and target.level in compiler.levels()
-    return lower(graph, target, shipped=shipped, generated=generated)
+    return lower(graph, target, shipped=shipped, generated=generated, schedules=schedules)
 
 
 def library_files(lowered: Lowered) -> dict[str, Path]:

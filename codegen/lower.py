@@ -26,6 +26,7 @@ from infopt.codegen.kernel import Emitter, find_emitter
 from infopt.codegen.lower_region import Texts, copy, fill, lower_region, make
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.results import Results
+from infopt.codegen.schedules import Schedules, usual
 from infopt.codegen.sizes import LoweringDeclined
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
@@ -82,18 +83,29 @@ class Lowered:
     names: tuple[str, ...] = ()
 
 
-def lower(graph: Graph, target: Target, *, shipped: bool = True, generated: bool = True) -> Lowered:
+def lower(
+    graph: Graph,
+    target: Target,
+    *,
+    shipped: bool = True,
+    generated: bool = True,
+    schedules: Schedules = usual,
+) -> Lowered:
     """The plan of a graph for a target.
 
     shipped: the installed kernels of the target's level may be used; generated: so may C++ text
-    made for this graph. Without both every op is a torch call. Raises LoweringDeclined.
+    made for this graph. Without both every op is a torch call. schedules: chooses each kernel's.
+    Raises LoweringDeclined.
     """
-    return _Lowering(graph, target, shipped, generated).run()
+    return _Lowering(graph, target, shipped, generated, schedules).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target, shipped: bool, generated: bool) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, shipped: bool, generated: bool, schedules: Schedules
+    ) -> None:
         self.target, self.shipped, self.generated = target, shipped, generated
+        self.schedules = schedules
         self.report = LoweringReport()
         self._emitters: dict[Node, tuple[Emitter | None, str]] = {}
         self.graph = expand(graph, self.has_kernel)

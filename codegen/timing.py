@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from infopt.codegen.load import lower_for, program
+from infopt.codegen.schedules import Schedules, usual
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
@@ -34,6 +35,22 @@ def measured_seconds(
     return {node: least[key] for node, key in keys.items()}
 
 
+def schedule_seconds(
+    node: Node,
+    schedules: Sequence[Mapping[str, Any]],
+    target: Target,
+    dims: Sequence[Dim],
+    rounds: int,
+) -> list[float]:
+    """The least time of one node with each schedule, in turns."""
+    runs = [_Run(node, target, dims, lambda n, e, s=s: s) for s in schedules]
+    least = [float("inf")] * len(runs)
+    for _ in range(rounds):
+        for index, run in enumerate(runs):
+            least[index] = min(least[index], run.seconds())
+    return least
+
+
 def _types(args: Any) -> Any:
     if isinstance(args, tuple):
         return tuple(map(_types, args))
@@ -41,7 +58,9 @@ def _types(args: Any) -> Any:
 
 
 class _Run:
-    def __init__(self, node: Node, target: Target, dims: Sequence[Dim]) -> None:
+    def __init__(
+        self, node: Node, target: Target, dims: Sequence[Dim], schedules: Schedules = usual
+    ) -> None:
         hints = {d.symbol: d.hint for d in dims}
         o = Builder()
         leaves: dict[Node, Node] = {}
@@ -57,7 +76,7 @@ class _Run:
 
         made = o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
         graph = Graph(tuple(leaves.values()), (made,), stage=Stage.LAYOUT)
-        self.program = program(lower_for(graph, target))
+        self.program = program(lower_for(graph, target, schedules))
         size = max(sum(int(n.tensor_type.nbytes) for n in leaves.values()), 1)
         copies = min(_MOST_COPIES, -(-_BEYOND_CACHES // size))
         self.inputs = [[_random(n.tensor_type) for n in leaves.values()] for _ in range(copies)]

@@ -136,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
         "--size", metavar="SIZE", help="prune to this size, such as 500M; default INFOPT_CACHE_SIZE"
     )
 
+    tuning = command("tuning", "schedules measured with --tune: show, export, merge")
+    tuning.add_argument("what", choices=["show", "export", "merge"], nargs="?", default="show")
+    tuning.add_argument("file", nargs="?", help="to export to, or to merge from")
+
     command("doctor", "what this machine has, and which kernels it gets")
     return top
 

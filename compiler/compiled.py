@@ -11,6 +11,8 @@ import torch
 
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered
+from infopt.codegen.schedules import TUNING, BadTuning, Database
+from infopt.codegen.tuner import Tuner
 from infopt.compiler.accuracy import Exact, compare
 from infopt.compiler.dump_folder import program_folder, write
 from infopt.compiler.errors import ContractBroken
@@ -84,7 +86,14 @@ def _build(
     if options.max_error is not None and samples:
         _check_error(original, graph, samples, options.max_error, report)
     passed = time.perf_counter()
-    lowered = lower_for(graph, target)
+    tuner = _tuner(options, settings, target, graph, report)
+    lowered = lower_for(graph, target, tuner)
+    if tuner.measured:
+        report.notes.append(f"measured the schedules of {tuner.measured} kernels")
+        try:
+            tuner.database.save()
+        except OSError as error:
+            report.notes.append(f"the schedules measured cannot be kept: {error}")
     lowered_at = time.perf_counter()
     if settings.dump is not None:
         write(settings.dump, "plan.json", lowered.plan.to_json())
@@ -108,6 +117,23 @@ def _build(
     if all(d.name in hints for d in lowered.plan.dims):
         report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
     return Built(graph, lowered, made, report, ctx.derived)
+
+
+def _tuner(
+    options: Options, settings: Settings, target: Target, graph: Graph, report: Report
+) -> Tuner:
+    """Schedules measured before, and measured now where that is asked for and possible."""
+    database = Database()
+    if settings.cache is not None:
+        database.file = settings.cache / TUNING
+        try:
+            database = Database.load(database.file)
+        except BadTuning as error:
+            report.notes.append(f"measured schedules are ignored: {error}")
+    effort = settings.tune if options.tune is None else options.tune
+    if target.name != Target.detect().name:
+        effort = 0  # nothing can be measured here
+    return Tuner(database, effort, target, graph.dims)
 
 
 def _check_error(

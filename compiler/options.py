@@ -26,8 +26,9 @@ class Options:
     activations  None, or "int8": what such layers read is rounded to bytes, row by row
     passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
                infopt.default_passes()
-    tune       how much measuring may choose kernels: 0 none, 1 quick, 2 thorough. So far a kernel
-               has one schedule, so there is nothing to choose from
+    tune       how much measuring may choose kernels' schedules: 0 none, 1 quick, 2 thorough; None:
+               what INFOPT_TUNE says. What was measured once is kept (codegen/schedules.py) and
+               used whatever this is; results do not depend on it
     strict     raise FallbackRefused where any part could only run as torch runs it
     threads    how many threads a call may use, None for torch.get_num_threads()
     max_error  the largest end-to-end relative error (RMS, on the example inputs) that lossy choices
@@ -45,7 +46,7 @@ class Options:
     weights: Formats | str | Mapping[str, str] | None = None
     activations: str | None = None
     passes: tuple[Pass, ...] | None = None
-    tune: int = 0
+    tune: int | None = None
     strict: bool = False
     threads: int | None = None
     max_error: float | None = None
@@ -69,7 +70,7 @@ class Options:
         if self.passes is not None:
             self._refuse_beside_passes("compute", "weights", "activations")
             object.__setattr__(self, "passes", _passes(self.passes))
-        if isinstance(self.tune, bool) or self.tune not in (0, 1, 2):
+        if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
         for name in ("strict", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):

@@ -9,7 +9,7 @@ INFOPT_SKIP    a,b       names of passes left out
 INFOPT_CACHE   folder    compiled code, default ~/.cache/infopt
 INFOPT_CACHE_SIZE  size  of it at most, such as 500M or 2G, default 1G; the code that was used
                          longest ago goes first
-INFOPT_TUNE    0, 1, 2   no tuning, quick (default), thorough; a tune= option given wins
+INFOPT_TUNE    0, 1, 2   no tuning (default), quick, thorough; a tune= option given wins
 CXX            command   the C++ compiler, default g++, c++ or clang++
 """
 
@@ -35,7 +35,7 @@ class Settings:
     skip: frozenset[str] = frozenset()
     cache: Path | None = None
     cache_size: int = 1 << 30  # bytes
-    tune: int = 1
+    tune: int = 0
     cxx: str | None = None
 
     @staticmethod
@@ -52,7 +52,7 @@ class Settings:
             skip=frozenset(name for name in names if name),
             cache=_cache_folder(env),
             cache_size=bytes_of(env.get("INFOPT_CACHE_SIZE") or "1G", "INFOPT_CACHE_SIZE"),
-            tune=_number(env, "INFOPT_TUNE", 1, 2),
+            tune=_number(env, "INFOPT_TUNE", 0, 2),
             cxx=env.get("CXX") or None,
         )
 

@@ -12,7 +12,18 @@ from infopt.compiler import cli
 from infopt.compiler.commands.source import BadSource, load_source
 from infopt.compiler.commands.timing import Timing, interleaved
 
-COMMANDS = ("demo", "compile", "run", "bench", "inspect", "explain", "passes", "cache", "doctor")
+COMMANDS = (
+    "demo",
+    "compile",
+    "run",
+    "bench",
+    "inspect",
+    "explain",
+    "passes",
+    "cache",
+    "tuning",
+    "doctor",
+)
 MODEL = """
 import torch
 

@@ -34,6 +34,9 @@ ACTIVATIONS: tuple[str, ...] = (  # in the order of csrc/epilogue.h
     *("relu6", "hardswish"),
 )
 FEW = 8  # so many rows are not worth a panel
+# What a task is: so many panels (0: panels_of_task decides), so many groups of weight rows.
+TILING = {"panels": (0, 2, 4, 8), "groups": (1, 2)}
+USUAL_TILING = {name: values[0] for name, values in TILING.items()}
 PANEL_CHUNK = 8  # panels that meet one group of weights: 512 KiB of the second cache at most
 
 
@@ -205,7 +208,7 @@ def only_if(condition: Any, value: Size) -> Size:
 
 def products(
     x: TensorType,
-    out: TensorType,
+    cfg: Config,
     weight: TensorType,
     names: dict[str, str | None],
     activation: str,
@@ -216,8 +219,10 @@ def products(
 ) -> list[Call]:
     """The calls of a linear layer; names: parameter of x, w, up, bias, up_bias, residual.
 
-    narrow: the products are of bf16 values whatever the operands' dtypes are.
+    narrow: the products are of bf16 values whatever the operands' dtypes are
+    cfg: a point of TILING, and the result's type
     """
+    out = cfg.out
     rows, y = as_rows(x), as_rows(out)
     assert rows is not None and y is not None
     m, n, k = rows.count, weight.shape[0], weight.shape[1]
@@ -277,9 +282,9 @@ def products(
         )
     if few not in (True, sympy.true):
         many = not few if isinstance(few, bool) else sympy.Gt(m, FEW)
-        chunk = 96 if target.level == "amx" else 48
+        chunk = (96 if target.level == "amx" else 48) * cfg.groups
         panels = ceil_div(m, 16)
-        per_task = panels_of_task(panels, ceil_div(n, chunk), target.cores)
+        per_task = cfg.panels or panels_of_task(panels, ceil_div(n, chunk), target.cores)
         packed = to_panels(str(names["x"]), rows, x.dtype, held, only_if(many, panels))
         sides = 2 if names.get("up") else 1
         depth = (
@@ -297,7 +302,7 @@ def products(
     return calls
 
 
-@linear_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
+@linear_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
 def _linear_act(
     cfg: Config,
     target: Target,
@@ -309,10 +314,10 @@ def _linear_act(
     activation: str,
 ) -> list[Call]:
     names = {"x": "x", "w": "weight", "bias": bias and "bias", "residual": residual and "residual"}
-    return products(x, cfg.out, weight, names, activation, target, residual)
+    return products(x, cfg, weight, names, activation, target, residual)
 
 
-@gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
+@gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS, **TILING)
 def _gated(
     cfg: Config,
     target: Target,
@@ -331,12 +336,12 @@ def _gated(
         "bias": gate_bias and "gate_bias",
         "up_bias": up_bias and "up_bias",
     }
-    return products(x, cfg.out, gate, names, activation, target)
+    return products(x, cfg, gate, names, activation, target)
 
 
-@aten_kernel("linear.default", legal=_legal, layouts=_LAYOUTS)
+@aten_kernel("linear.default", legal=_legal, layouts=_LAYOUTS, **TILING)
 def _linear(
     cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any
 ) -> list[Call]:
     names = {"x": "input", "w": "weight", "bias": bias and "bias"}
-    return products(x, cfg.out, weight, names, "none", target)
+    return products(x, cfg, weight, names, "none", target)

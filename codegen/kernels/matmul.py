@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from infopt.codegen.kernel import Call, Config, aten_kernel
-from infopt.codegen.kernels.linear import products
+from infopt.codegen.kernels.linear import USUAL_TILING, products
 from infopt.codegen.kernels.rows import (
     FLOATS,
     SHORT,
@@ -72,7 +72,7 @@ def product_calls(
     if transposed and plain and as_rows(a) is not None and as_rows(out) is not None:
         weight = TensorType((n, k), b.dtype, (b.strides[1], 1))
         used = {"x": names[0], "w": names[1], "bias": names[2] if added is not None else None}
-        return products(a, out, weight, used, "none", target)
+        return products(a, Config((out,), USUAL_TILING), weight, used, "none", target)
     m, batches = a.shape[-2], _batches(a, b, out)
     d_strides: list[Size] = [0] * 5
     if added is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from infopt.codegen.kernel import Call, Config, kernel_op
-from infopt.codegen.kernels.linear import ACTIVATIONS, activate, products
+from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate, products
 from infopt.codegen.kernels.rows import as_rows, dense_last, is_positive, row_stride, row_strides
 from infopt.compiler.accuracy import Bounded
 from infopt.compiler.target import Target
@@ -93,7 +93,7 @@ _LAYOUTS = dict.fromkeys(("weight", "bias", "gate", "up", "gate_bias", "up_bias"
 _LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
-@narrow_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
+@narrow_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
 def _narrow_linear(
     cfg: Config,
     target: Target,
@@ -107,10 +107,10 @@ def _narrow_linear(
 ) -> list[Call]:
     assert as_rows(x) is not None
     names = {"x": "x", "w": "weight", "bias": bias and "bias", "residual": residual and "residual"}
-    return products(x, cfg.out, weight, names, activation, target, residual, narrow=True, bias=bias)
+    return products(x, cfg, weight, names, activation, target, residual, narrow=True, bias=bias)
 
 
-@narrow_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
+@narrow_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS, **TILING)
 def _narrow_gated(
     cfg: Config,
     target: Target,
@@ -130,4 +130,4 @@ def _narrow_gated(
         "bias": gate_bias and "gate_bias",
         "up_bias": up_bias and "up_bias",
     }
-    return products(x, cfg.out, gate, names, activation, target, narrow=True, bias=gate_bias)
+    return products(x, cfg, gate, names, activation, target, narrow=True, bias=gate_bias)

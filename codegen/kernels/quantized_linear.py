@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernel import Call, Config, kernel_op
-from infopt.codegen.kernels.linear import ACTIVATIONS, activate
+from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate
 from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
 from infopt.codegen.kernels.stored_calls import Stored, stored_products
 from infopt.compiler.accuracy import Bounded
@@ -180,7 +180,7 @@ _LAYOUTS |= dict.fromkeys(("gate_bias", "up_bias"), dense_last)
 _LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
-@quantized_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
+@quantized_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
 def _quantized_linear(
     cfg: Config,
     target: Target,
@@ -202,7 +202,7 @@ def _quantized_linear(
     return stored_products(cfg, target, x, stored, names, activation, bias, residual)
 
 
-@quantized_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS)
+@quantized_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS, **TILING)
 def _quantized_gated(
     cfg: Config,
     target: Target,

@@ -60,7 +60,7 @@ def stored_products(
     assert rows is not None and y is not None
     m, n, k = rows.count, stored.values.shape[0], rows.width
     r = as_rows(residual) if residual is not None else None
-    n_chunk, sides = 96 if target.level == "amx" else 48, 2 if names.get("up") else 1
+    n_chunk, sides = (96 if target.level == "amx" else 48) * cfg.groups, 2 if names.get("up") else 1
 
     def call(
         symbol: str,
@@ -109,7 +109,7 @@ def stored_products(
         return calls
     many = not few if isinstance(few, bool) else sympy.Gt(m, FEW)
     panels = ceil_div(m, 16)
-    per_task = panels_of_task(panels, ceil_div(n, n_chunk), target.cores)
+    per_task = cfg.panels or panels_of_task(panels, ceil_div(n, n_chunk), target.cores)
     tasks = only_if(many, ceil_div(n, n_chunk) * ceil_div(panels, per_task))
     scratch = 6144 * per_task * sides
     first, x_stride, kind = _panels(str(names["x"]), rows, x.dtype, stored, only_if(many, panels))

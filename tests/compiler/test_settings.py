@@ -7,7 +7,7 @@ from infopt.compiler.settings import BadSetting, Settings
 
 def test_defaults() -> None:
     settings = Settings.from_environment({"HOME": "/somewhere"})
-    assert (settings.debug, settings.check, settings.tune) == (0, 0, 1)
+    assert (settings.debug, settings.check, settings.tune) == (0, 0, 0)
     assert settings.dump is None and settings.cxx is None
     assert settings.skip == frozenset()
     assert settings.cache is None or settings.cache.parts[-2:] == (".cache", "infopt")
