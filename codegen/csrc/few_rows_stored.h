@@ -6,6 +6,8 @@
 // xp[block][j][lane] = x[64 block + 4 lane + j].
 #pragma once
 
+#include <type_traits>
+
 #include "byte_panels.h"
 #include "few_rows.h"
 #include "linear_stored.h"
@@ -46,8 +48,13 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
       if (t < m)
         with_row_type(x.format, [&](auto *type) {
           const auto *row = (decltype(type))x.data + t * x.stride;
-          for (int64_t i = 0; i < k; ++i)
-            to[i / 64 * 64 + i % 4 * 16 + i % 64 / 4] = to_float(row[i]);
+          int64_t i = 0;
+          for (; i + kBlockDepth <= k; i += kBlockDepth)
+            for (int j = 0; j < 4; ++j)
+              for (int lane = 0; lane < 16; ++lane)
+                to[i + j * 16 + lane] = to_float(row[i + lane * 4 + j]);
+          for (int64_t rest = i; rest < k; ++rest)
+            to[i + rest % 4 * 16 + rest % kBlockDepth / 4] = to_float(row[rest]);
         });
     }
   }
@@ -55,6 +62,7 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
 }
 
 template <int width, bool as_bytes, bool grouped> struct StoredDot {
+  using Token = std::conditional_t<as_bytes, uint8_t, float>;
   // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
   template <int R, int M>
   static __attribute__((noinline)) void rows(const StoredRows &w, int64_t n, int64_t last,
@@ -67,19 +75,22 @@ template <int width, bool as_bytes, bool grouped> struct StoredDot {
       scales[r] = grouped ? w.group_scales(least(n + r, last)) : nullptr;
       for (int m = 0; m < M; ++m) acc[r][m] = zero();
     }
-    const int64_t blocks = ceil_div(w.k, kBlockDepth);
+    const int group_bits = grouped ? __builtin_ctzll(uint64_t(w.group)) : 0;
     const int64_t groups = grouped ? ceil_div(w.k, w.group) : 0;
-    for (int64_t b = 0; b < blocks; ++b) {
+    const auto *tokens = (const Token *)x.x + token * x.stride;
+    const int64_t row_bytes = w.stride, token_stride = x.stride, depth = w.k;
+    auto step = [&](int64_t b, auto is_whole, auto has_pairs) __attribute__((always_inline)) {
+      constexpr bool whole = decltype(is_whole)::value, pairs = decltype(has_pairs)::value;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(row[r] + R * w.stride + b * (kBlockDepth * width / 8), 0, 2);
-        const IVec block = stored_block<width>(row[r], b, w.k);
+        __builtin_prefetch(row[r] + R * row_bytes + b * (kBlockDepth * width / 8), 0, 2);
         Vec scale = zero();
-        if (grouped) scale = block_scales(scales[r], b, w.group, groups);
+        if (grouped) scale = block_scales<whole, pairs>(scales[r], b, group_bits, groups);
         if constexpr (as_bytes) {
+          const IVec block = stored_block<width, whole>(row[r], b, depth);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
-            const uint8_t *codes = (const uint8_t *)x.x + (token + m) * x.stride + b * kBlockDepth;
+            const Token *codes = tokens + m * token_stride + b * kBlockDepth;
             if (grouped) {
               const IVec sum = dot_quads(ibroadcast(0), load_quads(codes), block);
               acc[r][m] = fma(to_float(sum), scale, acc[r][m]);
@@ -88,18 +99,25 @@ template <int width, bool as_bytes, bool grouped> struct StoredDot {
             }
           }
         } else {
-          const Vec part[4] = {to_float(sar<24>(shl<24>(block))), to_float(sar<24>(shl<16>(block))),
-                               to_float(sar<24>(shl<8>(block))), to_float(sar<24>(block))};
+          Vec part[4];
+          stored_floats<width, whole>(row[r], b, depth, part);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
-            const float *values = (const float *)x.x + (token + m) * x.stride + b * kBlockDepth;
+            const Token *values = tokens + m * token_stride + b * kBlockDepth;
             Vec sum = grouped ? zero() : acc[r][m];
             for (int j = 0; j < 4; ++j) sum = fma(part[j], load(values + j * 16), sum);
             acc[r][m] = grouped ? fma(sum, scale, acc[r][m]) : sum;
           }
         }
       }
-    }
+    };
+    const int64_t blocks = depth / kBlockDepth;
+    auto all = [&](auto has_pairs) __attribute__((always_inline)) {
+      for (int64_t b = 0; b < blocks; ++b) step(b, Constant<true>(), has_pairs);
+      if (depth % kBlockDepth) step(blocks, Constant<false>(), has_pairs);
+    };
+    if (grouped && w.group < kBlockDepth) all(Constant<true>());
+    else all(Constant<false>());
     for (int r = 0; r < R; ++r)
       for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
   }

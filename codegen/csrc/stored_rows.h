@@ -24,22 +24,30 @@ struct StoredRows {
   }
 };
 
-// Block b of a row as 64 signed bytes, zeros from k on.
-template <int width> INFOPT_INLINE IVec stored_block(const uint8_t *row, int64_t b, int64_t k) {
+// Block b of a row as 64 signed bytes, zeros from k on; `whole` promises that k is not in it.
+template <int width, bool whole = false>
+INFOPT_INLINE IVec stored_block(const uint8_t *row, int64_t b, int64_t k) {
   if constexpr (width == 4) return unpack_halves(row + b * (kBlockDepth / 2));
   const int64_t left = k - b * kBlockDepth;
-  if (__builtin_expect(left >= kBlockDepth, 1)) return load_quads(row + b * kBlockDepth);
+  if (whole || __builtin_expect(left >= kBlockDepth, 1)) return load_quads(row + b * kBlockDepth);
   alignas(64) uint8_t padded[kBlockDepth] = {};
   memcpy(padded, row + b * kBlockDepth, size_t(left));
   return load_quads(padded);
 }
+// The same as floats: f[j] has byte j of every lane.
+template <int width, bool whole>
+INFOPT_INLINE void stored_floats(const uint8_t *row, int64_t b, int64_t k, Vec *f) {
+  if constexpr (width == 4) halves_as_floats(row + b * (kBlockDepth / 2), f);
+  else bytes_as_floats(stored_block<width, whole>(row, b, k), f);
+}
 
-// The factors of block b, as lanes of four integers want them.
-INFOPT_INLINE Vec block_scales(const bf16 *scales, int64_t b, int64_t group, int64_t groups) {
-  const int64_t first = b * kBlockDepth / group;
-  const float low = to_float(scales[first]);
-  if (group >= kBlockDepth) return broadcast(low);
-  return two_halves(low, to_float(scales[least(first + 1, groups - 1)]));
+// The factors of block b, as lanes of four integers want them. group: 2^group_bits; `pairs`: there
+// are two of them.
+template <bool whole, bool pairs>
+INFOPT_INLINE Vec block_scales(const bf16 *scales, int64_t b, int group_bits, int64_t groups) {
+  const int64_t first = b * kBlockDepth >> group_bits;
+  const bool one = !pairs || (!whole && first + 1 == groups);
+  return one ? broadcast(to_float(scales[first])) : two_halves(scales + first);
 }
 
 // Integers of `count` rows from n on, k of them from `from` (a multiple of the block), as rows of

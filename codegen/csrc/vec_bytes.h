@@ -9,7 +9,9 @@
 //   sar<n>(v)             arithmetic shift right
 //   unpack_halves(p)      32 bytes as 64: the low halves, then the high halves, 8 taken off each
 //   widen_bytes(p)        16 signed bytes as floats
-//   two_halves(a, b)      a in lanes 0 to 7, b in lanes 8 to 15
+//   two_halves(p)         p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
+//   bytes_as_floats(v, f) byte j of lane i of v as lane i of f[j]
+//   halves_as_floats(p, f)  bytes_as_floats of unpack_halves
 //   store_codes(p, v)     the 16 lanes as unsigned bytes; they are in 0..255
 #pragma once
 
@@ -25,17 +27,33 @@ INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
 }
 INFOPT_INLINE IVec least_int(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
 template <int n> INFOPT_INLINE IVec sar(IVec a) { return {_mm512_srai_epi32(a.v, n)}; }
+// 32 bytes twice, the second time with their high halves in place of the low ones.
+INFOPT_INLINE __m512i halves_in_place(const uint8_t *p) {
+  const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+  return _mm512_srlv_epi32(both, _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4));
+}
 INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
-  const __m256i bytes = _mm256_loadu_si256((const __m256i *)p);
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(bytes),
-                                          _mm256_srli_epi16(bytes, 4), 1);
-  return {_mm512_sub_epi8(_mm512_and_si512(both, _mm512_set1_epi8(15)), _mm512_set1_epi8(8))};
+  const __m512i low = _mm512_and_si512(halves_in_place(p), _mm512_set1_epi8(15));
+  return {_mm512_sub_epi8(low, _mm512_set1_epi8(8))};
+}
+// A permutation looks at 4 bits: the table of all values makes floats of them.
+INFOPT_INLINE void halves_as_floats(const uint8_t *p, Vec *part) {
+  const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i codes = halves_in_place(p);
+  part[0] = {_mm512_permutexvar_ps(codes, table)};
+  part[1] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), table)};
+  part[2] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), table)};
+  part[3] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), table)};
 }
 INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
 }
-INFOPT_INLINE Vec two_halves(float a, float b) {
-  return {_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b))};
+INFOPT_INLINE Vec two_halves(const bf16 *p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  const __m512i up = _mm512_setr_epi32(16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0);
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_sllv_epi32(_mm512_set1_epi32(pair), up),
+                                               _mm512_set1_epi32(int(0xffff0000))))};
 }
 INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
 #ifdef __AVX512VNNI__
@@ -79,7 +97,9 @@ INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
-INFOPT_INLINE Vec two_halves(float a, float b) { return {_mm256_set1_ps(a), _mm256_set1_ps(b)}; }
+INFOPT_INLINE Vec two_halves(const bf16 *p) {
+  return {_mm256_set1_ps(to_float(p[0])), _mm256_set1_ps(to_float(p[1]))};
+}
 // Not the instruction that adds products in 16 bits: it saturates.
 INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
@@ -117,9 +137,9 @@ INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
   for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = float(p[i]);
   return r;
 }
-INFOPT_INLINE Vec two_halves(float a, float b) {
+INFOPT_INLINE Vec two_halves(const bf16 *p) {
   Vec r;
-  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = i < 8 ? a : b;
+  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = to_float(p[i / 8]);
   return r;
 }
 INFOPT_INLINE IVec mul(IVec a, IVec b) {
@@ -138,6 +158,18 @@ INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
       sum += ((x.q[i] >> place) & 0xff) * ((w.q[i] << (24 - place)) >> 24);
     return sum;
   });
+}
+#endif
+
+INFOPT_INLINE void bytes_as_floats(IVec bytes, Vec *part) {
+  part[0] = to_float(sar<24>(shl<24>(bytes)));
+  part[1] = to_float(sar<24>(shl<16>(bytes)));
+  part[2] = to_float(sar<24>(shl<8>(bytes)));
+  part[3] = to_float(sar<24>(bytes));
+}
+#ifndef INFOPT_AVX512
+INFOPT_INLINE void halves_as_floats(const uint8_t *p, Vec *part) {
+  bytes_as_floats(unpack_halves(p), part);
 }
 #endif
 
