@@ -234,15 +234,16 @@ REDUCTIONS = [
         {0}.exp() / {0}.exp().sum(-1, keepdim=True)""",
         1,
     ),
+    # which of two zeros of other signs is the larger depends on their places in eager
     *forms(
         "exact",
         "fi",
-        """{0}.amax(<d>)
-        {0}.amin(<d>, keepdim=True)
-        {0}.amax((<d>, <e>))
-        {0}.amax()
-        {0}.max(<d>).values
-        {0}.min(<d>, keepdim=True)[0]""",
+        """{0}.amax(<d>) + 0
+        {0}.amin(<d>, keepdim=True) + 0
+        {0}.amax((<d>, <e>)) + 0
+        {0}.amax() + 0
+        {0}.max(<d>).values + 0
+        {0}.min(<d>, keepdim=True)[0] + 0""",
         1,
     ),
     *forms(
