@@ -209,6 +209,9 @@ _MOVES = (
 )
 
 
+_VIEWS = (aten.view, aten._unsafe_view)
+
+
 @_rule(*_MOVES.split())
 def _moved(func: Any, *args: Any, **given: Any) -> Any:
     def lift(value: Any) -> Any:
@@ -223,7 +226,9 @@ def _moved(func: Any, *args: Any, **given: Any) -> Any:
         def of(value: Any) -> Any:
             return getattr(value, name) if isinstance(value, Residue) else value
 
-        made = func(*tree_map(of, args), **tree_map(of, given))
+        # the parts may lie in memory in other ways than the tensor of the program would
+        move = aten.reshape if func.overloadpacket in _VIEWS else func
+        made = move(*tree_map(of, args), **tree_map(of, given))
         return list(made) if isinstance(made, list | tuple) else [made]
 
     reals, ps = part("value"), part("p")

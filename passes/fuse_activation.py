@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from infopt.compiler.graph import Node, Stage
 from infopt.compiler.pipeline import PassContext
 from infopt.compiler.rewrite import Match, Rule
@@ -53,7 +55,7 @@ class FuseActivation(Rule):
             expected["inner"] = math.sqrt(2) if divides else math.sqrt(0.5)
         for name, value in expected.items():
             found = m.bound.get(name)
-            if found is not None and not _close(found, value):
+            if found is not None and not _close(found, value, m.x.dtype):
                 return f"{name} is {found}, expected {value}"
         return None
 
@@ -62,9 +64,10 @@ class FuseActivation(Rule):
         return o.silu(x) if kind == "silu" else o.gelu(x, approximate=kind)
 
 
-def _close(found: Any, value: float) -> bool:
-    """The same number but for how a program wrote it down: 0.79788456 is sqrt(2/π)."""
-    return isinstance(found, int | float) and math.isclose(found, value, rel_tol=1e-7)
+def _close(found: Any, value: float, dtype: torch.dtype) -> bool:
+    """The same number but for how a program wrote it down: 0.79788456 is sqrt(2/π), not in f64."""
+    digits = 1e-14 if dtype is torch.float64 else 1e-7
+    return isinstance(found, int | float) and math.isclose(found, value, rel_tol=digits)
 
 
 def _kind(m: Match) -> str:

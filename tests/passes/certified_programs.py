@@ -189,7 +189,7 @@ ATTRS: dict[type[Pass], dict[str, list[Any]]] = {
         "inner": [math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi)],
     },
     UnfoldPatches: {
-        "stride": [(2, 2), (6, 6)], "padding": [(0, 0)], "dilation": [(1, 1)], "groups": [1],
+        "stride": [(2, 2), (3, 3)], "padding": [(0, 0)], "dilation": [(1, 1)], "groups": [1],
     },
 }  # fmt: skip
 

@@ -81,3 +81,10 @@ def test_gain() -> None:
     assert report.gain > 0
     target = Target.detect()
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+def test_eight_digits_are_another_number_in_float64() -> None:
+    x = X.double()
+    _, report = run_pass(FuseActivation(), graph_of(factored, [x], FuseActivation()))
+    assert not report.applied and "inner is 0.79788456" in report.declined[0].reason
+    check_pass(FuseActivation(), *CASES["tanh"], [x])
