@@ -11,6 +11,7 @@ COMMANDS = {
     "random_programs": "random programs compared with eager through a front door",
     "zoo": "transformers architectures compared with eager at two sizes",
     "generate": "transformers' generate() with compiled decoders, token by token",
+    "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "table": "the tables of README and docs, from JSON files of encoders",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",
