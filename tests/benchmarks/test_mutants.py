@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
+
 from benchmarks.mutants import mutants_of, mutated
 from benchmarks.mutation import sample
 from benchmarks.mutation_reach import ROOT, Reach
