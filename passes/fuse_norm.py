@@ -84,6 +84,8 @@ class _Reader:
         normed = self.divided(x, shifted)
         centered = self.centered(x)
         if centered is not None:
+            if x.shape[-1] == 1:
+                raise _Declined("rows of one value: they are 0, torch's op leaves a rounding error")
             return self.layer_norm(centered, normed, float(eps))
         return self.rms_norm(x, normed, float(eps))
 

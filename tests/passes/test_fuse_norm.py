@@ -121,6 +121,12 @@ def test_declines(reason: str) -> None:
     assert result is graph and reason in report.declined[0].reason
 
 
+def test_declines_rows_of_one_value() -> None:
+    start = graph_of(layer_norm, [X[..., :1].contiguous()], FuseNorm())
+    found, report = run_pass(FuseNorm(), start)
+    assert found is start and report.declined[0].reason.startswith("rows of one value")
+
+
 def test_accuracy_of_large_common_values() -> None:
     inputs = [X + 100.0, W]
     graph = graph_of(CASES["weight"][0], inputs, FuseNorm())
