@@ -23,6 +23,7 @@ from infopt.passes.fuse_activation import FuseActivation
 from infopt.passes.fuse_add_norm import FuseAddNorm
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
@@ -40,7 +41,7 @@ GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm, FuseGatedMlp),
-    *(FuseConvEpilogue, FuseLinearEpilogue, FuseNorm),
+    *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
     QuantizeWeights,
 )

@@ -68,7 +68,8 @@ def test_a_larger_budget_buys_more(net, x):
 
 @torch.no_grad()
 def test_what_hurts_most_stays(net, x):
-    compiled = infopt.compile(net, (x,), max_error=8e-3, objective="memory")
+    only = {"formats": ("int8",), "activations": ("int8",)}
+    compiled = infopt.compile(net, (x,), budget=infopt.Budget(9e-3, "memory", **only))
     sites = {s.where: s for s in compiled.report.find("quantize-to-budget").sites}
     assert not sites["p_layers_2_weight"].applied
     assert sites["p_layers_2_weight"].reason.startswith("the budget is spent elsewhere: int8")
