@@ -8,6 +8,7 @@ import argparse
 import sys
 from importlib import import_module
 
+from infopt.compiler.commands.native_output import native_output_to_stderr
 from infopt.compiler.settings import BadSetting, Settings
 
 SOURCE = (
@@ -25,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     except BadSetting as wrong:
         return _fail(str(wrong), 2)
     try:
-        return import_module(f"infopt.compiler.commands.{args.module}").run(args)
+        with native_output_to_stderr():
+            return import_module(f"infopt.compiler.commands.{args.module}").run(args)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of the output went away, as `| head` does
