@@ -31,13 +31,15 @@ from infopt.runtime.executor import Program
 
 @dataclass
 class Built:
-    """A graph and the program that computes it. derived: see PassContext."""
+    """A graph and the program that computes it. derived: see PassContext. batch_invariant: whether
+    its kernels were chosen so that a row's result depends on that row alone."""
 
     graph: Graph
     lowered: Lowered
     program: Program
     report: Report
     derived: Mapping[str, Node] = field(default_factory=dict)
+    batch_invariant: bool = False
 
 
 def build(
@@ -116,7 +118,7 @@ def _build(
     hints = {d.name: d.hint for d in graph.dims}
     if all(d.name in hints for d in lowered.plan.dims):
         report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
-    return Built(graph, lowered, made, report, ctx.derived)
+    return Built(graph, lowered, made, report, ctx.derived, target.batch_invariant)
 
 
 def _tuner(

@@ -126,6 +126,7 @@ class Compiled:
         variants = [_variant(built.lowered)]
         for target in targets:
             machine = target if isinstance(target, Target) else Target.parse(target)
+            machine = replace(machine, batch_invariant=built.batch_invariant)
             variants.append(_variant(lower_for(built.graph, machine)))
         reference = reference_of(built.graph) if variants[0].libraries else None
         count = len(exported.graph.inputs) - len(exported.state)
@@ -145,6 +146,7 @@ class Compiled:
             golden=[self._golden(i, reference) for i in range(int(golden))],
             weights=self._origin.entry,
             weights_plan=self._origin.plan,
+            batch_invariant=built.batch_invariant,
         )
         return artifact.save(path, overwrite=overwrite)
 

@@ -82,7 +82,8 @@ class Artifact:
     inputs: where each plan input comes from. outputs: a structure over the plan's outputs.
     state: tensors the program writes, for inputs with `Source(state=i)`. passes, about, versions:
     JSON for people and tools. reference: a variant of torch calls only. weights: how constants
-    come from the model's parameters, with the plan that makes the derived ones.
+    come from the model's parameters, with the plan that makes the derived ones. batch_invariant:
+    the kernels were chosen so that a row's result depends on that row alone.
     """
 
     signature: Signature
@@ -98,6 +99,7 @@ class Artifact:
     golden: Sequence[Golden] = ()
     weights: WeightsEntry | None = None
     weights_plan: Plan | None = None
+    batch_invariant: bool = False
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the folder `path`: all of it or nothing. Raises FileExistsError, PlanError."""
@@ -157,6 +159,8 @@ class Artifact:
             reference=entries.get(REFERENCE),
             golden=tuple(cases),
             weights=self.weights,
+            batch_invariant=self.batch_invariant,
+            chunk=folder.CHUNK,
         )
 
 

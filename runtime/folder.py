@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Any
 
 from infopt.runtime.errors import ArtifactCorrupt, ArtifactUnsafe
 
-CHUNK = 8 << 20  # bytes hashed as one piece, so that several threads can verify one file
+CHUNK = 1 << 20  # bytes hashed as one piece, so that a file is hashed by many lanes at once
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Parts = Iterable[bytes | memoryview]
@@ -117,34 +117,27 @@ def files_inside(
     return found
 
 
-def digests(data: memoryview | bytes) -> list[str]:
-    """The sha256 of every CHUNK bytes."""
-    return [hashlib.sha256(data[i : i + CHUNK]).hexdigest() for i in range(0, len(data), CHUNK)]
-
-
-def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, list[str]]) -> None:
+def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, Sequence[str]], chunk: int) -> None:
     """Compare every chunk of every file with its digest, small files first, on several threads
     (hashing releases the interpreter lock). Raises ArtifactCorrupt naming the file and the place,
     without looking at the rest."""
     jobs = []
     for name, file in sorted(files.items(), key=lambda item: item[1].size):
-        data = file.data()
-        if len(chunks[name]) != -(-file.size // CHUNK):
-            raise ArtifactCorrupt(
-                f"{name}: expected {-(-file.size // CHUNK)} digests, found {len(chunks[name])}"
-            )
-        jobs += [(name, i, data[i * CHUNK : (i + 1) * CHUNK]) for i in range(len(chunks[name]))]
+        data, count = file.data(), -(-file.size // chunk)
+        if len(chunks[name]) != count:
+            raise ArtifactCorrupt(f"{name}: expected {count} digests, found {len(chunks[name])}")
+        jobs += [(name, i, data[i * chunk : (i + 1) * chunk]) for i in range(count)]
     threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
     with ThreadPoolExecutor(threads) as pool:
         # small pieces are hashed sooner than a thread takes them over
-        spread = pool.map if sum(len(job[2]) for job in jobs) > CHUNK // 4 else map
+        spread = pool.map if sum(len(job[2]) for job in jobs) > 2 << 20 else map
         found = spread(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)
         for (name, i, _), digest in zip(jobs, found, strict=True):
             if digest != chunks[name][i]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise ArtifactCorrupt(
-                    f"{name}: the content was changed at bytes {i * CHUNK} to "
-                    f"{min((i + 1) * CHUNK, files[name].size)}: expected sha256 "
+                    f"{name}: the content was changed at bytes {i * chunk} to "
+                    f"{min((i + 1) * chunk, files[name].size)}: expected sha256 "
                     f"{chunks[name][i]}, found {digest}"
                 )
 

@@ -12,7 +12,7 @@ from infopt.runtime import golden, swap
 from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
 from infopt.runtime.executor import Program
 from infopt.runtime.manifest import GoldenCase, Manifest, VariantEntry
-from infopt.runtime.plan import Plan
+from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.structure import builder, paths
 
 Make = Callable[[Sequence[torch.Tensor]], Program]  # a program from its constants
@@ -51,6 +51,13 @@ class LoadedProgram:
         """Raises InputMismatch naming the argument that does not fit."""
         flat = self.manifest.signature.bind(args, kwargs)
         return self._rebuild(self.program(self._inputs(flat, self._state)))
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's result is bitwise the same in whatever batch it is: the artifact was
+        made so, and nothing of what runs here is torch's."""
+        steps = self.program.plan.steps
+        return self.manifest.batch_invariant and not any(isinstance(s, AtenStep) for s in steps)
 
     @property
     def is_native(self) -> bool:

@@ -29,7 +29,7 @@ from infopt.runtime.executor import Program
 from infopt.runtime.loaded import LoadedProgram
 from infopt.runtime.manifest import GRAPH, NAME, WEIGHTS, Manifest, VariantEntry
 from infopt.runtime.native import load_executor, typed_executor
-from infopt.runtime.plan import Plan
+from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.trust import NativeCodeRefused
 from infopt.runtime.verdict import RUNS, choose
 
@@ -138,7 +138,8 @@ def _verified(path: Path, key: str | Path | None) -> Iterator[_Opened]:
             if opened.signature is None:
                 raise ArtifactUntrusted(f"expected a signature, found no {signature_file.NAME}")
             signature_file.check_bundle(opened.signature, opened.digests(), Path(key))
-        folder.verify(files, {name: list(manifest.files[name].chunks) for name in files})
+        chunks = {name: manifest.files[name].chunks for name in files}
+        folder.verify(files, chunks, manifest.chunk)
         yield opened
     except ArtifactError as error:
         raise type(error)(f"{path}: {error}") from None
@@ -208,6 +209,16 @@ def _permitted(opened: _Opened, native: str, signed: bool) -> tuple[VariantEntry
     return entry, notes
 
 
+def _varies_with_batch(manifest: Manifest, plan: Plan) -> str | None:
+    """Why a row's result may depend on its batch although the artifact was made so that it does
+    not, or None."""
+    ops = sorted({step.op for step in plan.steps if isinstance(step, AtenStep)})
+    if not manifest.batch_invariant or not ops:
+        return None
+    listed = ", ".join(ops[:5]) + (", ..." if len(ops) > 5 else "")
+    return f"batch_invariant does not cover what torch runs: {listed}"
+
+
 def _plan_of(opened: _Opened, name: str) -> Plan:
     try:
         return Plan.from_json(bytes(opened.files[name].data()).decode())
@@ -244,6 +255,8 @@ def _build(
     weights_plan = _plan_of(opened, recompute) if recompute is not None else None
     if weights_plan is not None and weights_plan.libraries:
         raise ArtifactCorrupt(f"{recompute}: expected torch calls alone")
+    if reason := _varies_with_batch(manifest, plan):
+        notes.append(reason)
     tensors = _tensors_of(opened)
     libraries = {
         name: map_code(name, bytes(files[file].data()))

@@ -16,7 +16,7 @@ from infopt.runtime.records import load_json, read_json, write_json
 from infopt.runtime.signature import Signature
 from infopt.runtime.weights import Stored
 
-FORMAT = 1
+FORMAT = 2
 ABI = 1  # of the C interface between plans and kernels
 NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -25,7 +25,8 @@ GRAPH = "graph.txt"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """chunks: sha256 of every 8 MiB, what the loader verifies; sha256: of the whole file."""
+    """chunks: sha256 of every `Manifest.chunk` bytes, what the loader verifies; sha256: of the
+    whole file, what a signature is for."""
 
     size: int
     sha256: str
@@ -110,6 +111,8 @@ class Manifest:
     """Everything but the files. passes, about: what the compiler reported, for people.
 
     reference: the program in torch calls alone, for where no native code may or can run.
+    batch_invariant: a row's result was asked to depend on that row alone, in native kernels.
+    chunk: bytes of a file that are hashed as one piece.
     """
 
     versions: Mapping[str, str]
@@ -127,6 +130,8 @@ class Manifest:
     reference: VariantEntry | None = None
     golden: tuple[GoldenCase, ...] = ()
     weights: WeightsEntry | None = None
+    batch_invariant: bool = False
+    chunk: int = 8 << 20  # of format 1, which does not say it
 
     def to_text(self) -> str:
         """The file's text, the digest of the rest in it."""
@@ -143,7 +148,9 @@ class Manifest:
         if not isinstance(fields, dict):
             raise ArtifactCorrupt(f"{NAME}: expected a JSON object")
         version = fields.get("format")
-        if type(version) is int and version > FORMAT:
+        if type(version) is not int or version < 1:
+            raise ArtifactCorrupt(f"{NAME}: expected a format from 1 to {FORMAT}, found {version}")
+        if version > FORMAT:
             raise ArtifactTooNew(
                 f"{NAME}: expected format {FORMAT} or older, found {version}; "
                 "install a newer infopt"
@@ -155,7 +162,7 @@ class Manifest:
                 f"found {_digest(fields)}"
             )
         try:
-            manifest = read_json(json.dumps(fields), Manifest, FORMAT)
+            manifest = read_json(json.dumps(fields), Manifest, version)
         except PlanError as error:
             raise ArtifactCorrupt(f"{NAME}: {error}") from None
         manifest._check()
@@ -167,6 +174,8 @@ class Manifest:
         return (*self.variants, *([self.reference] if self.reference else []))
 
     def _check(self) -> None:
+        if not 1 << 16 <= self.chunk <= 1 << 26:
+            raise ArtifactCorrupt(f"{NAME}: chunk: expected 64 KiB to 64 MiB, found {self.chunk}")
         for name, file in self.files.items():
             check_name(name)
             if len(file.chunks) == 1 and file.chunks[0] != file.sha256:

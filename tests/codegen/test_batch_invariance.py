@@ -1,11 +1,14 @@
 """batch_invariant=True: the bytes of a row do not depend on the batch it is in."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import infopt
 from infopt.compiler.errors import BadOption
+from infopt.runtime.loading import read_manifest
 
 CUTS = [
     (1, 0),
@@ -80,6 +83,31 @@ def test_a_row_is_the_same_in_every_batch(
 def test_without_the_option_it_is_not() -> None:
     """The control: if this passes without differences, the test above shows nothing."""
     assert (1, 0) in depending(torch.float32, 1)
+
+
+def test_saved_models_keep_it(tmp_path: Path) -> None:
+    """For every target of the artifact; and a load that cannot keep it says so."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(192, 64).eval()
+    rows = torch.export.Dim("rows", min=1, max=64)
+    x = torch.randn(40, 192)
+    for asked in (True, False):
+        compiled = infopt.compile(
+            net, (x,), dynamic_shapes=({0: rows},), batch_invariant=asked, target="cpu:avx2"
+        )
+        path = compiled.save(tmp_path / str(asked), targets=["native", "cpu:scalar"])
+        native, plain = infopt.load(path), infopt.load(path, native="never")
+        assert native.batch_invariant is asked and not plain.batch_invariant
+        said = any(
+            "batch_invariant does not cover what torch runs: aten." in n for n in plain.notes
+        )
+        assert said is asked and not native.notes
+        if asked or native.level == "scalar":
+            assert torch.equal(native(x)[7:8], native(x[7:8]))
+        for level in ("avx2", "scalar"):  # the row kernel of few rows is in no plan
+            assert read_manifest(path).batch_invariant is asked
+            plans = (path / "plans" / f"{level}.json").read_text()
+            assert ("infopt_few_rows" in plans) is not asked
 
 
 def test_what_torch_runs_is_named() -> None:

@@ -261,8 +261,32 @@ def rewrite(saved, change):
 
 
 def test_a_newer_format(saved, no_code):
-    rewrite(saved, lambda m: m.update(format=2, more={}))
-    with pytest.raises(ArtifactTooNew, match="expected format 1 or older, found 2"):
+    rewrite(saved, lambda m: m.update(format=3, more={}))
+    with pytest.raises(ArtifactTooNew, match="expected format 2 or older, found 3"):
+        load(saved)
+
+
+@pytest.mark.parametrize("version", [0, -1, None, True, "1"])
+def test_a_format_that_never_was(saved, no_code, version):
+    rewrite(saved, lambda m: m.update(format=version))
+    with pytest.raises(ArtifactCorrupt, match="expected a format from 1 to 2, found"):
+        load(saved)
+
+
+def test_format_1_is_still_read(saved, constant):
+    """Its pieces had 8 MiB, which the manifest did not say."""
+
+    def older(fields):
+        fields.update(format=1)
+        for name in ("chunk", "batch_invariant"):
+            fields.pop(name)
+        assert all(f["size"] < 8 << 20 for f in fields["files"].values())
+
+    rewrite(saved, older)
+    x = torch.randn(5)
+    assert torch.equal(load(saved)(x)["y"], expected(x, constant))
+    (saved / "graph.txt").write_text("graph of the test: e\n")
+    with pytest.raises(ArtifactCorrupt, match=r"graph\.txt"):
         load(saved)
 
 
@@ -290,6 +314,9 @@ def test_another_kernel_interface(saved, no_code):
         lambda m: m["files"]["graph.txt"].update(chunks=[]),
         lambda m: m.update(outputs={"call": "os.system"}),
         lambda m: m.update(state=[5]),
+        lambda m: m.update(chunk=0),
+        lambda m: m.update(chunk=1 << 40),
+        lambda m: m.update(batch_invariant=1),
     ],
 )
 def test_a_manifest_that_does_not_fit(saved, no_code, change):
