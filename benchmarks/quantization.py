@@ -1,9 +1,9 @@
 """`python -m benchmarks quantization`: what formats and budgets do to the real MiniLM's embeddings.
 
-48 sentences choose (the sample of a budget), the others judge. For each way: bytes of
-the linear layers' weights, size of the artifact, relative RMS error, least and mean cosine to fp32
-eager, the share of sentences that keep their nearest neighbour, and Spearman's rank correlation of
-all pairwise similarities. --plot writes the trade between error and bytes as SVG.
+48 sentences choose (the sample of a budget), 48 others calibrate, the rest judge. For each way:
+bytes of the linear layers' weights, size of the artifact, relative RMS error, least and mean cosine
+to fp32 eager, the share of sentences that keep their nearest neighbour, and Spearman's rank
+correlation of all pairwise similarities. --plot writes the trade between error and bytes as SVG.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from infopt.models.minilm import load_minilm, tokenize
 from infopt.models.sentences import SENTENCES
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g64", "int4-g128")
+CALIBRATION = SENTENCES[1::4][:48]
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     model = load_minilm()
     chosen = SENTENCES[::4][:48]
-    samples, held_out = tokenize(chosen), tokenize([s for s in SENTENCES if s not in chosen])
+    samples = tokenize(chosen)
+    held_out = tokenize([s for s in SENTENCES if s not in {*chosen, *CALIBRATION}])
     expected = model(held_out.ids, held_out.mask)
     console, rows = wide_console(), []
     for name, given in ways().items():
@@ -57,8 +59,12 @@ def ways() -> dict[str, dict[str, Any]]:
     for name in FORMATS:
         found[name] = {"weights": name}
         found[f"{name}, int8 activations"] = {"weights": name, "activations": "int8"}
+    for name in FORMATS:
+        found[f"{name}, calibrated"] = {"weights": name, "calibration": CALIBRATION}
     for limit in BUDGETS:
-        found[f"budget {limit:.1%}"] = {"max_error": limit, "objective": "size"}
+        budget = {"max_error": limit, "objective": "size"}
+        found[f"budget {limit:.1%}"] = budget
+        found[f"budget {limit:.1%}, calibrated"] = budget | {"calibration": CALIBRATION}
     return found
 
 
@@ -66,6 +72,9 @@ def measure(model: Any, samples: Any, held_out: Any, expected: Tensor, given: di
     """One way: compiled with the samples, judged on the rest."""
     ids, mask = (torch.export.Dim(n, min=1, max=512) for n in ("sentences", "tokens"))
     shapes = {0: ids, 1: mask}
+    if "calibration" in given:
+        calibration = tokenize(given["calibration"])
+        given = given | {"calibration": [(calibration.ids, calibration.mask)]}
     compiled = infopt.compile(
         model, (samples.ids, samples.mask), dynamic_shapes=(shapes, shapes), **given
     )
@@ -137,10 +146,16 @@ def plot(rows: list[dict[str, Any]]) -> str:
     def points(chosen: list[dict[str, Any]]) -> list[tuple[float, float, str]]:
         return [(r["weights"] / 2**20, r["error"], r["name"]) for r in chosen]
 
-    budgets = [r for r in rows if r["name"].startswith("budget")]
-    alike = [r for r in rows if r["name"].startswith("int")]
+    calibrated = [r for r in rows if "calibrated" in r["name"]]
+    nearest_integers = [r for r in rows if r not in calibrated]
+
+    def of(kind: str, chosen: list[dict[str, Any]]) -> list[tuple[float, float, str]]:
+        return points([r for r in chosen if r["name"].startswith(kind)])
+
     series = [
-        Series("one format for all layers", points(alike), joined=False),
-        Series("layer by layer under a budget", points(budgets), joined=True),
+        Series("one format for all layers", of("int", nearest_integers), joined=False),
+        Series("the same, calibrated", of("int", calibrated), joined=False),
+        Series("layer by layer under a budget", of("budget", nearest_integers), joined=True),
+        Series("the same, calibrated", of("budget", calibrated), joined=True),
     ]
     return scatter(series, "MiB of weights (embeddings are f32)", "relative error of embeddings")

@@ -54,26 +54,47 @@ class Integers:
         row = k if self.bits == 8 else -(-k // BLOCK) * BLOCK // 2
         return n * (row + self.groups(k) * self.scale_dtype.itemsize)
 
+    @property
+    def low(self) -> int:
+        return -127 if self.bits == 8 else -8
+
+    @property
+    def high(self) -> int:
+        return 127 if self.bits == 8 else 7
+
     def encode(self, weight: torch.Tensor) -> Encoded:
-        """The nearest integers to a float weight [N, K], computed in f32.
+        """The nearest integers to a float weight [N, K], computed in f32, with `factors`."""
+        scales = self.factors(weight)
+        return self.pack(self.nearest(weight, scales), scales)
+
+    def factors(self, weight: torch.Tensor) -> torch.Tensor:
+        """[N, groups] factors that lose nothing at the ends.
 
         8 bits: the largest magnitude of a group becomes 127. 4 bits: it becomes -8, whatever its
         sign is, so that no code is lost (the factor may be negative).
         """
-        n, k = weight.shape
-        grouped = _grouped(weight.float(), self.group or k)
+        grouped = self.grouped(weight.float())
         if self.bits == 8:
-            extreme = grouped.abs().amax(-1, keepdim=True)
-            scales = (extreme / 127).to(self.scale_dtype)
+            scales = grouped.abs().amax(-1) / 127
         else:
             where = grouped.abs().argmax(-1, keepdim=True)
-            scales = (grouped.gather(-1, where) / -8).to(self.scale_dtype)
-        factor = torch.where(scales == 0, torch.ones_like(scales), scales).float()
-        low, high = (-127, 127) if self.bits == 8 else (-8, 7)
-        integers = torch.round(grouped / factor).clamp(low, high).to(torch.int8)
-        integers = integers.reshape(n, -1)[:, :k].contiguous()
-        values = integers if self.bits == 8 else _pack(integers)
-        return Encoded(values, scales.reshape(n, -1))
+            scales = grouped.gather(-1, where)[..., 0] / -8
+        return scales.to(self.scale_dtype)
+
+    def nearest(self, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """int8 [N, K]: the integers nearest to a weight with these factors."""
+        factor = torch.where(scales == 0, torch.ones_like(scales), scales).float()[..., None]
+        integers = torch.round(self.grouped(weight.float()) / factor).clamp(self.low, self.high)
+        return integers.to(torch.int8).reshape(weight.shape[0], -1)[:, : weight.shape[1]]
+
+    def pack(self, integers: torch.Tensor, scales: torch.Tensor) -> Encoded:
+        """Integers int8 [N, K] and their factors [N, groups] as they are stored."""
+        integers = integers.contiguous()
+        return Encoded(integers if self.bits == 8 else _pack(integers), scales)
+
+    def grouped(self, matrix: torch.Tensor) -> torch.Tensor:
+        """[N, groups, columns of a group], zeros behind the last column."""
+        return _grouped(matrix, self.group or matrix.shape[1])
 
     def integers(self, values: torch.Tensor, k: int) -> torch.Tensor:
         """The stored integers [N, K], int8."""

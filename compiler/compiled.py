@@ -48,8 +48,12 @@ def build(
     target: Target,
     report: Report,
     samples: Sequence[tuple[Any, ...]] = (),
+    calibration: Sequence[tuple[Any, ...]] = (),
 ) -> Built:
-    """Run the passes, lower and build. Errors of passes are raised; nothing is half done."""
+    """Run the passes, lower and build. Errors of passes are raised; nothing is half done.
+
+    samples: inputs to measure errors on. calibration: further ones, to choose by
+    """
     settings = Settings.from_environment()
     if settings.dump is not None:
         settings = replace(settings, dump=program_folder(settings.dump))
@@ -57,21 +61,16 @@ def build(
     if options.batch_invariant:
         target = replace(target, batch_invariant=True)
     try:
-        return _build(graph, options, target, report, samples, settings)
+        ctx = PassContext(target, tuple(samples), report, settings, calibration=tuple(calibration))
+        return _build(graph, options, ctx)
     finally:
         if settings.dump is not None:
             write(settings.dump, "report.json", report.json())
             write(settings.dump, "report.html", page([report], settings.dump.name))
 
 
-def _build(
-    graph: Graph,
-    options: Options,
-    target: Target,
-    report: Report,
-    samples: Sequence[tuple[Any, ...]],
-    settings: Settings,
-) -> Built:
+def _build(graph: Graph, options: Options, ctx: PassContext) -> Built:
+    target, report, samples, settings = ctx.target, ctx.report, ctx.samples, ctx.settings
     start = time.perf_counter()
     passes = options.passes
     if passes is None:
@@ -82,7 +81,6 @@ def _build(
             budget=options.budget,
         )
     certify_new(passes, settings, report)
-    ctx = PassContext(target, tuple(samples), report, settings)
     original = graph
     graph = Pipeline(passes).run(original, ctx)
     if options.max_error is not None and samples:

@@ -80,7 +80,8 @@ def _compile(
     samples = [exported.sample(args, kwargs)] if args or kwargs else []
     if options.budget is not None:
         samples += [exported.sample(given, {}) for given in options.budget.samples]
-    built = build(exported.graph, options, target, report, samples)
+    calibration = [exported.sample(given, {}) for given in options.calibration or ()]
+    built = build(exported.graph, options, target, report, samples, calibration)
     refuse_fallbacks(options, report)
     return Compiled(exported, built, (args, kwargs))
 

@@ -20,6 +20,7 @@ from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.capture import aten_module
 from infopt.compiler.compiled import build
 from infopt.compiler.errors import (
+    BadOption,
     CannotInfer,
     DependsOnSize,
     FallbackRefused,
@@ -66,6 +67,8 @@ def infopt(
     program, or an operator of it, can only run as torch runs it.
     """
     parsed = Options.parse(options, mode)
+    if parsed.calibration is not None:
+        raise BadOption("calibration: its inputs are a module's, give them to infopt.compile")
     report = Report()
     entry = Entry(_origin(), _weights(example_inputs), report)
     _entries.append(entry)

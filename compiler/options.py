@@ -37,6 +37,9 @@ class Options:
                "latency", "memory" or "size" (compiler/budget.py)
     max_memory bytes that weights may occupy, for an objective
     budget     the same as an object, infopt.Budget, with samples, a metric and formats of your own
+    calibration  None, or inputs like those the model will see, tuples of arguments: integers of
+               stored weights are then chosen for them together (codegen/rounding.py), not each
+               for itself. Only infopt.compile takes it. Errors are measured on the example inputs
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -53,6 +56,7 @@ class Options:
     objective: str | None = None
     max_memory: int | None = None
     budget: Budget | None = None
+    calibration: tuple[tuple[Any, ...], ...] | None = None
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +92,8 @@ class Options:
             )
 
         object.__setattr__(self, "budget", self._checked_budget())
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", self._checked_calibration())
 
     @property
     def quantizes(self) -> bool:
@@ -112,6 +118,20 @@ class Options:
             if self.passes is not None:
                 raise BadOption("passes lists passes and a budget adds one: give one of the two")
         return made
+
+    def _checked_calibration(self) -> tuple[tuple[Any, ...], ...]:
+        given = self.calibration
+        if not isinstance(given, list | tuple) or not given:
+            raise BadOption(f"calibration: expected a list of tuples of inputs, found {given!r}")
+        for index, inputs in enumerate(given):
+            if not isinstance(inputs, tuple):
+                kind = type(inputs).__name__
+                raise BadOption(f"calibration[{index}]: expected a tuple of inputs, found {kind}")
+        if not self.quantizes:
+            raise BadOption(
+                "calibration is for weights stored in few bits: give weights or a budget too"
+            )
+        return tuple(given)
 
     def _refuse_beside_passes(self, *names: str) -> None:
         given = [name for name in names if getattr(self, name) is not None]

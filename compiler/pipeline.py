@@ -56,6 +56,7 @@ class PassContext:
     report    where decisions are recorded
     limit     None, or how many sites may be applied
     derived   constant -> how passes made it from the model's own, see `derive`
+    calibration  further example inputs, to choose by: what they chose is not judged on them
     """
 
     target: Target
@@ -66,6 +67,7 @@ class PassContext:
     entry: PassReport | None = None
     limit: SiteLimit | None = None
     derived: dict[str, Node] = field(default_factory=dict)
+    calibration: tuple[tuple[Any, ...], ...] = ()
 
     def derive(self, name: str, expression: Node) -> None:
         """Say how the new constant `name` is computed from constants, so that the weights of a

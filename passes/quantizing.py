@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ import torch
 from infopt.codegen.formats import FORMATS, Integers
 from infopt.codegen.kernel import find_emitter
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.codegen.rounding import Moments, rounded_for
 from infopt.compiler.accuracy import compare
 from infopt.compiler.alias import is_view
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.inline import inlined
-from infopt.compiler.interpret import evaluate
+from infopt.compiler.interpret import evaluate, interpret
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import PassContext
 from infopt.compiler.types import TensorType
@@ -68,7 +70,7 @@ class Quantizing:
         emitter, reason = find_emitter(self.o.call(op, x, *held, *rest, **attrs), self.ctx.target)
         if emitter is None:
             return f"no kernel for {format} here: {reason}"
-        parts = [part for w in weights for part in self._parts(w, codec)]
+        parts = [part for w in weights for part in self._parts(w, codec, x)]
         return self.o.call(op, x, *parts, *rest, **attrs)
 
     def error(self, node: Node, format: str) -> float:
@@ -92,8 +94,27 @@ class Quantizing:
             for name, t in named
         )
 
-    def _parts(self, weight: Node, codec: Integers) -> tuple[Node, ...]:
-        """Constants with values, scales and row sums of a weight, made once."""
+    @cached_property
+    def moments(self) -> dict[Node, Moments]:
+        """What calibration inputs bring to the linear layers, by what a layer reads."""
+        found = {
+            node.args[0]: Moments(int(node.args[0].shape[-1]))  # type: ignore[union-attr]
+            for node in self.linears()
+            if not self.refusal(node)
+        }
+
+        def watch(node: Node, value: Any) -> None:
+            if node in found:
+                found[node].add(value)
+
+        for sample in self.ctx.calibration:
+            copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
+            interpret(self.graph, copies, watch)
+        return found  # type: ignore[return-value]
+
+    def _parts(self, weight: Node, codec: Integers, x: Node) -> tuple[Node, ...]:
+        """Constants with values, scales and row sums of a weight, made once; x: what it multiplies
+        first, which calibration looks at."""
         key = (weight, codec.name)
         if key in self._encoded:
             return self._encoded[key]
@@ -108,18 +129,23 @@ class Quantizing:
 
         with torch.no_grad():
             parts = encode(tensor)
+            if self.ctx.calibration and self.moments[x].rows:
+                values, scales = rounded_for(codec, tensor, self.moments[x])
+                parts = values, scales, codec.sums(values, scales, k)
             decoded = codec.decode(parts[0], parts[1], k)
         self._errors[key] = compare(tensor.float(), decoded).rms_rel
         stem = f"{source.attr('name')}_{codec.name.replace('-', '_')}"
         nodes = []
-        recipe = inlined(encode, (weight,), self.o)
-        for kind, part, expression in zip(("values", "scales", "sums"), parts, recipe, strict=True):
+        for kind, part in zip(("values", "scales", "sums"), parts, strict=True):
             name = f"{stem}_{kind}"
             while name in self.graph.consts or name in self.tensors:
                 name += "_"
             self.tensors[name] = part
             nodes.append(self.o.const(name, TensorType.of(part)))
-            self.ctx.derive(name, expression)
+        if not self.ctx.calibration:  # else no expression says how they were found
+            recipe = inlined(encode, (weight,), self.o)
+            for node, expression in zip(nodes, recipe, strict=True):
+                self.ctx.derive(str(node.attr("name")), expression)
         self._encoded[key] = tuple(nodes)
         return self._encoded[key]
 

@@ -165,9 +165,45 @@ def test_artifact_and_new_weights(x, tmp_path):
         ({"activations": "int8"}, "give weights too"),
         ({"weights": "int8", "activations": "int4"}, "expected None or 'int8', found 'int4'"),
         ({"weights": "int8", "passes": []}, "give one of the two"),
+        ({"calibration": [(torch.zeros(1, K),)]}, "give weights or a budget too"),
+        ({"weights": "int8", "calibration": []}, "expected a list of tuples of inputs, found []"),
+        ({"weights": "int8", "calibration": [torch.zeros(1)]}, "calibration[0]: expected a tuple"),
     ],
 )
 def test_bad_options(x, options, message):
     with pytest.raises(infopt.BadOption) as error:
         infopt.compile(Net().eval(), (x,), **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("format, share", [("int8", 0.9), ("int4-g32", 0.8)])
+def test_calibration_lowers_the_error_of_inputs_like_it(x, format, share):
+    """Inputs that vary in few directions, as those of real layers do."""
+    net, directions = Net().eval(), torch.randn(K // 8, K)
+
+    def inputs(rows):
+        return torch.randn(rows, K // 8) @ directions + 0.05 * torch.randn(rows, K)
+
+    seen, unseen = inputs(300), inputs(200)
+    with torch.no_grad():
+        want = net(unseen)
+        plain = infopt.compile(net, (unseen,), weights=format)
+        tuned = infopt.compile(
+            net, (unseen,), weights=format, calibration=[(seen[:200],), (seen[100:],)]
+        )
+        errors = [(compiled(unseen) - want).norm().item() for compiled in (plain, tuned)]
+    assert 0 < errors[1] < share * errors[0]
+
+
+def test_weights_chosen_by_calibration_are_held(x):
+    net = Net().eval()
+    with torch.no_grad():
+        compiled = infopt.compile(net, (x,), weights="int8", calibration=[(x,)])
+        with pytest.raises(infopt.WeightsMismatch, match="does not say from what"):
+            compiled.load_weights(net.state_dict())
+
+
+def test_torch_compile_takes_no_calibration(x):
+    options = {"weights": "int8", "calibration": [(x,)]}
+    with pytest.raises(Exception, match=r"give them to infopt\.compile"):
+        torch.compile(Net().eval(), backend="infopt", options=options)(x)
