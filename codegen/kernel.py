@@ -81,7 +81,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Emitter:
-    """emit(cfg, target, *types, **attrs) -> Call or several; legal -> None or the reason not to.
+    """emit(cfg, target, *types, **attrs) -> Call, or Launch on a GPU, or several; legal -> None or
+    the reason not to.
 
     layouts: parameter -> the strides it must have given its type, None where they are fine
     space: schedule option -> its possible values, the usual one first
@@ -143,7 +144,7 @@ class KernelOp(Op):
         out: Callable[..., TensorType] | None = None,
         **space: tuple,
     ) -> Callable:
-        """Declare an emitter for targets of this kind ("cpu")."""
+        """Declare an emitter for targets of this kind: "cpu", or "gpu" (codegen/gpu)."""
         return _register(self.name, kind, legal, layouts, out, space)
 
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -216,6 +217,8 @@ def find_emitter(node: Node, target: Target) -> tuple[Emitter | None, str]:
     types = tuple(_type(a) for a in node.args)
     attrs = dict(node.attrs)
     for emitter in emitters(node.op.name):
+        if emitter.kind != target.kind:
+            continue
         reason = emitter.reason_against(target, types, attrs)
         if reason is None:
             return emitter, ""

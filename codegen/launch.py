@@ -71,8 +71,9 @@ class Launch:
 
     source     a complete, readable Triton module that runs standalone
     entry      its @triton.jit function
-    arguments  in the function's order, before its constants: addresses, integers, floats (f32)
-    constants  its tl.constexpr parameters by name. An absent tensor is the constant None
+    arguments  addresses, integers and floats (f32) for the function's parameters in their order,
+               those left out that are constants
+    constants  tl.constexpr parameters, and absent tensors as None, by name
     grid       one to three sizes; a 0 leaves the launch out
     warps      of 32 threads (64 on AMD)
     stages     how deep loops are pipelined that end in tl.dot

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import sympy
 import torch
 
+import infopt.codegen.gpu
 import infopt.codegen.kernels  # noqa: F401  declares the kernels
 from infopt.codegen import pointwise, views
 from infopt.codegen.assemble import can_assemble

@@ -99,7 +99,7 @@ def gated_linear(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu"
     return activate(F.linear(x, gate, gate_bias), activation) * F.linear(x, up, up_bias)
 
 
-def _legal(
+def linear_legal(
     target: Target,
     x: TensorType,
     weight: TensorType,
@@ -124,7 +124,7 @@ def _legal(
     return None
 
 
-def _gated_legal(
+def gated_legal(
     target: Target,
     x: TensorType,
     gate: TensorType,
@@ -137,10 +137,10 @@ def _gated_legal(
         return "gate and up differ"
     if gate.rank == up.rank == 2 and row_stride(gate) != row_stride(up):
         return "rows of gate and up that lie differently"
-    return _legal(target, x, gate, gate_bias, **attrs)
+    return linear_legal(target, x, gate, gate_bias, **attrs)
 
 
-_LAYOUTS = {
+LAYOUTS = {
     "x": row_strides,
     "input": row_strides,
     "weight": dense_last,
@@ -302,7 +302,7 @@ def products(
     return calls
 
 
-@linear_act.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
+@linear_act.kernel("cpu", legal=linear_legal, layouts=LAYOUTS, **TILING)
 def _linear_act(
     cfg: Config,
     target: Target,
@@ -317,7 +317,7 @@ def _linear_act(
     return products(x, cfg, weight, names, activation, target, residual)
 
 
-@gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS, **TILING)
+@gated_linear.kernel("cpu", legal=gated_legal, layouts=LAYOUTS, **TILING)
 def _gated(
     cfg: Config,
     target: Target,
@@ -339,7 +339,7 @@ def _gated(
     return products(x, cfg, gate, names, activation, target)
 
 
-@aten_kernel("linear.default", legal=_legal, layouts=_LAYOUTS, **TILING)
+@aten_kernel("linear.default", legal=linear_legal, layouts=LAYOUTS, **TILING)
 def _linear(
     cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: Any
 ) -> list[Call]:

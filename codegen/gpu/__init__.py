@@ -1,0 +1,5 @@
+"""GPU kernels, one file per family of ops; importing this package registers them all."""
+
+from infopt.codegen.gpu import linear
+
+__all__ = ["linear"]

@@ -1,0 +1,488 @@
+"""Linear layers on a GPU: tiles of tensor-core products with the epilogue in registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from sympy import And, Gt, Le, Min
+
+from infopt.codegen.gpu.text import ACTIVATE, HEADER, launch
+from infopt.codegen.gpu.tiles import Tile
+from infopt.codegen.kernel import Config, aten_kernel
+from infopt.codegen.kernels.linear import (
+    LAYOUTS,
+    gated_legal,
+    gated_linear,
+    linear_act,
+    linear_legal,
+    only_if,
+)
+from infopt.codegen.kernels.rows import as_rows, ceil_div, row_stride
+from infopt.codegen.launch import Launch, Pointer, Scratch
+from infopt.compiler.target import Target
+from infopt.compiler.types import Size, TensorType
+
+EPILOGUE = '''
+
+@triton.jit
+def finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
+           residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
+    """out[rows, columns] = act(acc + bias) * (acc_up + up_bias) + residual, rounded once."""
+    in_row = columns < n
+    inside = (rows < m)[:, None] & in_row[None, :]
+    if bias is not None:
+        acc += tl.load(bias + columns, mask=in_row, other=0.0).to(tl.float32)[None, :]
+    y = activate(acc, ACTIVATION)
+    if GATED:
+        if up_bias is not None:
+            acc_up += tl.load(up_bias + columns, mask=in_row, other=0.0).to(tl.float32)[None, :]
+        y = y * acc_up
+    if residual is not None:
+        at = residual + rows.to(tl.int64)[:, None] * residual_stride + columns[None, :]
+        y += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = out + rows.to(tl.int64)[:, None] * out_stride + columns[None, :]
+    tl.store(at, y.to(out.dtype.element_ty), mask=inside)
+'''
+
+TILES = '''
+
+@triton.jit
+def place(tile, m_tiles, n_tiles, GROUP: tl.constexpr):
+    """(row, column) of a tile; bands of GROUP rows, so that tiles of one time share operands."""
+    band = tile // (GROUP * n_tiles)
+    height = tl.minimum(m_tiles - band * GROUP, GROUP)
+    within = tile % (GROUP * n_tiles)
+    return band * GROUP + within % height, within // height
+
+
+@triton.jit
+def product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride, GATED: tl.constexpr,
+            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+            EVEN_K: tl.constexpr):
+    """x[rows] weight[columns]T and x[rows] up[columns]T in f32; f32 factors are not narrowed."""
+    depth = tl.arange(0, BLOCK_K)
+    # rows and columns that do not exist read the first, and are not stored
+    rows = tl.where(rows < m, rows, 0).to(tl.int64)
+    columns = tl.where(columns < n, columns, 0).to(tl.int64)
+    x_at = x + rows[:, None] * x_stride + depth[None, :]
+    w_at = columns[None, :] * weight_stride + depth[:, None]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc_up = acc
+    for start in range(0, k, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(x_at)
+            b = tl.load(weight + w_at)
+        else:
+            inside = depth < k - start
+            a = tl.load(x_at, mask=inside[None, :], other=0.0)
+            b = tl.load(weight + w_at, mask=inside[:, None], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+        if GATED:
+            if EVEN_K:
+                c = tl.load(up + w_at)
+            else:
+                c = tl.load(up + w_at, mask=inside[:, None], other=0.0)
+            acc_up = tl.dot(a, c, acc_up, input_precision="ieee")
+        x_at += BLOCK_K
+        w_at += BLOCK_K
+    return acc, acc_up
+
+
+@triton.jit
+def linear_tiles(x, weight, up, bias, up_bias, residual, out, m, n, k, x_stride, weight_stride,
+                 residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                 EVEN_K: tl.constexpr, GROUP: tl.constexpr, PERSISTENT: tl.constexpr):
+    """act(x weightT + bias) * (x upT + up_bias) + residual; a program makes one tile, or several
+    where there are fewer programs than tiles."""
+    m_tiles, n_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+    if PERSISTENT:
+        last = m_tiles * n_tiles
+    else:
+        last = tl.program_id(0) + 1
+    for tile in tl.range(tl.program_id(0), last, tl.num_programs(0)):
+        row, column = place(tile, m_tiles, n_tiles, GROUP)
+        rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
+        columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc, acc_up = product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride,
+                              GATED, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
+        finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+'''
+
+FEW = '''
+
+@triton.jit
+def store_part(acc, parts, part, rows, columns, m, n):
+    """acc[rows, columns] as one of several sums [part, m, n] in f32."""
+    at = parts + (part * m + rows[:, None]).to(tl.int64) * n + columns[None, :]
+    tl.store(at, acc, mask=(rows < m)[:, None] & (columns < n)[None, :])
+
+
+@triton.jit
+def linear_row(x, weight, up, bias, up_bias, residual, out, parts, m, n, k, x_stride,
+               weight_stride, residual_stride, out_stride, ACTIVATION: tl.constexpr,
+               GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+               EVEN_K: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr):
+    """The layer for one row: BLOCK_N rows of the weight stream by, one of SPLIT shares of k."""
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    w_at = tl.where(columns < n, columns, 0).to(tl.int64)[:, None] * weight_stride + depth[None, :]
+    share = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT) * BLOCK_K
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, k)
+    acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    acc_up = acc
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
+        if EVEN_K:
+            a = tl.load(x + start + depth).to(tl.float32)[None, :]
+            b = tl.load(weight + w_at + start, eviction_policy="evict_first")
+        else:
+            inside = depth < end - start
+            a = tl.load(x + start + depth, mask=inside, other=0.0).to(tl.float32)[None, :]
+            b = tl.load(weight + w_at + start, mask=inside[None, :], other=0.0,
+                        eviction_policy="evict_first")
+        acc += a * b.to(tl.float32)
+        if GATED:
+            if EVEN_K:
+                c = tl.load(up + w_at + start, eviction_policy="evict_first")
+            else:
+                c = tl.load(up + w_at + start, mask=inside[None, :], other=0.0,
+                            eviction_policy="evict_first")
+            acc_up += a * c.to(tl.float32)
+    rows = tl.arange(0, 1)
+    total = tl.sum(acc, axis=1)[None, :]
+    total_up = tl.sum(acc_up, axis=1)[None, :]
+    if SPLIT > 1:
+        store_part(total, parts, tl.program_id(1), rows, columns, m, n)
+        if GATED:
+            store_part(total_up, parts, SPLIT + tl.program_id(1), rows, columns, m, n)
+    else:
+        finish(total, total_up, bias, up_bias, residual, out, rows, columns, m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+
+
+@triton.jit
+def linear_few(x, weight, up, bias, up_bias, residual, out, parts, m, n, k, x_stride,
+               weight_stride, residual_stride, out_stride, ACTIVATION: tl.constexpr,
+               GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+               BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
+               STAGES: tl.constexpr):
+    """The layer for up to BLOCK_M rows, as the product weight xT: the weight is the large side."""
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.arange(0, BLOCK_M)
+    depth = tl.arange(0, BLOCK_K)
+    w_at = tl.where(columns < n, columns, 0).to(tl.int64)[:, None] * weight_stride + depth[None, :]
+    x_at = tl.where(rows < m, rows, 0).to(tl.int64)[None, :] * x_stride + depth[:, None]
+    share = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT) * BLOCK_K
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, k)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    acc_up = acc
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
+        if EVEN_K:
+            a = tl.load(x + x_at + start)
+            b = tl.load(weight + w_at + start, eviction_policy="evict_first")
+        else:
+            inside = depth < end - start
+            a = tl.load(x + x_at + start, mask=inside[:, None], other=0.0)
+            b = tl.load(weight + w_at + start, mask=inside[None, :], other=0.0,
+                        eviction_policy="evict_first")
+        acc = tl.dot(b, a, acc, input_precision="ieee")
+        if GATED:
+            if EVEN_K:
+                c = tl.load(up + w_at + start, eviction_policy="evict_first")
+            else:
+                c = tl.load(up + w_at + start, mask=inside[None, :], other=0.0,
+                            eviction_policy="evict_first")
+            acc_up = tl.dot(c, a, acc_up, input_precision="ieee")
+    if SPLIT > 1:
+        store_part(tl.trans(acc), parts, tl.program_id(1), rows, columns, m, n)
+        if GATED:
+            store_part(tl.trans(acc_up), parts, SPLIT + tl.program_id(1), rows, columns, m, n)
+    else:
+        finish(tl.trans(acc), tl.trans(acc_up), bias, up_bias, residual, out, rows, columns, m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+
+
+@triton.jit
+def linear_sum(parts, bias, up_bias, residual, out, m, n, residual_stride, out_stride,
+               ACTIVATION: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr,
+               SPLIT: tl.constexpr):
+    """The shares of k summed, always in the same order, and the epilogue; a program is a row."""
+    rows = tl.program_id(1) + tl.arange(0, 1)
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (rows < m)[:, None] & (columns < n)[None, :]
+    acc = tl.zeros((1, BLOCK_N), dtype=tl.float32)
+    acc_up = acc
+    for part in range(SPLIT):
+        at = parts + (part * m + rows[:, None]).to(tl.int64) * n + columns[None, :]
+        acc += tl.load(at, mask=inside, other=0.0)
+        if GATED:
+            at += SPLIT * m.to(tl.int64) * n
+            acc_up += tl.load(at, mask=inside, other=0.0)
+    finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
+           residual_stride, out_stride, ACTIVATION, GATED)
+'''
+
+SOURCE = HEADER + ACTIVATE + EPILOGUE + TILES
+FEW_SOURCE = HEADER + ACTIVATE + EPILOGUE + FEW
+
+ROWS_OF_FEW = 16  # up to so many rows, the weight streams by instead of being tiled
+MEDIUM = 64  # up to so many rows, one row of small tiles
+GROUP = 8  # rows of tiles that share operands in the second cache
+SUM_BLOCK = 512
+
+# What the tuner may try, the usual first; "usual" leaves it to the sizes.
+TILES_SPACE = {
+    "tile": (
+        *("usual", "128x256x64 w8 s3", "128x128x64 w8 s3", "128x128x64 w4 s3", "128x64x64 w4 s4"),
+        *("64x128x64 w4 s4", "64x64x64 w4 s4"),
+    ),
+    "few": ("usual", "16x256 w4 s3", "8x512 w4 s4", "32x256 w8 s3"),
+    "persistent": ("usual", True, False),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer in the names of an op's parameters, None where it has no such tensor."""
+
+    x: str
+    weight: str
+    up: str | None = None
+    bias: str | None = None
+    up_bias: str | None = None
+    residual: str | None = None
+
+
+def usual_tile(m: Size, n: Size, gated: bool, dtype: torch.dtype, target: Target) -> Tile:
+    """The tile for a product of m rows and n columns (open ones count as many)."""
+    if dtype is torch.float32:  # summed without tensor cores, from registers
+        return Tile(64, 64, 16, 4, 2)
+    few = isinstance(m, int) and m <= MEDIUM
+    if few or (isinstance(n, int) and n <= 64):
+        return Tile(64, 64, 64, 4, 4)
+    small = isinstance(m, int) and isinstance(n, int) and m * n < 128 * 128 * target.cores
+    if small or gated or target.arch not in ("sm90", "sm100"):
+        return Tile(128, 64, 64, 4, 3) if gated or small else Tile(128, 128, 64, 8, 3)
+    return Tile(128, 256, 64, 8, 3)
+
+
+def layer_launches(
+    cfg: Config,
+    target: Target,
+    layer: Layer,
+    x: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    residual: TensorType | None,
+    activation: str,
+) -> list[Launch]:
+    """The launches of a layer; of those for other numbers of rows than a call has, none runs."""
+    rows, out = as_rows(x), as_rows(cfg.out)
+    assert rows is not None and out is not None
+    r = as_rows(residual) if residual is not None else None
+    m, n, k = rows.count, weight.shape[0], weight.shape[1]
+    bias_dtype = bias.dtype if bias is not None else x.dtype
+    tensors = {
+        "x": Pointer(layer.x, x.dtype),
+        "weight": Pointer(layer.weight, weight.dtype),
+        "up": layer.up and Pointer(layer.up, weight.dtype),
+        "bias": layer.bias and Pointer(layer.bias, bias_dtype),
+        "up_bias": layer.up_bias and Pointer(layer.up_bias, bias_dtype),
+        "residual": residual and Pointer(str(layer.residual), residual.dtype),
+        "out": Pointer("out", cfg.out.dtype),
+    }
+    sizes = {
+        **{"m": m, "n": n, "k": k, "x_stride": rows.stride, "weight_stride": row_stride(weight)},
+        **{"residual_stride": r.stride if r else 0, "out_stride": out.stride},
+    }
+    end = {"ACTIVATION": activation, "GATED": layer.up is not None}
+    made: list[Launch] = []
+    least = 0  # rows that the launches so far are for
+    if not target.batch_invariant:  # these sum in another order than the tiles
+        made += _row_launches(cfg, target, tensors, sizes, end, sympy.Eq(m, 1))
+        few = And(Gt(m, 1), Le(m, ROWS_OF_FEW))
+        made += _few_launches(target, tensors, sizes, end, few, x.dtype)
+        least = ROWS_OF_FEW
+    if cfg.tile != "usual" or isinstance(m, int) or target.batch_invariant:
+        tile = (
+            usual_tile(m, n, layer.up is not None, x.dtype, target)
+            if cfg.tile == "usual"
+            else Tile.parse(cfg.tile)
+        )
+        ranges = [(Gt(m, least), tile)]
+    else:
+        ranges = [
+            (condition, usual_tile(rows_of, n, layer.up is not None, x.dtype, target))
+            for condition, rows_of in (
+                (And(Gt(m, least), Le(m, MEDIUM)), MEDIUM),
+                (Gt(m, MEDIUM), m),
+            )
+        ]
+    for condition, tile in ranges:
+        made.append(_tiles(cfg, target, tensors, sizes, end, condition, tile, x.dtype))
+    return [launch for launch in made if 0 not in launch.grid]
+
+
+def _tiles(
+    cfg: Config,
+    target: Target,
+    tensors: Any,
+    sizes: Any,
+    end: Any,
+    condition: Any,
+    tile: Tile,
+    dtype: torch.dtype,
+) -> Launch:
+    m, n, k = sizes["m"], sizes["n"], sizes["k"]
+    sides = 2 if end["GATED"] else 1
+    tile = tile.fitted(target, (tile.m + sides * tile.n) * dtype.itemsize)
+    count = ceil_div(m, tile.m) * ceil_div(n, tile.n)
+    persistent = cfg.persistent
+    if persistent == "usual":
+        persistent = isinstance(count, int) and count > 2 * target.cores
+    programs = Min(count, target.cores) if persistent else count
+    return launch(
+        SOURCE,
+        "linear_tiles",
+        grid=(only_if(condition, int(programs) if isinstance(count, int) else programs),),
+        warps=tile.warps,
+        stages=tile.stages,
+        **tensors,
+        **sizes,
+        **end,
+        **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k},
+        **{"EVEN_K": divides(tile.k, k), "GROUP": GROUP, "PERSISTENT": persistent},
+    )
+
+
+def _row_launches(
+    cfg: Config, target: Target, tensors: Any, sizes: Any, end: Any, condition: Any
+) -> list[Launch]:
+    n, k = sizes["n"], sizes["k"]
+    form = ("8x256 w4 s3" if end["GATED"] else "16x256 w4 s3") if cfg.few == "usual" else cfg.few
+    tile = Tile.parse("1x" + form)
+    itemsize = tensors["weight"].dtype.itemsize
+    tile = tile.fitted(target, (2 if end["GATED"] else 1) * tile.n * itemsize)
+    return _streamed("linear_row", target, tensors, sizes, end, condition, tile, 1, k, n)
+
+
+def _few_launches(
+    target: Target, tensors: Any, sizes: Any, end: Any, condition: Any, dtype: torch.dtype
+) -> list[Launch]:
+    n, k = sizes["n"], sizes["k"]
+    depth = 32 if dtype is torch.float32 else 128
+    tile = Tile(ROWS_OF_FEW, 32 if dtype is torch.float32 else 64, depth, 4, 3)
+    sides = 2 if end["GATED"] else 1
+    tile = tile.fitted(target, (tile.m + sides * tile.n) * dtype.itemsize)
+    return _streamed("linear_few", target, tensors, sizes, end, condition, tile, tile.m, k, n)
+
+
+def _streamed(
+    entry: str,
+    target: Target,
+    tensors: Any,
+    sizes: Any,
+    end: Any,
+    condition: Any,
+    tile: Tile,
+    most_rows: int,
+    k: Size,
+    n: Size,
+) -> list[Launch]:
+    """The launch of a kernel past which the weight streams, and of the sum of its shares."""
+    split = shares(n, k, tile, target)
+    sides = 2 if end["GATED"] else 1
+    parts = None
+    if split > 1:
+        parts = Pointer(Scratch("parts", 4 * sides * split * most_rows * n), torch.float32)
+    block = {"BLOCK_M": tile.m} if entry == "linear_few" else {}
+    columns = only_if(condition, ceil_div(n, tile.n))
+    first = launch(
+        FEW_SOURCE,
+        entry,
+        grid=(columns, split),
+        warps=tile.warps,
+        stages=tile.stages,
+        **tensors,
+        parts=parts,
+        **sizes,
+        **end,
+        **block,
+        **{"BLOCK_N": tile.n, "BLOCK_K": tile.k, "EVEN_K": divides(tile.k * split, k)},
+        **{"SPLIT": split, "STAGES": tile.stages},
+    )
+    if parts is None:
+        return [first]
+    names = ("bias", "up_bias", "residual", "out")
+    last = launch(
+        FEW_SOURCE,
+        "linear_sum",
+        grid=(only_if(condition, ceil_div(n, SUM_BLOCK)), sizes["m"]),
+        warps=4,
+        parts=parts,
+        **{name: tensors[name] for name in names},
+        **{name: sizes[name] for name in ("m", "n", "residual_stride", "out_stride")},
+        **end,
+        **{"BLOCK_N": SUM_BLOCK, "SPLIT": split},
+    )
+    return [first, last]
+
+
+def shares(n: Size, k: Size, tile: Tile, target: Target) -> int:
+    """Into how many parts k is cut, for all multiprocessors to have something to read."""
+    if not (isinstance(n, int) and isinstance(k, int)):
+        return 1
+    programs, steps = -(-n // tile.n), -(-k // tile.k)
+    split = 1
+    while programs * split < target.cores and steps >= 8 * split:
+        split *= 2
+    return split
+
+
+def divides(step: int, size: Size) -> bool:
+    return isinstance(size, int) and size % step == 0
+
+
+@linear_act.kernel("gpu", legal=linear_legal, layouts=LAYOUTS, **TILES_SPACE)
+def _linear_act(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    residual: TensorType | None,
+    *,
+    activation: str,
+) -> list[Launch]:
+    layer = Layer("x", "weight", bias=bias and "bias", residual=residual and "residual")
+    return layer_launches(cfg, target, layer, x, weight, bias, residual, activation)
+
+
+@gated_linear.kernel("gpu", legal=gated_legal, layouts=LAYOUTS, **TILES_SPACE)
+def _gated(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    gate: TensorType,
+    up: TensorType,
+    gate_bias: TensorType | None,
+    up_bias: TensorType | None,
+    *,
+    activation: str,
+) -> list[Launch]:
+    layer = Layer("x", "gate", "up", gate_bias and "gate_bias", up_bias and "up_bias")
+    return layer_launches(cfg, target, layer, x, gate, gate_bias, None, activation)
+
+
+@aten_kernel("linear.default", kind="gpu", legal=linear_legal, layouts=LAYOUTS, **TILES_SPACE)
+def _linear(
+    cfg: Config, target: Target, x: TensorType, weight: TensorType, bias: TensorType | None
+) -> list[Launch]:
+    layer = Layer("input", "weight", bias=bias and "bias")
+    return layer_launches(cfg, target, layer, x, weight, bias, None, "none")

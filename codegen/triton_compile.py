@@ -1,0 +1,200 @@
+"""Machine code of a launch for a GPU that need not be here, and what it takes of that GPU.
+
+Triton compiles for a named architecture with the assembler that it brings (ptxas, LLVM), so this
+runs on any machine with Triton and no driver.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from infopt.codegen.gpu.interpret import module
+from infopt.codegen.launch import ALIGNMENT, Launch
+from infopt.compiler.errors import InfoptError
+
+
+class CannotCompile(InfoptError):
+    """A launch has no machine code for an architecture; the message names both and says why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one architecture, from the vendors' programming guides.
+
+    backend, arch, warp  how Triton names it, and threads of a warp
+    shared               bytes that one block may have, and one multiprocessor has
+    registers            32-bit ones of a multiprocessor; of a thread at most
+    threads              of a multiprocessor at most
+    """
+
+    backend: str
+    arch: int | str
+    warp: int
+    shared: tuple[int, int]
+    registers: tuple[int, int]
+    threads: int
+
+
+LIMITS: Mapping[str, Limits] = {
+    "sm80": Limits("cuda", 80, 32, (163 << 10, 164 << 10), (65536, 255), 2048),
+    "sm90": Limits("cuda", 90, 32, (227 << 10, 228 << 10), (65536, 255), 2048),
+    "sm100": Limits("cuda", 100, 32, (227 << 10, 228 << 10), (65536, 255), 2048),
+    "gfx942": Limits("hip", "gfx942", 64, (64 << 10, 64 << 10), (131072, 512), 2048),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one block takes. registers: of a thread; spills: bytes of a thread's local memory;
+    shared: bytes; occupancy: resident threads of all that a multiprocessor could hold."""
+
+    registers: int
+    spills: int
+    shared: int
+    occupancy: float
+
+    def __str__(self) -> str:
+        spilled = f", {self.spills} bytes spilled" if self.spills else ""
+        return (
+            f"{self.registers} registers{spilled}, {self.shared} bytes shared, "
+            f"{self.occupancy:.0%} occupied"
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code, and all that launching it needs.
+
+    kind       "cubin" or "hsaco"; symbol: the function in it
+    signature  types of the arguments as in Launch.signature, constants left out
+    hidden     how many null pointers follow the arguments
+    threads    of a block; shared: dynamic shared memory of a block in bytes
+    """
+
+    arch: str
+    kind: str
+    binary: bytes
+    symbol: str
+    signature: tuple[str, ...]
+    hidden: int
+    threads: int
+    shared: int
+    resources: Resources
+
+
+_compiled: dict[tuple, Compiled] = {}
+
+
+def compile_launch(launch: Launch, arch: str, unaligned: frozenset[int] = frozenset()) -> Compiled:
+    """Machine code for "sm80", "sm90", "sm100" or "gfx942"; the same request compiles once.
+
+    unaligned: indices of arguments whose address may be no multiple of 16.
+    Raises CannotCompile, also where a block would need more shared memory than there is.
+    """
+    if arch not in LIMITS:
+        raise CannotCompile(f"{arch!r}: expected one of {', '.join(LIMITS)}")
+    divisible = tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
+    constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
+    text = (launch.source, launch.entry, launch.signature, divisible, constants)
+    key = (*text, launch.warps, launch.stages, arch)
+    if key not in _compiled:
+        _compiled[key] = _compile(launch, arch, divisible)
+    return _compiled[key]
+
+
+def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    limits = LIMITS[arch]
+    function = module(launch.source)[launch.entry]
+    free = [n for n in function.arg_names if n not in launch.constants]
+    signature = dict(zip(free, launch.signature, strict=True))
+    places = {name: i for i, name in enumerate(function.arg_names)}
+    hints = {
+        (places[name],): [["tt.divisibility", ALIGNMENT]]
+        for name, multiple in zip(free, divisible, strict=True)
+        if multiple
+    }
+    source = ASTSource(
+        function,
+        signature={n: signature.get(n, "constexpr") for n in function.arg_names},
+        constexprs={(places[n],): v for n, v in launch.constants.items()},
+        attrs=hints,
+    )
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+    target = GPUTarget(limits.backend, limits.arch, limits.warp)
+    try:
+        made = triton.compile(source, target=target, options=options)
+    except Exception as error:  # of many kinds, from the parser to the assembler
+        raise CannotCompile(f"{launch.entry} for {arch}: {error}") from error
+    meta = made.metadata
+    if meta.shared > limits.shared[0]:
+        raise CannotCompile(
+            f"{launch.entry} for {arch}: {meta.shared} bytes of shared memory, "
+            f"expected at most {limits.shared[0]}: choose smaller tiles or fewer stages"
+        )
+    if meta.global_scratch_size or meta.profile_scratch_size:
+        raise CannotCompile(f"{launch.entry} for {arch}: needs memory of Triton's own")
+    kind = "cubin" if limits.backend == "cuda" else "hsaco"
+    # warps may be more than asked for where Triton makes some of its own
+    threads = launch.warps * limits.warp
+    registers, spills = (_cuda if kind == "cubin" else _hip)(made)
+    return Compiled(
+        arch=arch,
+        kind=kind,
+        binary=made.asm[kind],
+        symbol=meta.name,
+        signature=launch.signature,
+        hidden=2,
+        threads=threads,
+        shared=meta.shared,
+        resources=Resources(
+            registers, spills, meta.shared, _occupancy(limits, registers, meta.shared, threads)
+        ),
+    )
+
+
+def _occupancy(limits: Limits, registers: int, shared: int, threads: int) -> float:
+    """Threads that are resident at once, of the most possible."""
+    per_warp = -(-max(registers, 1) // 8) * 8 * limits.warp
+    blocks = min(
+        limits.threads // threads,
+        limits.registers[0] // (per_warp * (threads // limits.warp)),
+        limits.shared[1] // (shared + 1024) if shared else limits.threads,
+    )
+    return max(blocks, 1 if shared <= limits.shared[0] else 0) * threads / limits.threads
+
+
+def _cuda(made: Any) -> tuple[int, int]:
+    """Registers and bytes of local memory, as cuobjdump reads them from a cubin."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [_cuobjdump(), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    found = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _hip(made: Any) -> tuple[int, int]:
+    """Registers and bytes of private memory, from the metadata at the end of the assembly."""
+    text = made.asm["amdgcn"]
+    found = {k: int(v) for k, v in re.findall(r"\.(\w+): +(\d+)$", text, re.MULTILINE)}
+    # what a thread has on the stack; a spill to the other register file costs no memory
+    return found["vgpr_count"], found["private_segment_fixed_size"]
+
+
+@cache
+def _cuobjdump() -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")

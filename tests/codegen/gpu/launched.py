@@ -1,0 +1,152 @@
+"""Run an op's GPU kernel in Triton's interpreter, compile it, and say where it is not its op."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sympy
+import torch
+
+import infopt.codegen.gpu  # noqa: F401
+from infopt.codegen.gpu.interpret import interpret
+from infopt.codegen.kernel import Config, Emitter, emitters
+from infopt.codegen.launch import Launch
+from infopt.codegen.triton_compile import LIMITS, CannotCompile, compile_launch
+from infopt.compiler.accuracy import Exact
+from infopt.compiler.ops import aten
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType, substitute
+
+pytest.importorskip("triton", minversion="3.6")
+
+ARCHES = tuple(LIMITS)
+every_arch = pytest.mark.parametrize("arch", ARCHES)
+OPEN = sympy.Symbol("s", integer=True, nonnegative=True)
+
+
+def gpu(arch: str = "sm90", **changes: Any) -> Target:
+    """A GPU with few multiprocessors, so that small cases meet persistent and split kernels."""
+    target = Target(
+        name=arch,
+        kind="gpu",
+        arch=arch,
+        features=frozenset(),
+        cores=4,
+        vector_bits=128,
+        caches=(1 << 17, 1 << 25, 1 << 25),
+        fast_memory=1 << 17,
+        peak={"f32": 1.0},
+        bandwidth=1.0,
+        launch_cost=1e-6,
+    )
+    return replace(target, **changes)
+
+
+def flat(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+def emitter_of(op: Any) -> Emitter:
+    (found,) = (e for e in emitters(op.name) if e.kind == "gpu")
+    return found
+
+
+def type_of(tensor: torch.Tensor | None, size: int | None = None) -> TensorType | None:
+    """A tensor's type; sizes equal to `size` are open, strides follow where it is contiguous."""
+    if tensor is None:
+        return None
+    found = TensorType.of(tensor)
+    if size is None or size not in found.shape:
+        return found
+    assert found.is_contiguous, "open sizes of strided tensors"
+    return TensorType.dense([OPEN if s == size else s for s in found.shape], found.dtype)
+
+
+def launches_of(
+    op: Any,
+    args: Sequence[torch.Tensor | None],
+    attrs: dict,
+    target: Target,
+    choice: dict | None = None,
+    opened: int | None = None,
+) -> tuple[list[Launch], dict[str, torch.Tensor]]:
+    """An op's launches, and the tensors by name: operands laid out as wanted, results poisoned."""
+    emitter = emitter_of(op)
+    named: dict[str, torch.Tensor] = {}
+    types = []
+    parameters = [p for p in op.parameters if p.is_tensor]
+    args = [*args, *[None] * (len(parameters) - len(args))]
+    usual = {p.name: p.default for p in op.parameters if not p.is_tensor}
+    attrs = {k: v for k, v in usual.items() if v is not inspect.Parameter.empty} | attrs
+    for parameter, tensor in zip(parameters, args, strict=True):
+        found = type_of(tensor, opened)
+        wanted = emitter.layouts.get(parameter.name)
+        strides = wanted(found) if found is not None and wanted else None
+        if strides is not None:
+            copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
+            tensor = copy.copy_(tensor)
+            found = type_of(tensor, opened)
+        types.append(found)
+        if tensor is not None:
+            named[parameter.name] = tensor
+    reason = emitter.reason_against(target, types, attrs)
+    assert reason is None, reason
+    with torch.no_grad():
+        results = op.reference(*args, **attrs)
+    single = isinstance(results, torch.Tensor)
+    outs = []
+    for i, result in enumerate(flat(results)):
+        found = type_of(result.contiguous(), opened)
+        if emitter.out:
+            found = emitter.out(*types, **attrs)
+        strides = [substitute(s, {OPEN: opened or 0}) for s in found.strides]
+        made = torch.empty_strided(result.shape, strides, dtype=result.dtype)
+        named["out" if single else f"out{i}"] = made.fill_(
+            float("nan") if result.is_floating_point() else 77
+        )
+        outs.append(found)
+    config = Config(tuple(outs), choice or next(emitter.schedules()))
+    made = emitter.emit(config, target, *types, **attrs)
+    return [made] if isinstance(made, Launch) else list(made), named
+
+
+def check(
+    op: Any,
+    args: Sequence[torch.Tensor | None],
+    attrs: dict,
+    target: Target | None = None,
+    choice: dict | None = None,
+    opened: int | None = None,
+) -> list[Launch]:
+    """The kernel is as close to the op as the op's tolerance asks; returns what was launched."""
+    launches, named = launches_of(op, args, attrs, target or gpu(), choice, opened)
+    interpret(launches, named, {} if opened is None else {OPEN: opened})
+    with torch.no_grad():
+        expected = flat(op.reference(*args, **attrs))
+        double = flat(op.reference(*map(_double, args), **attrs))
+    found = [t for name, t in named.items() if name.startswith("out")]
+    tolerance = getattr(op, "tolerance", None) or Exact()
+    for a, b, d in zip(found, expected, double, strict=True):
+        reason = tolerance.accepts(b, a, d)
+        shapes = [tuple(x.shape) for x in args if x is not None]
+        assert reason is None, f"{op.name} {shapes} {attrs}: {reason}"
+    return launches
+
+
+def _double(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
+
+
+def compiles(launches: Sequence[Launch], arch: str) -> None:
+    """Every launch has machine code for the architecture, and nothing in it is spilled."""
+    assert launches
+    for launch in launches:
+        found = compile_launch(launch, arch).resources
+        assert not found.spills, f"{launch.entry} {dict(launch.constants)} {arch}: {found}"
+
+
+__all__ = ["ARCHES", "OPEN", "CannotCompile", "aten", "check", "compiles", "every_arch", "gpu"]
