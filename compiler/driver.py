@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.compiled import build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
 from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
-from infopt.compiler.export import export
-from infopt.compiler.model import AsTorch, Compiled
+from infopt.compiler.export import Exported, export
+from infopt.compiler.interpret import bind_dims
+from infopt.compiler.model import AsTorch, Compiled, signature_of
 from infopt.compiler.options import Options
 from infopt.compiler.page import page
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
-from infopt.runtime.errors import PlanError
+from infopt.runtime.errors import InputMismatch, PlanError
 from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
 
@@ -79,11 +80,27 @@ def _compile(
     report.phases["trace"] = time.perf_counter() - start
     samples = [exported.sample(args, kwargs)] if args or kwargs else []
     if options.budget is not None:
-        samples += [exported.sample(given, {}) for given in options.budget.samples]
-    calibration = [exported.sample(given, {}) for given in options.calibration or ()]
+        samples += _further(exported, options.budget.samples, "samples")
+    calibration = _further(exported, options.calibration or (), "calibration")
     built = build(exported.graph, options, target, report, samples, calibration)
     refuse_fallbacks(options, report)
     return Compiled(exported, built, (args, kwargs))
+
+
+def _further(exported: Exported, given: Sequence[tuple[Any, ...]], of: str) -> list[tuple]:
+    """Further inputs of the model as the graph takes them. Raises BadOption for others."""
+    found: list[tuple] = []
+    signature = signature_of(exported)
+    for index, args in enumerate(given):
+        try:
+            signature.bind(args, {})
+            found.append(exported.sample(args, {}))
+            bind_dims(exported.graph, found[-1])
+        except (InputMismatch, ValueError) as error:
+            raise BadOption(
+                f"{of}[{index}]: {error}; sizes that vary are named in dynamic_shapes"
+            ) from None
+    return found
 
 
 def explain(compiled: Any, pass_name: str | None = None, *, html: str | Path | None = None) -> str:

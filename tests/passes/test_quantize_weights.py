@@ -207,3 +207,20 @@ def test_torch_compile_takes_no_calibration(x):
     options = {"weights": "int8", "calibration": [(x,)]}
     with pytest.raises(Exception, match=r"give them to infopt\.compile"):
         torch.compile(Net().eval(), backend="infopt", options=options)(x)
+
+
+@pytest.mark.parametrize("option", ["calibration", "budget"])
+def test_further_inputs_must_be_the_model_s(x, option):
+    wrong = [(torch.randn(3, K),)]
+    budget = {"budget": infopt.Budget(0.1, samples=tuple(wrong))}
+    options = budget if option == "budget" else {"weights": "int8", "calibration": wrong}
+    with pytest.raises(infopt.BadOption, match=r"\[0\]: .* named in dynamic_shapes"):
+        infopt.compile(Net().eval(), (x,), **options)
+    with pytest.raises(infopt.BadOption, match=r"\[0\]: "):
+        infopt.compile(
+            Net().eval(),
+            (x,),
+            **{"weights": "int8", "calibration": [(x, x)]}
+            if option == "calibration"
+            else {"budget": infopt.Budget(0.1, samples=((x, x),))},
+        )
