@@ -84,8 +84,9 @@ class Residue(torch.Tensor):
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         given = kwargs or {}
-        if getattr(func, "__name__", "").startswith("scaled_dot_product_attention"):
-            return attention(*args, **given)
+        whole = WHOLE.get(getattr(func, "__name__", "").partition(".")[0])
+        if whole is not None:
+            return whole(*args, **given)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **given)
 
@@ -523,12 +524,12 @@ def _layer_norm(func: Any, x: Any, shape: Any, weight: Any, bias: Any, eps: floa
     return (made if bias is None else made + bias), mean, scale
 
 
-@_rule("_fused_rms_norm")
-def _rms_norm(func: Any, x: Any, shape: Any, weight: Any, eps: float | None) -> Any:
+def rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """x / sqrt(mean(x²) + eps) * weight over the last dims, as torch defines it."""
     dims = list(range(x.dim() - len(shape), x.dim()))
     step = torch.finfo(x.dtype).eps if eps is None else eps
     scale = torch.rsqrt((x * x).mean(dims, keepdim=True) + step)
-    return (x * scale if weight is None else x * scale * weight), scale
+    return x * scale if weight is None else x * scale * weight
 
 
 @_rule("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
@@ -556,3 +557,7 @@ def _group_norm(
     made = (centered * scale).reshape(x.shape)
     made = made if w is None else made * w.reshape(shape)
     return (made if b is None else made + b.reshape(shape)), mean, scale
+
+
+# What torch would take apart with writes in place, before a rule is asked.
+WHOLE: dict[str, Rule] = {"scaled_dot_product_attention": attention, "rms_norm": rms_norm}

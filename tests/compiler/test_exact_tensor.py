@@ -123,8 +123,8 @@ REALS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "log_softmax": (lambda x: x.log_softmax(1), [X]),
     "layer_norm": (lambda x, v: F.layer_norm(x, [8], v, v + 1), [X, V]),
     "layer_norm of two": (lambda x: F.layer_norm(x, [4, 8], eps=0.5), [X]),
-    "rms_norm": (lambda x, v: torch.ops.aten._fused_rms_norm(x, [8], v, 0.25)[0], [X, V]),
-    "rms_norm, plain": (lambda x: torch.ops.aten._fused_rms_norm(x, [4, 8], None, None)[0], [X]),
+    "rms_norm": (lambda x, v: F.rms_norm(x, [8], v, 0.25), [X, V]),
+    "rms_norm, plain": (lambda x: torch.ops.aten.rms_norm(x, [4, 8]), [X]),
     "batch_norm": (
         lambda x, v: F.batch_norm(x, v[:4], v[4:].abs(), v[2:6], v[:4] + 1, eps=0.5),
         [IMAGE, V],
