@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from infopt.codegen.kernel import Call, Config, Emitter
+from infopt.codegen.launch import Launch
+from infopt.codegen.launches import LaunchTexts
 from infopt.codegen.lower_region import Texts
 from infopt.codegen.plan_writer import SHIPPED, PlanWriter, Value
 from infopt.codegen.schedules import Schedules
@@ -27,6 +29,7 @@ class Lowering(Protocol):
     shipped: bool
     schedules: Schedules
     texts: Texts
+    launches: LaunchTexts | None
     values: dict[Node, Value]
     several: dict[Node, tuple[Value | None, ...]]
 
@@ -61,8 +64,10 @@ class Calls:
         single = isinstance(node.type, TensorType)
         cfg = Config(out_types, low.schedules(node, emitter))
         made = emitter.emit(cfg, low.target, *types, **attrs)
-        calls = [made] if isinstance(made, Call) else list(made)
-        if not low.shipped and any(_is_shipped(c) for c in calls):
+        calls = [made] if isinstance(made, Call | Launch) else list(made)
+        launches = [c for c in calls if isinstance(c, Launch)]
+        native = [c for c in calls if isinstance(c, Call)]
+        if not low.shipped and any(_is_shipped(c) for c in native):
             return False
         names: dict[str, Value | None] = {}
         for name, operand in operands.items():
@@ -75,7 +80,10 @@ class Calls:
             low.values[node] = out[0]  # type: ignore[assignment]
         else:
             low.several[node] = out
-        for call in calls:
+        if launches:
+            assert low.launches is not None, "a kernel for a GPU in a plan for a CPU"
+            low.launches.append(low.writer, launches, names)
+        for call in native:
             if call.tasks != 0:
                 self._append(call, names)
         return True

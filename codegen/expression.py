@@ -71,6 +71,15 @@ class Code:
         text = f"pw::{function}({', '.join(a.text for a in args)})"
         return self.define(text, dtype, any(a.moves for a in args))
 
+    def rounded(self, a: Operand, dtype: torch.dtype) -> Operand:
+        """The same value, rounded where `dtype` is a 16-bit float."""
+        half = HALVES.get(dtype)
+        return a if half is None else self.define(f"pw::round_{half}({a.text})", dtype, a.moves)
+
+    def integer_power(self, a: Operand, exponent: int) -> Operand:
+        """An integer to a constant power of 0 or more; it wraps."""
+        return self.define(f"pw::power({a.text}, int64_t({exponent}))", a.dtype, a.moves)
+
     def constant(self, value: object, dtype: torch.dtype) -> Operand:
         """A number in the type `dtype` is computed in; not rounded to a 16-bit type."""
         return Operand(self._constant_text(value, dtype), dtype, False)
@@ -84,7 +93,8 @@ class Code:
         elif dtype.is_floating_point:
             text = float_text(float(value), c_type)  # type: ignore[arg-type]
         else:
-            text = f"{c_type}({_wrapped(int(value), dtype)})"  # type: ignore[call-overload]
+            number = wrapped(int(value), dtype)  # type: ignore[call-overload]
+            text = f"{c_type}({'INT64_MIN' if number == -(1 << 63) else number})"
         if not self.vector:
             return text
         return f"pw::splat_mask({text})" if dtype is torch.bool else f"broadcast({text})"
@@ -118,9 +128,10 @@ def float_text(value: float, c_type: str = "float") -> str:
     return f"{c_type}({value.hex()})"
 
 
-def _wrapped(value: int, dtype: torch.dtype) -> str:
+def wrapped(value: int, dtype: torch.dtype) -> int:
+    """An integer as its dtype holds it."""
     bits = dtype.itemsize * 8
     value &= (1 << bits) - 1
     if dtype is not torch.uint8 and value >= 1 << (bits - 1):
         value -= 1 << bits
-    return "INT64_MIN" if value == -(1 << 63) else f"{value}"
+    return value

@@ -41,10 +41,15 @@ class Unit:
 
 
 class Grouping:
-    """units in running order; kind and base of every node; which region values others read."""
+    """units in running order; kind and base of every node; which region values others read.
 
-    def __init__(self, graph: Graph, kind: Callable[[Node], int]) -> None:
-        self.graph = graph
+    kinds_of_loops: whether nodes that need scalar loops and such that want vector loops stay apart.
+    """
+
+    def __init__(
+        self, graph: Graph, kind: Callable[[Node], int], kinds_of_loops: bool = True
+    ) -> None:
+        self.graph, self._kinds_of_loops = graph, kinds_of_loops
         self.kinds = {n: kind(n) for n in graph.nodes()}
         self.base: dict[Node, Node] = {}
         self.units: list[Unit] = []
@@ -76,8 +81,7 @@ class Grouping:
             index = {d: i for i, d in enumerate(axes)}
             unit.labels[node] = tuple(index.get(d) for d in range(len(node.shape)))
             unit.sizes = tuple(node.shape[d] for d in axes)
-            unit.scalar = pointwise.needs_scalar_loops(node) or pointwise.general_power(node)
-            unit.vector = not unit.scalar and pointwise.wants_vector_loops(node)
+            unit.scalar, unit.vector = self._loops(node)
         number = len(self.units)
         self.units.append(unit)
         self.unit_of[node] = number
@@ -87,6 +91,13 @@ class Grouping:
                 last = self._find(self._last_impure)
                 self._deps[number] |= self._deps[last] | 1 << last
             self._last_impure = number
+
+    def _loops(self, node: Node) -> tuple[bool, bool]:
+        """Whether a node needs scalar loops, and whether it wants vector loops."""
+        if not self._kinds_of_loops:
+            return False, False
+        scalar = pointwise.needs_scalar_loops(node) or pointwise.general_power(node)
+        return scalar, not scalar and pointwise.wants_vector_loops(node)
 
     def _sources(self, node: Node) -> set[int]:
         found = set()
@@ -110,8 +121,7 @@ class Grouping:
     # Regions
 
     def _join(self, node: Node, sources: set[int]) -> bool:
-        scalar = pointwise.needs_scalar_loops(node) or pointwise.general_power(node)
-        vector = not scalar and pointwise.wants_vector_loops(node)
+        scalar, vector = self._loops(node)
         joined: int | None = None
         for number in sorted(sources, reverse=True):
             unit = self.units[number]

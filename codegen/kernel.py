@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import product as combinations
 from typing import Any, TypeAlias
 
+from infopt.codegen.launch import Launch
 from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.graph import Node
 from infopt.compiler.ops import Op, op
@@ -90,7 +91,7 @@ class Emitter:
     """
 
     kind: str
-    emit: Callable[..., Call | Sequence[Call]]
+    emit: Callable[..., Call | Launch | Sequence[Call | Launch]]
     legal: Legal
     layouts: Mapping[str, Wanted]
     space: Mapping[str, tuple]

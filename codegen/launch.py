@@ -77,6 +77,7 @@ class Launch:
     grid       one to three sizes; a 0 leaves the launch out
     warps      of 32 threads (64 on AMD)
     stages     how deep loops are pipelined that end in tl.dot
+    exact      products and sums stay two roundings, as torch's separate kernels have them
     """
 
     source: str
@@ -86,6 +87,7 @@ class Launch:
     grid: tuple[Size, ...] = (1,)
     warps: int = 4
     stages: int = 3
+    exact: bool = False
 
     def __hash__(self) -> int:
         fixed = tuple(sorted((k, repr(v)) for k, v in self.constants.items()))

@@ -24,7 +24,8 @@ from infopt.codegen.doors import Doors
 from infopt.codegen.expand import expand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, find_emitter
-from infopt.codegen.lower_region import Texts, copy, fill, lower_region, make
+from infopt.codegen.launches import KernelText, LaunchTexts
+from infopt.codegen.lower_region import Regions, Texts, copy, fill, lower_region, make
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.results import Results
 from infopt.codegen.schedules import Schedules, usual
@@ -73,7 +74,7 @@ class LoweringReport:
 class Lowered:
     """A plan with what it needs: constants by index, and C++ texts by the library they make.
 
-    names: what the graph calls each constant.
+    names: what the graph calls each constant. kernels: of a GPU, as `plan.kernels` numbers them.
     """
 
     plan: Plan
@@ -82,6 +83,7 @@ class Lowered:
     level: str
     report: LoweringReport
     names: tuple[str, ...] = ()
+    kernels: tuple[KernelText, ...] = ()
 
 
 def lower(
@@ -113,13 +115,19 @@ class _Lowering:
         self.doors = Doors(self.graph)
         self.sizes = self.doors.sizes
         self.writer = PlanWriter(self.sizes)
+        self.launches = LaunchTexts(target) if target.kind == "gpu" else None
         self.texts = Texts()
+        self.regions: Regions = self.texts if self.launches is None else self.launches
         self.calls = Calls(self)
         self.values: dict[Node, Value] = {}
         self.several: dict[Node, tuple[Value | None, ...]] = {}
         self.constants: list[torch.Tensor] = []
         self.names: list[str] = []
-        self.grouping = Grouping(self.graph, lambda n: basic_kind(n, self.has_kernel, generated))
+        self.grouping = Grouping(
+            self.graph,
+            lambda n: basic_kind(n, self.has_kernel, generated),
+            kinds_of_loops=self.launches is None,
+        )
 
     def has_kernel(self, node: Node) -> bool:
         return self.emitter(node)[0] is not None
@@ -151,14 +159,16 @@ class _Lowering:
             outputs,
             mutations,
             guards,
+            () if self.launches is None else self.launches.described(),
         )
         sources = {**self.texts.files(), **self.calls.sources}
         level, names = self.target.level, tuple(self.names)
-        return Lowered(plan, self.constants, sources, level, self.report, names)
+        kernels = () if self.launches is None else tuple(self.launches.kernels.values())
+        return Lowered(plan, self.constants, sources, level, self.report, names, kernels)
 
     def unit(self, unit: Unit) -> None:
         if unit.is_region:
-            lower_region(self, self.texts, unit)
+            lower_region(self, self.regions, unit)
             self.report.native.update(n.op.name for n in unit.nodes)
             return
         (node,) = unit.nodes
@@ -179,12 +189,12 @@ class _Lowering:
         for part in found:
             target = Value(out.buffer, part.target)
             if part.source is None:
-                fill(self, self.texts, part.fill, target)
+                fill(self, self.regions, part.fill, target)
                 continue
             source = self.value(part.source)
             if part.expanded is not None:
                 source = Value(source.buffer, part.expanded(source.layout))
-            copy(self, self.texts, source, target)
+            copy(self, self.regions, source, target)
 
     # Values
 
@@ -203,7 +213,7 @@ class _Lowering:
             return self.constant(node)
         if kind == MADE:
             value = self.writer.allocate(dense_form(node.tensor_type))
-            make(self, self.texts, node, value)
+            make(self, self.regions, node, value)
             self.report.native[node.op.name] += 1
             return value
         if node.op is GETITEM:
@@ -277,7 +287,7 @@ class _Lowering:
         return target
 
     def copy_into(self, value: Value, target: Value) -> None:
-        if not (self.generated and copy(self, self.texts, value, target)):
+        if not (self.generated and copy(self, self.regions, value, target)):
             self.writer.aten("aten.copy_.default", (target, value), (), {})
 
     # Torch calls

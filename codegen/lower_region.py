@@ -10,6 +10,7 @@ import torch
 
 from infopt.codegen import fills, pointwise, views
 from infopt.codegen.emit_cpp import RegionText
+from infopt.codegen.emit_triton import TritonRegion
 from infopt.codegen.expression import C_TYPES, Code, Operand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Labels, Unit, operands
 from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
@@ -21,6 +22,9 @@ from infopt.compiler.types import Size
 VECTOR_TYPES = {torch.float32, torch.bfloat16, torch.float16, torch.bool}
 
 
+Text = RegionText | TritonRegion
+
+
 class Values(Protocol):
     """What a region needs of the lowering around it."""
 
@@ -29,6 +33,23 @@ class Values(Protocol):
 
     def value(self, node: Node) -> Value: ...
     def define(self, node: Node) -> Value: ...
+
+
+class Regions(Protocol):
+    """Makes steps of regions: C++ functions (`Texts`) or GPU kernels (launches.py)."""
+
+    def add_pass(
+        self,
+        writer: PlanWriter,
+        sizes: Sequence[Size],
+        accesses: Sequence[Access],
+        outputs: Sequence[int],
+        vector: bool,
+        heavy: bool,
+        build: Callable[[Text], None],
+    ) -> None:
+        """Append the step of one region to the plan; `build` writes its body."""
+        ...
 
 
 class Texts:
@@ -50,6 +71,24 @@ class Texts:
             self._functions[name] = (f"{GENERATED}{number or ''}", text)
             self._includes.update(dict.fromkeys(includes))
         return self._functions[name][0]
+
+    def add_pass(
+        self,
+        writer: PlanWriter,
+        sizes: Sequence[Size],
+        accesses: Sequence[Access],
+        outputs: Sequence[int],
+        vector: bool,
+        heavy: bool,
+        build: Callable[[Text], None],
+    ) -> None:
+        loops = find_loops(sizes, accesses, outputs[0], heavy, writer.sizes)
+        text = RegionText(loops, accesses, outputs, vector)
+        build(text)
+        name, function = text.function()
+        library = self.add(name, function)
+        pointers = [a.value for a in text.pointers]
+        writer.native(name, library, pointers, text.numbers, text.tasks)
 
     def files(self) -> dict[str, str]:
         """The C++ file of each library."""
@@ -86,27 +125,7 @@ class _Pass:
         return found
 
 
-def emit_pass(
-    writer: PlanWriter,
-    texts: Texts,
-    sizes: Sequence[Size],
-    accesses: Sequence[Access],
-    outputs: Sequence[int],
-    vector: bool,
-    heavy: bool,
-    build: Callable[[RegionText], None],
-) -> None:
-    """Append the native step of one region to the plan."""
-    loops = find_loops(sizes, accesses, outputs[0], heavy, writer.sizes)
-    text = RegionText(loops, accesses, outputs, vector)
-    build(text)
-    name, function = text.function()
-    library = texts.add(name, function)
-    pointers = [a.value for a in text.pointers]
-    writer.native(name, library, pointers, text.numbers, text.tasks)
-
-
-def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
+def lower_region(low: Values, texts: Regions, unit: Unit) -> None:
     """One native step for the nodes of a unit; values read elsewhere get memory."""
     region = _Pass(len(unit.sizes))
     sources: dict[tuple[Node, Node], Source] = {}
@@ -125,7 +144,7 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
     dtypes = {n.dtype for n in unit.nodes} | {a.dtype for a in region.accesses}
     vector = not unit.scalar and dtypes <= VECTOR_TYPES and dtypes != {torch.bool}
 
-    def build(text: RegionText) -> None:
+    def build(text: Text) -> None:
         known: dict[Node, Operand] = {}
         for node in unit.nodes:
             args = [sources[node, a](text, known) for a in operands(node)]
@@ -136,9 +155,8 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
             text.write(index, known[node])
 
     heavy = unit.vector or (unit.scalar and any(pointwise.is_heavy(n) for n in unit.nodes))
-    emit_pass(
+    texts.add_pass(
         low.writer,
-        texts,
         unit.sizes,
         region.accesses,
         [i for i, _ in outputs],
@@ -148,7 +166,7 @@ def lower_region(low: Values, texts: Texts, unit: Unit) -> None:
     )
 
 
-Source = Callable[[RegionText, "dict[Node, Operand]"], Operand]
+Source = Callable[[Text, "dict[Node, Operand]"], Operand]
 
 
 def _source(low: Values, unit: Unit, region: _Pass, node: Node, a: Node) -> Source:
@@ -189,7 +207,7 @@ def made_constant(code: Code, value: object, dtype: torch.dtype) -> Operand:
     return code.constant(value, dtype)
 
 
-def counted(text: RegionText, index: int, base: Node) -> Operand:
+def counted(text: Text, index: int, base: Node) -> Operand:
     """start + step * position, the position from an access without memory."""
     bounds = fills.count_from(base)
     assert bounds is not None
@@ -213,7 +231,7 @@ def _virtual(low: Values, a: Node) -> Layout | None:
     return None if source is None else views.view(a, source, low.writer.sizes)
 
 
-def make(low: Values, texts: Texts, node: Node, target: Value) -> None:
+def make(low: Values, texts: Regions, node: Node, target: Value) -> None:
     """Write a fill or count into memory."""
     value = fills.fill_value(node)
     if value is not None:
@@ -226,17 +244,17 @@ def make(low: Values, texts: Texts, node: Node, target: Value) -> None:
     count = region.access(None, positions, labels, layout.shape)
     output = region.access(target, layout, labels, layout.shape)
 
-    def build(text: RegionText) -> None:
+    def build(text: Text) -> None:
         text.write(output, counted(text, count, node))
 
     accesses = region.accesses
-    emit_pass(low.writer, texts, layout.shape, accesses, [output], False, False, build)
+    texts.add_pass(low.writer, layout.shape, accesses, [output], False, False, build)
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def copy(low: Values, texts: Texts, source: Value, target: Value) -> bool:
+def copy(low: Values, texts: Regions, source: Value, target: Value) -> bool:
     """Copy between two layouts of one shape, converting the dtype; False where that is no code."""
     before, after = source.layout.dtype, target.layout.dtype
     read_layout, write_layout = source.layout, target.layout
@@ -256,24 +274,24 @@ def copy(low: Values, texts: Texts, source: Value, target: Value) -> bool:
     written = region.access(target, write_layout, labels, shape)
     vector = {before, after} <= VECTOR_TYPES
 
-    def build(text: RegionText) -> None:
+    def build(text: Text) -> None:
         text.write(written, text.code.cast(text.read(read), after))
 
     accesses = region.accesses
-    emit_pass(low.writer, texts, shape, accesses, [written], vector, False, build)
+    texts.add_pass(low.writer, shape, accesses, [written], vector, False, build)
     return True
 
 
-def fill(low: Values, texts: Texts, value: object, target: Value) -> None:
+def fill(low: Values, texts: Regions, value: object, target: Value) -> None:
     """Write one number everywhere."""
     layout = target.layout
     region = _Pass(len(layout.shape))
     labels = tuple(range(len(layout.shape)))
     output = region.access(target, layout, labels, layout.shape)
 
-    def build(text: RegionText) -> None:
+    def build(text: Text) -> None:
         text.write(output, made_constant(text.code, value, layout.dtype))
 
     vector = layout.dtype in VECTOR_TYPES and layout.dtype is not torch.bool
     accesses = region.accesses
-    emit_pass(low.writer, texts, layout.shape, accesses, [output], vector, False, build)
+    texts.add_pass(low.writer, layout.shape, accesses, [output], vector, False, build)

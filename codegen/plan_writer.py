@@ -12,7 +12,7 @@ import torch
 from infopt.codegen.sizes import LoweringDeclined, Sizes, product
 from infopt.codegen.views import Layout
 from infopt.compiler.types import Size, TensorType
-from infopt.runtime.plan import AtenStep, Buffer, NativeStep, Step, View
+from infopt.runtime.plan import AtenStep, Buffer, LaunchStep, NativeStep, Step, View
 
 SHIPPED = "kernels"  # the library built when infopt was installed
 GENERATED = "graph"  # the one made from this graph's texts
@@ -88,6 +88,18 @@ class PlanWriter:
                 error,
             )
         )
+
+    def launch(
+        self,
+        kernel: int,
+        arguments: Sequence[Value | Size | float],
+        grid: Sequence[Size],
+    ) -> None:
+        """A launch of a GPU kernel, by its number in the plan."""
+        slot = self.sizes.slot
+        given = [self.pointer(a) if isinstance(a, Value) else (-1, slot(a)) for a in arguments]
+        x, y, z = [slot(g) for g in grid]
+        self.steps.append(LaunchStep(kernel, tuple(given), (x, y, z)))
 
     def aten(
         self,

@@ -151,7 +151,7 @@ def _power(c: Code, node: Node, a: Operand) -> Operand:
     d, n = node.dtype, node.attr("exponent")
     x = c.cast(a, d)
     if not d.is_floating_point:
-        return c.define(f"pw::power({x.text}, int64_t({n}))", d, x.moves)
+        return c.integer_power(x, n)
     if general_power(node):
         return c.call("power", d, x, as_element(c, n, d))
     if n == 0:

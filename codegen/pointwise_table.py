@@ -147,8 +147,7 @@ def float_check(node: Node) -> str | None:
 
 
 def rounded(c: Code, a: Operand, dtype: torch.dtype) -> Operand:
-    half = HALVES.get(dtype)
-    return a if half is None else c.define(f"pw::round_{half}({a.text})", dtype, a.moves)
+    return c.rounded(a, dtype)
 
 
 def as_element(c: Code, value: object, dtype: torch.dtype) -> Operand:

@@ -103,7 +103,7 @@ def compile_launch(launch: Launch, arch: str, unaligned: frozenset[int] = frozen
     divisible = tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
     constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
     text = (launch.source, launch.entry, launch.signature, divisible, constants)
-    key = (*text, launch.warps, launch.stages, arch)
+    key = (*text, launch.warps, launch.stages, launch.exact, arch)
     if key not in _compiled:
         _compiled[key] = _compile(launch, arch, divisible)
     return _compiled[key]
@@ -130,7 +130,11 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         constexprs={(places[n],): v for n, v in launch.constants.items()},
         attrs=hints,
     )
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "enable_fp_fusion": not launch.exact,
+    }
     target = GPUTarget(limits.backend, limits.arch, limits.warp)
     try:
         made = triton.compile(source, target=target, options=options)

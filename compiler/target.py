@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
+
+from infopt.compiler import target_gpu
 from infopt.compiler.errors import BadOption
 
 # From the least to the most capable; each level includes the ones before it. For each: the
@@ -40,10 +43,10 @@ _CPU_LAUNCH = 2e-6  # waking the threads for one step, seconds
 class Target:
     """A machine to compile for. Limits are estimates for comparing choices, not measurements.
 
-    kind        "cpu" or "gpu"
+    kind        "cpu" or "gpu"; of a GPU, cores are its multiprocessors
     features    instruction sets as Linux names them, and the names of the levels they complete
     caches      bytes of (L1 data, L2, L3) as one core sees them
-    fast_memory bytes one core can keep close: the size blocks should have
+    fast_memory bytes one core can keep close: the size blocks should have; on a GPU, shared memory
     peak        dtype name -> GFLOP/s of all cores together
     bandwidth   GB/s of main memory
     launch_cost seconds to start one step
@@ -76,12 +79,16 @@ class Target:
         "native", "cpu"           this machine
         "cpu:avx512,amx"          an x86-64 machine of the highest level listed, this many cores
         "cpu:avx2,cores=8"        the same with another number of cores
+        "cuda:sm90", "hip:gfx942" a GPU of this architecture (target_gpu.py), here or elsewhere
+        "cuda", "hip"             the GPU of this machine
 
         Raises BadOption for anything else, listing what is possible.
         """
         kind, _, rest = text.strip().partition(":")
         if kind == "native" and not rest:
             return cls.detect()
+        if kind in ("cuda", "hip"):
+            return cls._named_gpu(text.strip(), rest)
         if kind != "cpu":
             raise BadOption(f"target={text!r}: expected {_possible()}")
         levels, cores = ["scalar"], _cores()
@@ -100,6 +107,52 @@ class Target:
         highest = max(levels, key=names.index)
         features = [f for n in names[: names.index(highest) + 1] for f in LEVELS[n]]
         return cls._cpu(f"cpu:{highest}", "x86_64", features, cores, _ASSUMED_CACHES)
+
+    @classmethod
+    def parse_list(cls, text: str) -> tuple[Target, ...]:
+        """Several targets, separated by semicolons: "cpu:avx512;cuda:sm90". Raises BadOption."""
+        return tuple(cls.parse(part) for part in text.split(";"))
+
+    @classmethod
+    def of_gpu(cls, index: int = 0) -> Target:
+        """A GPU of this machine, by torch's number. Raises BadOption where there is none, or none
+        of a known architecture."""
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise BadOption(f"this machine has no GPU {index} that torch can use")
+        found = torch.cuda.get_device_properties(index)
+        if torch.version.hip:
+            platform, arch = "hip", found.gcnArchName.partition(":")[0]
+        else:
+            platform, arch = "cuda", f"sm{found.major}{found.minor}"
+        row = target_gpu.row_of(platform, arch)
+        if row is None:
+            known = ", ".join(target_gpu.ROWS)
+            raise BadOption(f"GPU {index} is a {found.name} ({arch}): expected one of {known}")
+        return cls._gpu(target_gpu.as_product(row, found.name, found.multi_processor_count))
+
+    @classmethod
+    def _named_gpu(cls, text: str, arch: str) -> Target:
+        if not arch:
+            return cls.of_gpu()
+        if text not in target_gpu.ROWS:
+            raise BadOption(f"target={text!r}: {arch!r} is unknown, expected {_possible()}")
+        return cls._gpu(target_gpu.ROWS[text])
+
+    @classmethod
+    def _gpu(cls, row: target_gpu.Gpu) -> Target:
+        return cls(
+            name=row.name,
+            kind="gpu",
+            arch=row.arch,
+            features=frozenset(row.features),
+            cores=row.multiprocessors,
+            vector_bits=32 * row.warp,
+            caches=row.cache,
+            fast_memory=row.shared,
+            peak=MappingProxyType({d: tera * 1e3 for d, tera in row.peak.items()}),
+            bandwidth=row.bandwidth,
+            launch_cost=target_gpu.LAUNCH_COST,
+        )
 
     @classmethod
     def _cpu(
@@ -163,7 +216,7 @@ def _level(features: frozenset[str]) -> str:
 def _possible() -> str:
     return (
         "'native', 'cpu', or 'cpu:' followed by levels and options separated by commas: "
-        f"{', '.join(LEVELS)}, cores=N"
+        f"{', '.join(LEVELS)}, cores=N; or a GPU: {', '.join(target_gpu.ROWS)}"
     )
 
 

@@ -21,10 +21,11 @@ _IN_PLACE = frozenset({"add_", "copy_", "fill_", "mul_", "zero_"})
 Maker = Callable[["Call"], Any]  # makes an argument for one call
 
 
-def bind(step: AtenStep, allow_ops: Collection[str]) -> Callable[[Call], None]:
+def bind(step: AtenStep, allow_ops: Collection[str], on_cpu: bool = True) -> Callable[[Call], None]:
     """The step as a function of the call. Raises PlanError for an op that is not allowed."""
     op = find_op(step.op, allow_ops)
-    args, kwargs = maker(step.args), maker_of_items(step.kwargs)
+    kwargs = maker_of_items(step.kwargs if on_cpu else _with_device(op, step))
+    args = maker(step.args)
     outputs = step.outputs
 
     def run(call: Call) -> None:
@@ -76,6 +77,17 @@ def computes(op: Any) -> bool:
     return not odd and not named and bool(given) and all("Tensor" in kind for kind in given)
 
 
+def _with_device(op: Any, step: AtenStep) -> dict[str, Any]:
+    """The keyword arguments, the device among them where the op takes one: plans name none but
+    "cpu", which stands for where the program runs, and an op's own default would be the CPU."""
+    named = [a.name for a in op._schema.arguments]
+    kwargs = dict(step.kwargs)
+    takes = "device" in named and named.index("device") >= len(step.args)
+    if takes and kwargs.get("device") is None:
+        kwargs["device"] = {"device": "cpu"}
+    return kwargs
+
+
 def maker(value: Any) -> Maker:
     """A function of the call that makes the argument which the template `value` describes."""
     if isinstance(value, (list, tuple)):
@@ -90,6 +102,8 @@ def maker(value: Any) -> Maker:
         return lambda call: call.slots[content]
     if key == "input":
         return lambda call: call.inputs[content]
+    if key == "device" and content == "cpu":
+        return lambda call: call.where
     constant = _constant(key, content)
     return lambda call: constant
 
@@ -119,12 +133,12 @@ def _constant(key: str, content: Any) -> Any:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """No gradients and no autocast: the plan already says every dtype."""
-    autocast = torch.is_autocast_enabled("cpu")
-    if autocast:
-        torch.set_autocast_enabled("cpu", False)
+    autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    for kind in autocast:
+        torch.set_autocast_enabled(kind, False)
     try:
         with torch.no_grad():
             yield
     finally:
-        if autocast:
-            torch.set_autocast_enabled("cpu", True)
+        for kind in autocast:
+            torch.set_autocast_enabled(kind, True)

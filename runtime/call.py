@@ -17,12 +17,17 @@ from infopt.runtime.plan_check import dtype_of
 class Call:
     """Lives as long as one call of a program."""
 
-    __slots__ = ("arena", "constants", "context", "inputs", "plan", "slots", "tensors")
+    __slots__ = ("arena", "constants", "context", "inputs", "plan", "slots", "tensors", "where")
 
     def __init__(
-        self, plan: Plan, context: Context, inputs: Sequence[Any], constants: Sequence[torch.Tensor]
+        self,
+        plan: Plan,
+        context: Context,
+        inputs: Sequence[Any],
+        constants: Sequence[torch.Tensor],
+        where: torch.device,
     ) -> None:
-        self.plan, self.context = plan, context
+        self.plan, self.context, self.where = plan, context, where
         self.inputs = inputs  # copies where strides were not as expected
         self.constants = constants
         self.slots = context.slots
@@ -82,7 +87,7 @@ class Call:
 
 def _copied(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """A copy in these strides; along an expanded dimension one element serves all."""
-    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="cpu")
+    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     target = made
     for dim, stride in enumerate(strides):
         if stride == 0 and tensor.shape[dim] > 1:
@@ -116,6 +121,6 @@ def reinterpret(
         )
     if same:
         return torch.as_strided(base, shape, strides, first // dtype.itemsize)
-    return torch.empty(0, dtype=dtype, device="cpu").set_(
+    return torch.empty(0, dtype=dtype, device=base.device).set_(
         storage, first // dtype.itemsize, shape, strides
     )

@@ -16,39 +16,43 @@ from infopt.runtime.plan_check import dtype_of
 # What a door returns tells two calls apart: equal keys, equal sizes and strides.
 Door = Callable[[Any], Any]
 
+CPU = torch.device("cpu")
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _PYTHON_KEY = torch._C.DispatchKey.Python
 
 
-def tensor_door(spec: InputSpec, position: int) -> Door:
+def tensor_door(spec: InputSpec, position: int, where: torch.device = CPU) -> Door:
     """A check of everything but sizes and strides, which are the key it returns."""
     dtype = dtype_of(str(spec.dtype), spec.name)
     plain, strided, complex_ = _PLAIN, torch.strided, dtype.is_complex
+    on_cpu = where == CPU
 
     def door(x: Any) -> Any:
         if (
             type(x) in plain
             and x.dtype is dtype
             and x.layout is strided
-            and x.is_cpu
+            and (x.is_cpu if on_cpu else x.device == where)
             and not x.is_neg()
             and not (complex_ and x.is_conj())
         ):
             return x.shape, x.stride()
-        return _second_look(x, spec, position, dtype)
+        return _second_look(x, spec, position, dtype, where)
 
     return door
 
 
-def _second_look(x: Any, spec: InputSpec, position: int, dtype: torch.dtype) -> Any:
+def _second_look(
+    x: Any, spec: InputSpec, position: int, dtype: torch.dtype, where: torch.device
+) -> Any:
     """A subclass that is stored as a plain tensor passes; all else is refused with the reason."""
     expected: object
     if not isinstance(x, torch.Tensor):
         expected, found = "a tensor", type(x).__name__
     elif torch._C._dispatch_keys(x).has(_PYTHON_KEY):
         expected, found = "a plain tensor", f"the tensor subclass {type(x).__name__}"
-    elif x.device.type != "cpu":
-        expected, found = "device cpu", f"device {x.device}"
+    elif x.device != where:
+        expected, found = f"device {where}", f"device {x.device}"
     elif x.layout is not torch.strided:
         expected, found = torch.strided, str(x.layout)
     elif x.dtype is not dtype:
@@ -165,10 +169,10 @@ class Weights:
     in full. In-place updates need nothing, the data is read where it lies.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, where: torch.device = CPU) -> None:
         self.positions = [i for i, spec in enumerate(plan.inputs) if spec.kind == "weight"]
         self.specs = [plan.inputs[i] for i in self.positions]
-        self.doors = [tensor_door(plan.inputs[i], i) for i in self.positions]
+        self.doors = [tensor_door(plan.inputs[i], i, where) for i in self.positions]
         constants: list[Any] = [tokens[0] for tokens in plan.expressions]  # of weights: ints
         self.shapes = [tuple(constants[s] for s in spec.shape) for spec in self.specs]
         self.strides = [

@@ -21,6 +21,10 @@ class InputOverlap(InputMismatch):
     """An input that the plan writes shares memory with another input."""
 
 
+class InputUnaligned(InputMismatch):
+    """An input for a GPU begins at an odd address, and cannot be copied to another."""
+
+
 class KernelError(InfoptRuntimeError):
     """A kernel found its data invalid (an index out of range, for example)."""
 
@@ -35,6 +39,18 @@ class KernelValueError(KernelError, ValueError):
 
 class LibraryError(InfoptRuntimeError):
     """A shared library or one of its kernels cannot be had."""
+
+
+class DeviceMissing(InfoptRuntimeError):
+    """A program needs a GPU that this machine does not have."""
+
+
+class LaunchFailed(InfoptRuntimeError):
+    """A GPU's driver refused to launch a kernel."""
+
+
+class CannotRecord(InfoptRuntimeError):
+    """A run does something that a CUDA graph cannot hold."""
 
 
 class ArtifactError(InfoptRuntimeError):

@@ -11,7 +11,8 @@ import torch
 from infopt.runtime import aten
 from infopt.runtime.call import Call
 from infopt.runtime.context import Context, NativeProgram, extent
-from infopt.runtime.door import Weights, counting_door, scalar_door, tensor_door
+from infopt.runtime.device_launch import Launches, LaunchSegment
+from infopt.runtime.door import CPU, Weights, counting_door, scalar_door, tensor_door
 from infopt.runtime.errors import (
     InputMismatch,
     InputOverlap,
@@ -25,6 +26,7 @@ from infopt.runtime.lifetime import step_buffers
 from infopt.runtime.native import load_executor
 from infopt.runtime.plan import (
     AtenStep,
+    LaunchStep,
     NativeStep,
     Output,
     OutputConst,
@@ -36,9 +38,7 @@ from infopt.runtime.plan import (
 
 CONTEXTS = 16  # sizes kept ready; a call with others takes over the oldest idle ones
 _ERRORS = {"IndexError: ": KernelIndexError, "ValueError: ": KernelValueError}
-_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None) or (
-    lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
-)
+_empty_cpu = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None)
 
 
 class Program:
@@ -46,6 +46,7 @@ class Program:
 
     constants: the tensors that the plan's "const" buffers name by index. libraries: by the name
     that native steps use. threads: at most so many, None: as torch has when the program is made.
+    where, launches: the device of all tensors, and its kernels (device_program.py).
     Several Python threads may call at once; only one of them gets the pool's threads. Raises
     PlanError, LibraryError; a call raises InputMismatch, SizeError, KernelError.
     """
@@ -59,8 +60,10 @@ class Program:
         *,
         allow_ops: Collection[str] = (),
         executor: ctypes.CDLL | None = None,
+        where: torch.device = CPU,
+        launches: Launches | None = None,
     ) -> None:
-        self.plan = plan
+        self.plan, self.where, self.launches = plan, where, launches
         self.constants = list(constants)
         self.threads = max(1, min(256, threads or thread_count()))
         self._check_constants()
@@ -68,17 +71,19 @@ class Program:
         self._native: NativeProgram | None = None
         if self._native_steps:
             executor = executor or load_executor()
+        if executor is not None:
             self._native = NativeProgram(plan, executor, dict(libraries or {}))
             self._execute = executor.infopt_context_run
+        self._empty = _empty_cpu if where is CPU and _empty_cpu else self._empty_strided
         self._doors = [
-            (i, tensor_door(spec, i) if spec.kind == "tensor" else scalar_door(spec, i))
+            (i, tensor_door(spec, i, where) if spec.kind == "tensor" else scalar_door(spec, i))
             for i, spec in enumerate(plan.inputs)
             if spec.kind in ("tensor", "int", "float", "bool")
         ]
         counted = {dim.input for dim in plan.dims if dim.counted}
         self._doors = [(i, counting_door(d) if i in counted else d) for i, d in self._doors]
         has_weights = any(spec.kind == "weight" for spec in plan.inputs)
-        self._weights = Weights(plan) if has_weights else None
+        self._weights = Weights(plan, where) if has_weights else None
         self._input_buffers = [
             (i, b.index)
             for i, b in enumerate(plan.buffers)
@@ -131,13 +136,13 @@ class Program:
     def _run(
         self, context: Context, inputs: Sequence[Any], originals: Sequence[Any], times: Any
     ) -> list[Any]:
-        call = Call(self.plan, context, inputs, self.constants)
+        call = Call(self.plan, context, inputs, self.constants, self.where)
         bases = context.bases
         for buffer, position in self._input_buffers:
             bases[buffer] = inputs[position].data_ptr()
         tensors = call.tensors
         for buffer, shape, strides, dtype in context.fresh:
-            tensors[buffer] = tensor = _empty(shape, strides, dtype)
+            tensors[buffer] = tensor = self._empty(shape, strides, dtype)
             bases[buffer] = tensor.data_ptr()
         arena = self._take_arena(context) if context.arena_bytes else None
         try:
@@ -155,20 +160,23 @@ class Program:
             for mutation in self.plan.mutations:
                 originals[mutation.input].copy_(call.view(mutation.view))
         finally:
-            if arena is not None:
+            if arena is not None and self.where is CPU:  # else the next call may be on any stream
                 self._arenas.append(arena)
         return [output(call, originals) for output in self._outputs]
 
     def _run_with_torch(self, context: Context, inputs: Sequence[Any], times: Any) -> list[Any]:
         if self.plan.mutations:
             self._check_overlap(inputs)
-        laid_out = inputs
-        if context.copies:
-            laid_out = list(inputs)
-            for i, (shape, strides) in context.copies:
-                copy = torch.empty_strided(shape, strides, dtype=inputs[i].dtype, device="cpu")
-                laid_out[i] = copy.copy_(inputs[i])
-        return self._run(context, laid_out, inputs, times)
+        return self._run(context, self._laid_out(context, inputs), inputs, times)
+
+    def _laid_out(self, context: Context, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The inputs, those that lie otherwise than the plan expects copied."""
+        if not context.copies:
+            return inputs
+        laid_out = list(inputs)
+        for i, (shape, strides) in context.copies:
+            laid_out[i] = self._empty(shape, strides, inputs[i].dtype).copy_(inputs[i])
+        return laid_out
 
     def _admit(self, key: Any, inputs: Sequence[Any]) -> Context:
         """A context set for these inputs: an idle one of other sizes, or a new one."""
@@ -218,7 +226,7 @@ class Program:
             del arena
         except IndexError:
             pass
-        memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
+        memory = torch.empty(size + 64, dtype=torch.uint8, device=self.where)
         shift = -memory.data_ptr() % 64
         memory = memory[shift : shift + size]
         return size, memory.data_ptr(), memory
@@ -232,7 +240,9 @@ class Program:
         kept |= {plan.views[m.view].buffer for m in plan.mutations}
         for i, step in enumerate(plan.steps):
             if isinstance(step, AtenStep):
-                segments.append(aten.bind(step, allow_ops))
+                segments.append(aten.bind(step, allow_ops, self.where is CPU))
+            elif isinstance(step, LaunchStep):
+                self._add_launch(segments)
             elif segments and isinstance(segments[-1], tuple):
                 segments[-1] = (segments[-1][0], native := native + 1)
             else:
@@ -245,6 +255,17 @@ class Program:
             if drops:
                 segments.append(_dropper(drops))
         return segments
+
+    def _add_launch(self, segments: list[Any]) -> None:
+        """One more launch: part of the segment before it, or of a new one."""
+        if self.launches is None:
+            raise PlanError("the plan launches kernels of a GPU, and is given none")
+        before = [s for s in segments if isinstance(s, LaunchSegment)]
+        first = before[-1].last if before else 0
+        if segments and isinstance(segments[-1], LaunchSegment):
+            segments[-1].last += 1
+        else:
+            segments.append(LaunchSegment(self.launches, first, first + 1))
 
     def _output(self, out: Output) -> Callable[[Call, Sequence[Any]], Any]:
         if isinstance(out, OutputTensor):
@@ -280,10 +301,16 @@ class Program:
                 f"the plan has {self.plan.constants} constants, found {len(self.constants)}"
             )
         for i, x in enumerate(self.constants):
-            if x.device.type != "cpu" or x.layout is not torch.strided:
+            if x.device != self.where or x.layout is not torch.strided:
                 raise PlanError(
-                    f"constant {i}: expected a plain cpu tensor, found {x.layout} on {x.device}"
+                    f"constant {i}: expected a plain {self.where} tensor, "
+                    f"found {x.layout} on {x.device}"
                 )
+
+    def _empty_strided(
+        self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=self.where)
 
     def _check_overlap(self, inputs: Sequence[Any]) -> None:
         """A plan that writes an input was made for inputs that do not share memory."""

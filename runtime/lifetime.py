@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infopt.runtime.expression import encode
-from infopt.runtime.plan import AtenStep, NativeStep, Plan, Step
+from infopt.runtime.plan import LaunchStep, NativeStep, Plan, Step
 
 _KINDS = {"arena": 0, "input": 1, "const": 1, "output": 1, "torch": 1}
 
@@ -15,6 +15,8 @@ def step_buffers(plan: Plan, step: Step) -> Iterator[int]:
     """The buffers a step reads or writes."""
     if isinstance(step, NativeStep):
         yield from (buffer for buffer, _ in step.pointers if buffer >= 0)
+    elif isinstance(step, LaunchStep):
+        yield from (buffer for buffer, _ in step.arguments if buffer >= 0)
     else:
         yield from (plan.views[v].buffer for v in step.outputs if v is not None)
         templates = (step.args, tuple(step.kwargs.values()))
@@ -53,7 +55,7 @@ def native_words(plan: Plan) -> tuple[list[int], list[tuple[str, str]]]:
     for part in (code, starts, kinds, [b.bytes for b in plan.buffers], lives):
         words += (len(part), *part)
     kernels: dict[tuple[str, str], int] = {}
-    steps = [step for step in plan.steps if not isinstance(step, AtenStep)]
+    steps = [step for step in plan.steps if isinstance(step, NativeStep)]
     words.append(len(steps))
     for step in steps:
         index = kernels.setdefault((step.library, step.kernel), len(kernels))

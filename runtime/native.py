@@ -27,7 +27,13 @@ _SIGNATURES = {
         ctypes.c_int64,
         [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p],
     ),
+    "infopt_context_launch": (
+        ctypes.c_int64,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 4],
+    ),
 }
+
+_ADDED = ("infopt_context_launch",)  # since the first version: only programs for GPUs need it
 
 
 def open_library(path: Path | str) -> ctypes.CDLL:
@@ -55,6 +61,8 @@ def typed_executor(library: ctypes.CDLL, path: str) -> ctypes.CDLL:
         try:
             function = getattr(library, name)
         except AttributeError:
+            if name in _ADDED:
+                continue
             raise LibraryError(f"{path} has no function {name}; install infopt again") from None
         function.restype, function.argtypes = result, arguments
     found = library.infopt_executor_version()

@@ -22,10 +22,12 @@ from infopt.runtime.plan_parts import (
     INPUT_KINDS,
     AtenStep,
     Buffer,
+    DeviceKernel,
     Dim,
     Expression,
     Guard,
     InputSpec,
+    LaunchStep,
     Mutation,
     NativeStep,
     Output,
@@ -46,10 +48,12 @@ __all__ = [
     "INPUT_KINDS",
     "AtenStep",
     "Buffer",
+    "DeviceKernel",
     "Dim",
     "Expression",
     "Guard",
     "InputSpec",
+    "LaunchStep",
     "Mutation",
     "NativeStep",
     "Output",
@@ -69,7 +73,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole program. Raises PlanError when a part refers to something that is not there."""
+    """A whole program. Raises PlanError when a part refers to something that is not there.
+
+    kernels: what launch steps run, of a program for a GPU. A plan has native steps or launches.
+    """
 
     expressions: tuple[Expression, ...]
     dims: tuple[Dim, ...]
@@ -80,6 +87,7 @@ class Plan:
     outputs: tuple[Output, ...]
     mutations: tuple[Mutation, ...] = ()
     guards: tuple[Guard, ...] = ()
+    kernels: tuple[DeviceKernel, ...] = ()
 
     def __post_init__(self) -> None:
         check_plan(self)
@@ -101,4 +109,5 @@ class Plan:
     @property
     def libraries(self) -> tuple[str, ...]:
         """Names of the kernel libraries the plan needs, sorted."""
-        return tuple(sorted({s.library for s in self.steps if isinstance(s, NativeStep)}))
+        native = {s.library for s in self.steps if isinstance(s, NativeStep)}
+        return tuple(sorted(native | {k.library for k in self.kernels}))

@@ -41,6 +41,7 @@ def check_plan(plan: Plan) -> None:
         _check_expression(expression, i, len(plan.dims))
     _check_doors(plan)
     _check_buffers(plan)
+    _check_kernels(plan)
     for i, step in enumerate(plan.steps):
         _check_step(plan, step, f"steps[{i}]")
     _check_ends(plan)
@@ -152,6 +153,9 @@ def _check_step(plan: Plan, step: Any, place: str) -> None:
             if view is not None:
                 _index(view, len(plan.views), f"{place}.outputs", "views")
         return
+    if isinstance(step, parts.LaunchStep):
+        _check_launch(plan, step, place)
+        return
     place = f"{place} ({step.kernel})"
     for buffer, offset in step.pointers:
         if buffer != -1:
@@ -161,6 +165,41 @@ def _check_step(plan: Plan, step: Any, place: str) -> None:
     _slots(plan, (*step.numbers, step.tasks), place)
     if step.scratch is not None:
         _slots(plan, (step.scratch,), f"{place}.scratch")
+
+
+def _check_launch(plan: Plan, step: parts.LaunchStep, place: str) -> None:
+    _index(step.device_kernel, len(plan.kernels), f"{place}.device_kernel", "kernels")
+    kernel = plan.kernels[step.device_kernel]
+    place = f"{place} ({kernel.entry})"
+    if len(step.arguments) != len(kernel.arguments):
+        raise PlanError(
+            f"{place}: expected {len(kernel.arguments)} arguments, found {len(step.arguments)}"
+        )
+    for kind, (buffer, slot) in zip(kernel.arguments, step.arguments, strict=True):
+        if (kind == "pointer") != (buffer != -1):
+            raise PlanError(f"{place}: expected {kind}, found buffer {buffer}")
+        if buffer != -1:
+            _index(buffer, len(plan.buffers), f"{place}.arguments", "buffers")
+            _check_readable(plan, plan.buffers[buffer], place)
+        _slots(plan, (slot,), f"{place}.arguments")
+    _slots(plan, step.grid, f"{place}.grid")
+
+
+def _check_kernels(plan: Plan) -> None:
+    for i, kernel in enumerate(plan.kernels):
+        place = f"kernels[{i}] ({kernel.entry})"
+        for kind in kernel.arguments:
+            if kind not in parts.ARGUMENT_KINDS:
+                expected = parts.ARGUMENT_KINDS
+                raise PlanError(f"{place}: expected one of {expected}, found {kind!r}")
+        if not 1 <= kernel.threads <= 1024 or kernel.shared < 0 or not 0 <= kernel.absent <= 8:
+            raise PlanError(
+                f"{place}: expected 1 to 1024 threads, shared memory of 0 bytes or more and at "
+                f"most 8 absent pointers, found {kernel.threads}, {kernel.shared}, {kernel.absent}"
+            )
+    kinds = {type(step) for step in plan.steps}
+    if {parts.LaunchStep, parts.NativeStep} <= kinds:
+        raise PlanError("steps: expected native steps or launches, found both")
 
 
 def _check_readable(plan: Plan, buffer: Any, place: str) -> None:

@@ -13,6 +13,7 @@ Slot = int
 
 INPUT_KINDS = ("tensor", "weight", "int", "float", "bool", "other")
 BUFFER_KINDS = ("input", "const", "arena", "output", "torch")
+ARGUMENT_KINDS = ("pointer", "i32", "i64", "fp32")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class AtenStep:
     """One torch op, e.g. "aten.cumsum.default". outputs: the view each result is, None if unused.
 
     args and kwargs are JSON values in which {"tensor": view}, {"size": slot}, {"input": position},
-    {"dtype": "torch.float32"}, {"device": "cpu"}, {"memory_format": ..}, {"layout": ..},
+    {"dtype": "torch.float32"}, {"device": "cpu"} (where the program runs), {"memory_format": ..},
+    {"layout": ..},
     {"float": "inf" | "-inf" | "nan"} and {"complex": [re, im]} stand for run-time values.
     An op that writes in place (copy_) names the view among its args and has no outputs.
     """
@@ -110,6 +112,40 @@ class AtenStep:
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", freeze(self.args))
         object.__setattr__(self, "kwargs", freeze(self.kwargs))
+
+
+@dataclass(frozen=True)
+class DeviceKernel:
+    """The machine code of one GPU kernel.
+
+    library     name of the file that holds it; entry: its symbol there
+    arguments   what it takes, in order: "pointer", "i32", "i64" or "fp32"
+    absent      so many null pointers come after those: memory that such code may ask for, but ours
+                never does
+    threads     of one block; shared: bytes of dynamic shared memory
+    registers, spills  of one thread, spills in bytes; for people
+    """
+
+    library: str
+    entry: str
+    arguments: tuple[str, ...]
+    threads: int
+    shared: int = 0
+    absent: int = 0
+    registers: int = 0
+    spills: int = 0
+
+
+@dataclass(frozen=True)
+class LaunchStep:
+    """One launch of `Plan.kernels[device_kernel]`. arguments: (buffer, byte-offset slot) for a
+    pointer, (-1, slot) for a number; a float travels as the bit pattern of a double. A grid with
+    a 0 in it leaves the launch out.
+    """
+
+    device_kernel: int
+    arguments: tuple[tuple[int, Slot], ...]
+    grid: tuple[Slot, Slot, Slot]
 
 
 @dataclass(frozen=True)
@@ -161,5 +197,5 @@ class Guard:
     message: str
 
 
-Step = NativeStep | AtenStep
+Step = NativeStep | AtenStep | LaunchStep
 Output = OutputTensor | OutputInput | OutputInt | OutputConst | OutputNone

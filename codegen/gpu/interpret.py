@@ -46,7 +46,7 @@ def interpret(
         function = module(launch.source, interpreted=True)[launch.entry]
         names = [n for n in function.arg_names if n not in launch.constants]
         given = zip(names, map(value, launch.arguments), strict=True)
-        with _interpreting():
+        with interpreting():
             function[grid](**dict(given), **launch.constants)
 
 
@@ -83,7 +83,7 @@ def module(source: str, interpreted: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def _interpreting() -> Iterator[None]:
+def interpreting() -> Iterator[None]:
     """The interpreter as it should be, for one launch; all of it is taken back.
 
     - Functions of triton.language that are kernels themselves (tl.sum) are interpreted too. Triton

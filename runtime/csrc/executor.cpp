@@ -7,6 +7,7 @@
 
 #include "arena.h"
 #include "call.h"
+#include "launch.h"
 #include "pool.h"
 #include "sizes.h"
 
@@ -239,6 +240,27 @@ EXPORT int64_t infopt_context_run(void *handle, int64_t first, int64_t last, voi
   }
   if (pool != nullptr) pool->leave();
   return failed;
+}
+
+// Launches `count` GPU kernels whose words follow each other (launch.h). bases as for a run, here
+// of device memory. Returns 0, or the launch's number << 32 | the driver's status.
+EXPORT int64_t infopt_context_launch(void *handle, const int64_t *words, int64_t count,
+                                     void *const *bases, void *const *functions,
+                                     infopt::LaunchFunction launch_kernel, void *stream) {
+  const Context &context = *static_cast<const Context *>(handle);
+  const Program &program = *context.program;
+  const int64_t arena = static_cast<int64_t>(program.kinds.size());
+  const auto address = [&](int64_t buffer, int64_t slot) {
+    const bool in_arena = program.kinds[buffer] == ARENA;
+    char *base = static_cast<char *>(bases[in_arena ? arena : buffer]);
+    return base + context.starts[buffer] + context.slots[slot];
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t status = launch(words, context.slots.data(), functions, launch_kernel, stream,
+                                  address);
+    if (status != 0) return i << 32 | status;
+  }
+  return 0;
 }
 
 // Changes whenever the words or the functions above do.
