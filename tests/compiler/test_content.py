@@ -209,3 +209,97 @@ def test_every_process_finds_the_same_keys() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [p.key for p in infopt.default_passes()]
     assert not any(p.content.opaque for p in infopt.default_passes())
+
+
+class Colour(__import__("enum").Enum):
+    RED, BLUE = 1, 2
+
+
+class Slotted:
+    __slots__ = ("a", "b")
+
+    def __init__(self, **given):
+        for name, value in given.items():
+            setattr(self, name, value)
+
+    def method(self):
+        return self.a
+
+
+class Held:
+    def __init__(self, a):
+        self.a = a
+
+    def method(self):
+        return self.a
+
+    def other(self):
+        return self.a
+
+
+def make_property(value):
+    class Made:
+        @property
+        def field(self):
+            return value
+
+        @functools.cached_property
+        def kept(self):
+            return value + 1
+
+        @staticmethod
+        def plain():
+            return value
+
+    return Made
+
+
+def endless():
+    def inner(n):
+        return inner(n - 1)
+
+    return inner
+
+
+def unbound(again):
+    def inner():
+        return later
+
+    if again:
+        later = 1
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("same", "other"),
+    [
+        (lambda: Colour.RED, lambda: Colour.BLUE),
+        (lambda: Slotted(a=1, b=2), lambda: Slotted(a=1, b=3)),
+        (lambda: Slotted(a=1), lambda: Slotted(b=1)),
+        (lambda: Held(1).method, lambda: Held(2).method),
+        (lambda: Held(1).method, lambda: Held(1).other),
+        (lambda: functools.partial(pow, 2), lambda: functools.partial(pow, 3)),
+        (lambda: functools.partial(pow, exp=2), lambda: functools.partial(pow, mod=2)),
+        (lambda: make_property(1), lambda: make_property(2)),
+        (lambda: unbound(False), lambda: unbound(True)),
+        (lambda: {1, 2}, lambda: {1, 3}),
+        (lambda: [1, 2], lambda: (1, 2)),
+        (lambda: {"a": 1}, lambda: {"a": 2}),
+        (lambda: torch.zeros(2), lambda: torch.zeros(3)),
+        (lambda: torch.zeros(2), lambda: torch.zeros(2, dtype=torch.float64)),
+        (lambda: math, lambda: functools),
+        (lambda: len, lambda: abs),
+        (lambda: sympy.Symbol("a"), lambda: sympy.Symbol("b")),
+        (lambda: 1, lambda: True),
+        (lambda: 1.0, lambda: -1.0),
+        (lambda: "a", lambda: b"a"),
+        (lambda: None, lambda: ()),
+    ],
+)
+def test_equal_things_have_equal_content(same, other) -> None:
+    assert content_of(same()).digest == content_of(same()).digest
+    assert content_of(same()).digest != content_of(other()).digest
+
+
+def test_a_function_that_calls_itself() -> None:
+    assert content_of(endless()).digest == content_of(endless()).digest

@@ -55,6 +55,10 @@ def low_where(o, condition, shown):
     return o.call("aten.where.self", condition, *((zero, low) if shown else (low, zero)))
 
 
+def number(o, value):
+    return o.call("aten.scalar_tensor.default", value, dtype=torch.float32)
+
+
 CASES = {
     "plain": (product, fused, [Q, K, V]),
     "scaled scores": (
@@ -95,6 +99,43 @@ CASES = {
         ),
         lambda o, q, k, v, m: fused(o, q, k, v, low_where(o, m, shown=True)),
         [Q, K, V, SEEN],
+    ),
+    "where, of three": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.where.self", m, s, number(o, LOW))
+        ),
+        lambda o, q, k, v, m: fused(o, q, k, v, low_where(o, m, shown=True)),
+        [Q, K, V, SEEN],
+    ),
+    "where, a full tensor": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v,
+            lambda o, s: o.call("aten.where.self", m, s, o.call("aten.full_like.default", s, LOW)),
+        ),
+        lambda o, q, k, v, m: fused(o, q, k, v, low_where(o, m, shown=True)),
+        [Q, K, V, SEEN],
+    ),
+    "scaled by numbers as tensors": (
+        lambda o, q, k, v: product(
+            o, q, k, v,
+            lambda o, s: o.div(o.mul(s, number(o, 0.5)), o.call("aten.full.default", [], 4.0)),
+        ),
+        lambda o, q, k, v: fused(o, q, k, v, scale=0.125),
+        [Q, K, V],
+    ),
+    "scaled before a transposition": (
+        lambda o, q, k, v: o.matmul(
+            softmax(o, o.matmul(o.div(q, 2.0), o.mul(swap(o, o.mul(k, 0.5)), 0.5))), v
+        ),
+        lambda o, q, k, v: fused(o, q, k, v, scale=0.125),
+        [Q, K, V],
+    ),
+    "repeat_interleave": (
+        lambda o, q, k, v: product(
+            o, q, *(o.call("aten.repeat_interleave.self_int", t, 2, 1) for t in (k, v))
+        ),
+        fused,
+        [Q, KV, KV + 1],
     ),
     "softmax in float32": (
         lambda o, q, k, v: o.matmul(
@@ -193,6 +234,10 @@ def read_weights(o, q, k, v):
     return o.matmul(weights, v), o.sum(weights)
 
 
+def positive(o, m):
+    return o.gt(m, 0.0)
+
+
 DECLINED = {
     "a result of the graph": (returned_weights, [Q, K, V]),
     "also read by": (read_weights, [Q, K, V]),
@@ -217,6 +262,52 @@ DECLINED = {
     "aten.tanh.default between": (
         lambda o, q, k, v: product(o, q, k, v, lambda o, s: o.tanh(s)),
         [Q, K, V],
+    ),
+    "the mask is scaled by 0.5": (
+        lambda o, m, q, k, v: o.bmm(
+            softmax(o, o.call("aten.baddbmm.default", m, q, swap(o, k), beta=0.5)), v
+        ),
+        [torch.randn(4, 1, 7), Q[0], K[0], V[0]],
+    ),
+    "in the place of a constant": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.where.self", positive(o, m), s, o.tanh(m))
+        ),
+        [Q, K, V, MASK],
+    ),
+    "the condition is larger than the scores": (
+        lambda o, q, k, v, m: o.matmul(
+            softmax(o, o.call("aten.where.ScalarOther", m, o.matmul(q, swap(o, k)), LOW)), v
+        ),
+        [Q[:1], K[:1], V[:1], torch.rand(2, 4, 5, 7) > 0.3],
+    ),
+    "is larger than the scores": (
+        lambda o, q, k, v, m: product(o, q, k, v, lambda o, s: o.add(s, m)),
+        [Q[:1], K[:1], V[:1], MASK],
+    ),
+    "scale 0.0": (
+        lambda o, q, k, v: product(o, q, k, v, lambda o, s: o.mul(s, 0.0)),
+        [Q, K, V],
+    ),
+    "neither side of a sum": (
+        lambda o, x, v: o.matmul(softmax(o, o.add(x, x)), v),
+        [torch.randn(2, 4, 5, 7), V],
+    ),
+    "expected [batch, heads, tokens, depth]": (
+        lambda o, q, k, v: o.matmul(softmax(o, o.matmul(q, swap(o, k))), v),
+        [Q[0, 0], K[0, 0], V[0, 0]],
+    ),
+    "4 key heads and 2 value heads": (
+        lambda o, q, k, v: product(o, q, k, repeated(o, v)),
+        [Q, K, KV],
+    ),
+    "the mask is torch.bfloat16, q is torch.float32": (
+        lambda o, q, k, v, m: o.matmul(softmax(o, o.add(o.matmul(q, swap(o, k)), m)), v),
+        [Q, K, V, MASK.bfloat16()],
+    ),
+    "the result are": (
+        lambda o, q, k, v: o.matmul(o.to(softmax(o, o.matmul(q, swap(o, k))), torch.bfloat16), v),
+        [Q, K, V.bfloat16()],
     ),
     "softmax over dim 1": (
         lambda o, q, k, v: o.matmul(o.call("aten.softmax.int", o.matmul(q, swap(o, k)), 1), v),

@@ -1,5 +1,7 @@
 """simplify-masks: rewrites, declines, accuracy, idempotence, gain."""
 
+from dataclasses import replace
+
 import pytest
 import sympy
 import torch
@@ -137,3 +139,80 @@ def test_constant_causal_masks() -> None:
         o = Builder()
         node = o.const("mask", TensorType.of(value))
         assert causal_part(node, Graph((), (node,), {"mask": value})) is causal, value
+
+
+def only(o, m, known):
+    return o.bitwise_not(o.bitwise_and(m, known))
+
+
+KNOWN = {
+    "full of True": (lambda o, m: o.call("aten.full.default", [5], True), True),
+    "full of False": (lambda o, m: o.call("aten.full.default", [5], False), False),
+    "both true": (
+        lambda o, m: o.bitwise_and(o.call("aten.full.default", [5], True), o.ge(o.arange(5), -1)),
+        True,
+    ),
+    "one of them true": (
+        lambda o, m: o.bitwise_and(o.call("aten.full.default", [3, 5], True), m),
+        True,  # what is left is the mask itself
+    ),
+    "places from 0 on": (lambda o, m: o.ge(o.arange(5), 0), True),
+    "places from 1 on": (lambda o, m: o.ge(o.arange(5), 1), False),
+    "places that do not start at 0": (
+        lambda o, m: o.ge(o.call("aten.arange.start", 1, 6), 0),
+        False,
+    ),
+    "every second place": (
+        lambda o, m: o.ge(o.call("aten.arange.start_step", 0, 10, 2), 0),
+        False,
+    ),
+    "zeros": (lambda o, m: o.zeros([5], dtype=torch.bool), False),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_what_is_known_to_be_true(case: str) -> None:
+    build, applies = KNOWN[case]
+    graph = graph_of(lambda o, m: only(o, m, build(o, m)), [M], SimplifyMasks())
+    result, report = run_pass(SimplifyMasks(), graph, [(M,)])
+    assert bool(report.applied) is applies and (result is not graph) is applies
+
+
+def constants(value):
+    """The mask `and` a constant of the graph."""
+    graph = graph_of(lambda o, m, c: only(o, m, c), [M, value], SimplifyMasks())
+    o = Builder(graph.dims)
+    made = o.const("kept", TensorType.of(value))
+    swapped = graph.map(
+        lambda node, args: (
+            made if node is graph.inputs[1] else (o.rebuild(node, args) if node.args else node)
+        )
+    )
+    return replace(swapped, inputs=graph.inputs[:1], consts={"kept": value})
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_constants_are_looked_at(value: bool) -> None:
+    held = torch.ones(3, 5, dtype=torch.bool)
+    held[2, 4] = value
+    result, report = run_pass(SimplifyMasks(), constants(held), [(M,)])
+    assert len(report.applied) == int(value)
+    assert torch.equal(interpret(result, [M])[0], ~(M & held))
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (torch.ones(5, 5).tril().bool(), True),
+        (torch.ones(1, 1, 5, 7).tril().bool(), True),
+        (torch.ones(5, 5).tril(1).bool(), False),
+        (torch.ones(5, 5).tril(), False),
+        (torch.ones(2, 5, 5).tril().bool(), False),
+        (torch.ones(5).bool(), False),
+    ],
+)
+def test_causal_constants(mask: torch.Tensor, expected: bool) -> None:
+    o = Builder(())
+    node = o.const("kept", TensorType.of(mask))
+    graph = replace(graph_of(only, [M, M], SimplifyMasks()), consts={"kept": mask})
+    assert causal_part(node, graph) is expected
