@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -50,6 +50,51 @@ def finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
 TILES = '''
 
 @triton.jit
+def halves(x):
+    """The left and the right half of a matrix."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def finish_half(acc, acc_up, bias, up_bias, residual, out, rows, first, m, n,
+                residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+                PIECES: tl.constexpr):
+    """`finish` in 1 or 2 pieces, from column `first` on."""
+    N: tl.constexpr = acc.shape[1]
+    if PIECES == 1:
+        finish(acc, acc_up, bias, up_bias, residual, out, rows, first + tl.arange(0, N), m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+    else:
+        left, right = halves(acc)
+        left_up, right_up = halves(acc_up)
+        columns = first + tl.arange(0, N // 2)
+        finish(left, left_up, bias, up_bias, residual, out, rows, columns, m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+        finish(right, right_up, bias, up_bias, residual, out, rows, columns + N // 2, m, n,
+               residual_stride, out_stride, ACTIVATION, GATED)
+
+
+@triton.jit
+def finish_tile(acc, acc_up, bias, up_bias, residual, out, rows, first, m, n,
+                residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+                PIECES: tl.constexpr):
+    """`finish` for PIECES of a tile one after the other: a whole tile and what an activation has
+    on the way do not fit the registers."""
+    N: tl.constexpr = acc.shape[1]
+    if PIECES == 4:
+        left, right = halves(acc)
+        left_up, right_up = halves(acc_up)
+        finish_half(left, left_up, bias, up_bias, residual, out, rows, first, m, n,
+                    residual_stride, out_stride, ACTIVATION, GATED, 2)
+        finish_half(right, right_up, bias, up_bias, residual, out, rows, first + N // 2, m, n,
+                    residual_stride, out_stride, ACTIVATION, GATED, 2)
+    else:
+        finish_half(acc, acc_up, bias, up_bias, residual, out, rows, first, m, n,
+                    residual_stride, out_stride, ACTIVATION, GATED, PIECES)
+
+@triton.jit
 def place(tile, m_tiles, n_tiles, GROUP: tl.constexpr):
     """(row, column) of a tile; bands of GROUP rows, so that tiles of one time share operands."""
     band = tile // (GROUP * n_tiles)
@@ -95,7 +140,8 @@ def product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride, GATE
 def linear_tiles(x, weight, up, bias, up_bias, residual, out, m, n, k, x_stride, weight_stride,
                  residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                 EVEN_K: tl.constexpr, GROUP: tl.constexpr, PERSISTENT: tl.constexpr):
+                 EVEN_K: tl.constexpr, GROUP: tl.constexpr, PERSISTENT: tl.constexpr,
+                 PIECES: tl.constexpr):
     """act(x weightT + bias) * (x upT + up_bias) + residual; a program makes one tile, or several
     where there are fewer programs than tiles."""
     m_tiles, n_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
@@ -109,8 +155,8 @@ def linear_tiles(x, weight, up, bias, up_bias, residual, out, m, n, k, x_stride,
         columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
         acc, acc_up = product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride,
                               GATED, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-        finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
-               residual_stride, out_stride, ACTIVATION, GATED)
+        finish_tile(acc, acc_up, bias, up_bias, residual, out, rows, column * BLOCK_N, m, n,
+                    residual_stride, out_stride, ACTIVATION, GATED, PIECES)
 '''
 
 FEW = '''
@@ -259,7 +305,7 @@ class Layer:
     residual: str | None = None
 
 
-def usual_tile(m: Size, n: Size, gated: bool, dtype: torch.dtype, target: Target) -> Tile:
+def usual_tile(m: Size, n: Size, dtype: torch.dtype, target: Target) -> Tile:
     """The tile for a product of m rows and n columns (open ones count as many)."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
         return Tile(64, 64, 16, 4, 2)
@@ -267,8 +313,10 @@ def usual_tile(m: Size, n: Size, gated: bool, dtype: torch.dtype, target: Target
     if few or (isinstance(n, int) and n <= 64):
         return Tile(64, 64, 64, 4, 4)
     small = isinstance(m, int) and isinstance(n, int) and m * n < 128 * 128 * target.cores
-    if small or gated or target.arch not in ("sm90", "sm100"):
-        return Tile(128, 64, 64, 4, 3) if gated or small else Tile(128, 128, 64, 8, 3)
+    if small:
+        return Tile(128, 64, 64, 4, 3)
+    if target.arch not in ("sm90", "sm100"):
+        return Tile(128, 128, 64, 8, 3)
     return Tile(128, 256, 64, 8, 3)
 
 
@@ -310,15 +358,11 @@ def layer_launches(
         made += _few_launches(target, tensors, sizes, end, few, x.dtype)
         least = ROWS_OF_FEW
     if cfg.tile != "usual" or isinstance(m, int) or target.batch_invariant:
-        tile = (
-            usual_tile(m, n, layer.up is not None, x.dtype, target)
-            if cfg.tile == "usual"
-            else Tile.parse(cfg.tile)
-        )
+        tile = usual_tile(m, n, x.dtype, target) if cfg.tile == "usual" else Tile.parse(cfg.tile)
         ranges = [(Gt(m, least), tile)]
     else:
         ranges = [
-            (condition, usual_tile(rows_of, n, layer.up is not None, x.dtype, target))
+            (condition, usual_tile(rows_of, n, x.dtype, target))
             for condition, rows_of in (
                 (And(Gt(m, least), Le(m, MEDIUM)), MEDIUM),
                 (Gt(m, MEDIUM), m),
@@ -341,7 +385,9 @@ def _tiles(
 ) -> Launch:
     m, n, k = sizes["m"], sizes["n"], sizes["k"]
     sides = 2 if end["GATED"] else 1
-    tile = tile.fitted(target, (tile.m + sides * tile.n) * dtype.itemsize)
+    tile = tile.fitted(target, (tile.m + tile.n) * dtype.itemsize)
+    if sides == 2:  # half of the columns are the gate's, half the other's
+        tile = replace(tile, n=tile.n // 2)
     count = ceil_div(m, tile.m) * ceil_div(n, tile.n)
     persistent = cfg.persistent
     if persistent == "usual":
@@ -358,6 +404,7 @@ def _tiles(
         **end,
         **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k},
         **{"EVEN_K": divides(tile.k, k), "GROUP": GROUP, "PERSISTENT": persistent},
+        PIECES=pieces(tile, sides),
     )
 
 
@@ -443,6 +490,12 @@ def shares(n: Size, k: Size, tile: Tile, target: Target) -> int:
     while programs * split < target.cores and steps >= 8 * split:
         split *= 2
     return split
+
+
+def pieces(tile: Tile, sides: int) -> int:
+    """In how many pieces a tile gets its epilogue: of 32 values of a thread, at most."""
+    values = tile.m * tile.n * sides // (tile.warps * 32)
+    return min(4, max(1, values // 32), max(1, tile.n // 32))
 
 
 def divides(step: int, size: Size) -> bool:

@@ -100,7 +100,7 @@ def norm_call(
     )
 
 
-def _legal(
+def layer_norm_legal(
     target: Target, x: TensorType, weight: Any, bias: Any, *, normalized_shape: tuple, **attrs: Any
 ) -> str | None:
     if len(normalized_shape) != 1:
@@ -108,7 +108,7 @@ def _legal(
     return norm_reason(x, weight, bias)
 
 
-def _add_legal(
+def add_layer_norm_legal(
     target: Target, x: TensorType, residual: TensorType, weight: Any, bias: Any, *, eps: float
 ) -> str | None:
     if (residual.shape, residual.dtype) != (x.shape, x.dtype):
@@ -116,11 +116,11 @@ def _add_legal(
     return norm_reason(x, weight, bias)
 
 
-_LAYOUTS = {"input": row_strides, "x": row_strides, "residual": row_strides}
-_LAYOUTS |= {"weight": contiguous, "bias": contiguous}
+LAYOUTS = {"input": row_strides, "x": row_strides, "residual": row_strides}
+LAYOUTS |= {"weight": contiguous, "bias": contiguous}
 
 
-@aten_kernel("layer_norm.default", legal=_legal, layouts=_LAYOUTS)
+@aten_kernel("layer_norm.default", legal=layer_norm_legal, layouts=LAYOUTS)
 def _layer_norm(
     cfg: Config,
     target: Target,
@@ -136,7 +136,7 @@ def _layer_norm(
     return norm_call("infopt_layer_norm", pointers, x, None, weight or bias, cfg.out, None, eps)
 
 
-@add_layer_norm.kernel("cpu", legal=_add_legal, layouts=_LAYOUTS)
+@add_layer_norm.kernel("cpu", legal=add_layer_norm_legal, layouts=LAYOUTS)
 def _add_layer_norm(
     cfg: Config,
     target: Target,

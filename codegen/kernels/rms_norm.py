@@ -59,7 +59,7 @@ def add_rms_norm(x, residual, weight=None, *, eps, offset=0.0, cast_first=False)
     return _norm(z, weight, eps, offset, cast_first), z
 
 
-def _legal(
+def rms_norm_legal(
     target: Target, x: TensorType, weight: Any, *, eps: float, offset: float, cast_first: bool
 ) -> str | None:
     if offset not in (0.0, 1.0):
@@ -69,19 +69,19 @@ def _legal(
     return norm_reason(x, weight)
 
 
-def _add_legal(
+def add_rms_norm_legal(
     target: Target, x: TensorType, residual: TensorType, weight: Any, **attrs: Any
 ) -> str | None:
     if (residual.shape, residual.dtype) != (x.shape, x.dtype):
         return "a residual of another type"
-    return _legal(target, x, weight, **attrs)
+    return rms_norm_legal(target, x, weight, **attrs)
 
 
-_LAYOUTS = {"x": row_strides, "residual": row_strides, "input": row_strides}
-_LAYOUTS |= {"weight": contiguous}
+LAYOUTS = {"x": row_strides, "residual": row_strides, "input": row_strides}
+LAYOUTS |= {"weight": contiguous}
 
 
-@rms_norm.kernel("cpu", legal=_legal, layouts=_LAYOUTS)
+@rms_norm.kernel("cpu", legal=rms_norm_legal, layouts=LAYOUTS)
 def _rms_norm(
     cfg: Config,
     target: Target,
@@ -97,7 +97,7 @@ def _rms_norm(
     return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, last)
 
 
-@add_rms_norm.kernel("cpu", legal=_add_legal, layouts=_LAYOUTS)
+@add_rms_norm.kernel("cpu", legal=add_rms_norm_legal, layouts=LAYOUTS)
 def _add_rms_norm(
     cfg: Config,
     target: Target,
@@ -115,7 +115,7 @@ def _add_rms_norm(
     return norm_call("infopt_rms_norm", pointers, x, residual, weight, out, total, eps, last)
 
 
-def _aten_legal(
+def aten_rms_norm_legal(
     target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: Any
 ) -> str | None:
     if len(normalized_shape) != 1 or eps is None:
@@ -123,7 +123,7 @@ def _aten_legal(
     return norm_reason(x, weight)
 
 
-@aten_kernel("rms_norm.default", legal=_aten_legal, layouts=_LAYOUTS)
+@aten_kernel("rms_norm.default", legal=aten_rms_norm_legal, layouts=LAYOUTS)
 def _aten_rms_norm(
     cfg: Config, target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: float
 ) -> Call:

@@ -13,7 +13,7 @@ from infopt.compiler.types import Size, TensorType, contiguous_strides
 _ROWS = 4  # of one task
 
 
-def _outer(t: TensorType) -> tuple[tuple[Size, ...], tuple[Size, ...]] | None:
+def outer_dims(t: TensorType) -> tuple[tuple[Size, ...], tuple[Size, ...]] | None:
     """(sizes, strides) of three dimensions around the last one."""
     if t.rank <= 4:
         fill = 4 - t.rank
@@ -22,12 +22,12 @@ def _outer(t: TensorType) -> tuple[tuple[Size, ...], tuple[Size, ...]] | None:
     return None if rows is None else ((1, 1, rows.count), (0, 0, rows.stride))
 
 
-def _layout(t: TensorType) -> tuple[Size, ...] | None:
-    fine = t.rank and (t.strides[-1] == 1 or t.shape[-1] == 1) and _outer(t) is not None
+def softmax_layout(t: TensorType) -> tuple[Size, ...] | None:
+    fine = t.rank and (t.strides[-1] == 1 or t.shape[-1] == 1) and outer_dims(t) is not None
     return None if fine else contiguous_strides(t.shape)
 
 
-def _legal(
+def softmax_legal(
     target: Target, x: TensorType, *, dim: int, dtype: Any = None, half_to_float: bool = False
 ) -> str | None:
     if x.dtype not in FLOATS or (dtype is not None and dtype != x.dtype) or half_to_float:
@@ -38,7 +38,7 @@ def _legal(
 
 
 def softmax_call(name: str, x: TensorType, out: TensorType, logarithm: bool) -> Call:
-    found, to = _outer(x), _outer(out)
+    found, to = outer_dims(x), outer_dims(out)
     assert found is not None and to is not None
     sizes, strides = found
     width = x.shape[-1]
@@ -68,7 +68,7 @@ def softmax_call(name: str, x: TensorType, out: TensorType, logarithm: bool) -> 
 
 
 def _declare(name: str, parameter: str, logarithm: bool) -> None:
-    @aten_kernel(name, legal=_legal, layouts={parameter: _layout})
+    @aten_kernel(name, legal=softmax_legal, layouts={parameter: softmax_layout})
     def emit(cfg: Config, target: Target, x: TensorType, **attrs: Any) -> Call:
         return softmax_call(parameter, x, cfg.out, logarithm)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ pytest.importorskip("triton", minversion="3.6")
 
 ARCHES = tuple(LIMITS)
 every_arch = pytest.mark.parametrize("arch", ARCHES)
-OPEN = sympy.Symbol("s", integer=True, nonnegative=True)
+OPEN = sympy.Symbol("s", integer=True, positive=True)
 
 
 def gpu(arch: str = "sm90", **changes: Any) -> Target:
@@ -66,6 +65,19 @@ def type_of(tensor: torch.Tensor | None, size: int | None = None) -> TensorType 
     return TensorType.dense([OPEN if s == size else s for s in found.shape], found.dtype)
 
 
+def complete(op: Any, args: Sequence[torch.Tensor | None], attrs: dict) -> tuple[list, dict]:
+    """Every tensor in the op's order, None for those left out, and every attribute."""
+    tensors = [p for p in op.parameters if p.is_tensor]
+    usual = {p.name: p.default for p in op.parameters if not (p.is_tensor or p.required)}
+    return [*args, *[None] * (len(tensors) - len(args))], usual | attrs
+
+
+def reference(op: Any, args: Iterable[torch.Tensor | None], attrs: dict) -> Any:
+    tensors, attrs = complete(op, list(args), attrs)
+    positional, keyword = op.call_arguments(tuple(tensors), attrs)
+    return op.reference(*positional, **keyword)
+
+
 def launches_of(
     op: Any,
     args: Sequence[torch.Tensor | None],
@@ -74,20 +86,22 @@ def launches_of(
     choice: dict | None = None,
     opened: int | None = None,
 ) -> tuple[list[Launch], dict[str, torch.Tensor]]:
-    """An op's launches, and the tensors by name: operands laid out as wanted, results poisoned."""
+    """An op's launches, and the tensors by name: operands laid out as wanted, results poisoned.
+
+    Tensors without data (device "meta") do for compiling.
+    """
     emitter = emitter_of(op)
     named: dict[str, torch.Tensor] = {}
     types = []
     parameters = [p for p in op.parameters if p.is_tensor]
-    args = [*args, *[None] * (len(parameters) - len(args))]
-    usual = {p.name: p.default for p in op.parameters if not p.is_tensor}
-    attrs = {k: v for k, v in usual.items() if v is not inspect.Parameter.empty} | attrs
+    args, attrs = complete(op, args, attrs)
     for parameter, tensor in zip(parameters, args, strict=True):
         found = type_of(tensor, opened)
         wanted = emitter.layouts.get(parameter.name)
         strides = wanted(found) if found is not None and wanted else None
         if strides is not None:
-            copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
+            sizes = {"dtype": tensor.dtype, "device": tensor.device}
+            copy = torch.empty_strided(tensor.shape, strides, **sizes)
             tensor = copy.copy_(tensor)
             found = type_of(tensor, opened)
         types.append(found)
@@ -96,7 +110,7 @@ def launches_of(
     reason = emitter.reason_against(target, types, attrs)
     assert reason is None, reason
     with torch.no_grad():
-        results = op.reference(*args, **attrs)
+        results = reference(op, args, attrs)
     single = isinstance(results, torch.Tensor)
     outs = []
     for i, result in enumerate(flat(results)):
@@ -104,7 +118,7 @@ def launches_of(
         if emitter.out:
             found = emitter.out(*types, **attrs)
         strides = [substitute(s, {OPEN: opened or 0}) for s in found.strides]
-        made = torch.empty_strided(result.shape, strides, dtype=result.dtype)
+        made = torch.empty_strided(result.shape, strides, dtype=result.dtype, device=result.device)
         named["out" if single else f"out{i}"] = made.fill_(
             float("nan") if result.is_floating_point() else 77
         )
@@ -126,8 +140,8 @@ def check(
     launches, named = launches_of(op, args, attrs, target or gpu(), choice, opened)
     interpret(launches, named, {} if opened is None else {OPEN: opened})
     with torch.no_grad():
-        expected = flat(op.reference(*args, **attrs))
-        double = flat(op.reference(*map(_double, args), **attrs))
+        expected = flat(reference(op, args, attrs))
+        double = flat(reference(op, map(_double, args), attrs))
     found = [t for name, t in named.items() if name.startswith("out")]
     tolerance = getattr(op, "tolerance", None) or Exact()
     for a, b, d in zip(found, expected, double, strict=True):

@@ -11,7 +11,7 @@ from tests.codegen.gpu.launched import check, compiles, every_arch, gpu, launche
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 LINEAR = aten("linear.default")
 # The smallest tiles, so that a case has several: results do not depend on the choice.
-SMALL = {"tile": "16x32x32 w4 s2", "few": "8x32 w4 s2", "persistent": "usual"}
+SMALL = {"tile": "16x64x32 w4 s2", "few": "8x32 w4 s2", "persistent": "usual"}
 
 
 def entries(launches):
@@ -111,7 +111,9 @@ def test_special_values():
 @every_arch
 @pytest.mark.parametrize("m", [1, 8, 33, 2000])
 def test_compiles(arch, m):
-    x, w, b = (torch.empty(s, dtype=torch.bfloat16) for s in ((m, 512), (256, 512), (256,)))
+    x, w, b = (
+        torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((m, 512), (256, 512), (256,))
+    )
     launches, _ = launches_of(LINEAR, (x, w, b), {}, gpu(arch))
     compiles(launches, arch)
 
@@ -121,7 +123,9 @@ def test_compiles(arch, m):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", ["plain", "gated", "open"])
 def test_every_schedule_compiles(arch, form, dtype):
-    args = [torch.empty(s, dtype=dtype) for s in ((4000, 4096), (4096, 4096), (4096,))]
+    args = [
+        torch.empty(s, dtype=dtype, device="meta") for s in ((4000, 4096), (4096, 4096), (4096,))
+    ]
     for tile in TILES_SPACE["tile"]:
         for persistent in (False, True):
             choice = {"tile": tile, "few": "usual", "persistent": persistent}
@@ -134,6 +138,6 @@ def test_every_schedule_compiles(arch, form, dtype):
             compiles(launches, arch)
     for few in TILES_SPACE["few"]:
         choice = {"tile": "usual", "few": few, "persistent": "usual"}
-        x = torch.empty(1, 4096, dtype=dtype)
+        x = torch.empty(1, 4096, dtype=dtype, device="meta")
         launches, _ = launches_of(linear_act, (x, *args[1:]), {"activation": "gelu"}, gpu(arch))
         compiles(launches, arch)
