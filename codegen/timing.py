@@ -97,4 +97,6 @@ def _random(t: TensorType) -> torch.Tensor:
     shape = [int(s) for s in t.shape]
     if t.is_float:
         return torch.randn(shape).to(t.dtype)
+    if t.dtype in (torch.int64, torch.int32):  # indices: 0 is one of any table
+        return torch.zeros(shape, dtype=t.dtype)
     return torch.randint(0, 127, shape).to(t.dtype)

@@ -20,9 +20,10 @@ class Options:
     """What a user may ask for.
 
     compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
-    weights    None, or the format that constant weights of linear layers are stored in: "int8",
-               "int4-g32" and others (codegen/formats.py), or a dict of patterns of their names to
-               formats, {"lm_head*": "none", "*": "int4-g128"}; the first that matches counts
+    weights    None, or the format that constant weights of linear layers and tables of embeddings
+               are stored in: "int8", "int4-g32" and others (codegen/formats.py), or a dict of
+               patterns of their names to formats, {"lm_head*": "none", "*": "int4-g128"}; the
+               first that matches counts
     activations  None, or "int8": what such layers read is rounded to bytes, row by row
     passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
                infopt.default_passes()

@@ -1,4 +1,4 @@
-"""Formats for the weights of linear layers, chosen layer by layer under one error budget."""
+"""Formats for the weights of layers, chosen one by one under one error budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infopt.compiler.pipeline import Pass, PassContext, results_of
 from infopt.compiler.report import FrontierPoint
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
-from infopt.passes.quantizing import Quantizing
+from infopt.passes.quantizing import Quantizing, is_table
 
 _PROBES = 16
 _ATTEMPTS = 8  # end-to-end checks of an allocation
@@ -82,7 +82,7 @@ class _Search:
         self.options, self.budget, self.graph, self.ctx = options, options.budget, graph, ctx
         self.quantizing = Quantizing(graph, ctx)
         self.expected = results_of(graph, ctx.samples)
-        found = {node: self.variants(node) for node in self.quantizing.linears()}
+        found = {node: self.variants(node) for node in self.quantizing.layers()}
         found = {node: forms for node, forms in found.items() if forms}
         errors = self.errors({node: [f[0] for f in forms] for node, forms in found.items()})
         costs = self.costs(
@@ -107,7 +107,7 @@ class _Search:
         found = []
         if not reason:
             for format in self.budget.formats:
-                for activations in self.budget.activations:
+                for activations in ("none",) if is_table(node) else self.budget.activations:
                     made = self.quantizing.replacement(node, format, activations)
                     if isinstance(made, Node):
                         found.append((made, format, activations))
@@ -133,7 +133,8 @@ class _Search:
 
     def baseline(self, node: Node) -> Node:
         """What a layer becomes where no format is chosen."""
-        if not any(p.name == "narrow-compute" for p in self.options.then):
+        narrows = any(p.name == "narrow-compute" for p in self.options.then)
+        if not narrows or is_table(node):
             return node
         gated = node.op.name == "gated_linear"
         attrs = {k: v for k, v in node.attrs if k == "activation"}

@@ -1,4 +1,4 @@
-"""linear(x, constant weight) -> the same with the weight stored in few bits."""
+"""linear(x, constant weight), constant table[ids] -> the same with weights stored in few bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMITS = {8: 0.1, 4: 0.5}
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """linear(x, w) -> quantized_linear(x, values, scales, sums)
+    """linear(x, w) -> quantized_linear(x, values, scales, sums), and rows of tables alike
 
     formats      (pattern, format) pairs, the first whose pattern matches the weight's name counts;
                  a format is a name of codegen/formats.py or "none". Patterns are those of fnmatch;
@@ -50,7 +50,7 @@ class QuantizeWeights(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         quantizing = Quantizing(graph, ctx)
         changes: dict[Node, Node] = {}
-        for node in quantizing.linears():
+        for node in quantizing.layers():
             label = " and ".join(quantizing.names(node)) or repr(node)
             reason = quantizing.refusal(node)
             wanted = {self.format_of(name) for name in quantizing.names(node)}

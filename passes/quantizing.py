@@ -1,4 +1,4 @@
-"""The quantized form of one linear layer: what both quantizing passes are made of."""
+"""The quantized form of one layer with weights: what both quantizing passes are made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from infopt.codegen.formats import FORMATS, Integers
 from infopt.codegen.kernel import find_emitter
+from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.rounding import Moments, rounded_for
 from infopt.compiler.accuracy import compare
@@ -20,7 +21,8 @@ from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import PassContext
 from infopt.compiler.types import TensorType
 
-LINEARS = {"aten.linear.default": 1, "linear_act": 1, "gated_linear": 2}  # how many weights
+_LINEARS = {"aten.linear.default": 1, "linear_act": 1, "gated_linear": 2}  # how many weights
+_TABLE = "aten.embedding.default"
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,9 +39,9 @@ class Quantizing:
         self._encoded: dict[tuple[Node, str], tuple[Node, ...]] = {}
         self._errors: dict[tuple[Node, str], float] = {}
 
-    def linears(self) -> list[Node]:
-        """The linear layers, in order."""
-        return [n for n in self.graph.nodes() if n.op.name in LINEARS]
+    def layers(self) -> list[Node]:
+        """The linear layers and the tables of rows, in order."""
+        return [n for n in self.graph.nodes() if n.op.name in _LINEARS or is_table(n)]
 
     def names(self, node: Node) -> tuple[str, ...]:
         """The names of a layer's weights; () where one of them is not a constant."""
@@ -48,18 +50,20 @@ class Quantizing:
 
     def refusal(self, node: Node) -> str:
         """Why no format at all is possible for the layer, "" where one is."""
-        x, weights = node.args[0], _weights(node)
+        weights = _weights(node)
         if not self.names(node):
             return "its weight is not a constant"
         n, k = weights[0].shape
-        for value in (*weights, x):
-            if value.dtype not in _FLOATS:  # type: ignore[union-attr]
-                return f"it computes in {value.dtype}"  # type: ignore[union-attr]
+        for dtype in (*(w.dtype for w in weights), node.dtype):
+            if dtype not in _FLOATS:
+                return f"it computes in {dtype}"
         return f"{n} x {k} is too small to pay" if n * k < _LEAST else ""
 
     def replacement(self, node: Node, format: str, activations: str) -> Node | str:
         """The layer with weights in a format, or the reason why no kernel computes that."""
-        count, codec = LINEARS[node.op.name], FORMATS[format]
+        if is_table(node):
+            return self._table(node, format)
+        count, codec = _LINEARS[node.op.name], FORMATS[format]
         x, weights, rest = node.args[0], _weights(node), node.args[count + 1 :]
         op = quantized_gated_linear if count == 2 else quantized_linear
         attrs = {"format": format, "activations": activations, "out": node.dtype}
@@ -67,11 +71,26 @@ class Quantizing:
             attrs["activation"] = node.attr("activation")
         # types decide whether there is a kernel: ask before the work of encoding
         held = [part for w in weights for part in self._placeholders(codec, *w.shape)]
-        emitter, reason = find_emitter(self.o.call(op, x, *held, *rest, **attrs), self.ctx.target)
-        if emitter is None:
+        reason = self._no_kernel(self.o.call(op, x, *held, *rest, **attrs))
+        if reason:
             return f"no kernel for {format} here: {reason}"
         parts = [part for w in weights for part in self._parts(w, codec, x)]
         return self.o.call(op, x, *parts, *rest, **attrs)
+
+    def _table(self, node: Node, format: str) -> Node | str:
+        (table,), ids, codec = _weights(node), node.args[1], FORMATS[format]
+        attrs = {"format": format, "width": table.shape[1], "out": node.dtype}
+        held = self._placeholders(codec, *table.shape)[:2]  # no row sums: nothing is multiplied
+        reason = self._no_kernel(self.o.call(quantized_embedding, ids, *held, **attrs))
+        if reason:
+            return f"no kernel for {format} here: {reason}"
+        parts = self._parts(table, codec, None)[:2]
+        return self.o.call(quantized_embedding, ids, *parts, **attrs)
+
+    def _no_kernel(self, node: Node) -> str:
+        """Why the target has no kernel for a node, "" where it has."""
+        emitter, reason = find_emitter(node, self.ctx.target)
+        return "" if emitter is not None else reason
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -99,8 +118,8 @@ class Quantizing:
         """What calibration inputs bring to the linear layers, by what a layer reads."""
         found = {
             node.args[0]: Moments(int(node.args[0].shape[-1]))  # type: ignore[union-attr]
-            for node in self.linears()
-            if not self.refusal(node)
+            for node in self.layers()
+            if not is_table(node) and not self.refusal(node)
         }
 
         def watch(node: Node, value: Any) -> None:
@@ -112,7 +131,7 @@ class Quantizing:
             interpret(self.graph, copies, watch)
         return found  # type: ignore[return-value]
 
-    def _parts(self, weight: Node, codec: Integers, x: Node) -> tuple[Node, ...]:
+    def _parts(self, weight: Node, codec: Integers, x: Node | None) -> tuple[Node, ...]:
         """Constants with values, scales and row sums of a weight, made once; x: what it multiplies
         first, which calibration looks at."""
         key = (weight, codec.name)
@@ -129,7 +148,7 @@ class Quantizing:
 
         with torch.no_grad():
             parts = encode(tensor)
-            if self.ctx.calibration and self.moments[x].rows:
+            if x is not None and self.ctx.calibration and self.moments[x].rows:
                 values, scales = rounded_for(codec, tensor, self.moments[x])
                 parts = values, scales, codec.sums(values, scales, k)
             decoded = codec.decode(parts[0], parts[1], k)
@@ -142,7 +161,7 @@ class Quantizing:
                 name += "_"
             self.tensors[name] = part
             nodes.append(self.o.const(name, TensorType.of(part)))
-        if not self.ctx.calibration:  # else no expression says how they were found
+        if x is None or not self.ctx.calibration:  # else no expression says how they were found
             recipe = inlined(encode, (weight,), self.o)
             for node, expression in zip(nodes, recipe, strict=True):
                 self.ctx.derive(str(node.attr("name")), expression)
@@ -157,8 +176,14 @@ class Quantizing:
         return evaluate(self.graph, weight, {source: self._value(source)}, {})
 
 
+def is_table(node: Node) -> bool:
+    """True for rows of a table by index, which multiply nothing."""
+    return node.op.name == _TABLE
+
+
 def _weights(node: Node) -> tuple[Node, ...]:
-    return node.args[1 : 1 + LINEARS[node.op.name]]  # type: ignore[return-value]
+    first = 0 if is_table(node) else 1
+    return node.args[first : first + _LINEARS.get(node.op.name, 1)]  # type: ignore[return-value]
 
 
 def _constant(node: Node) -> Node | None:

@@ -5,6 +5,7 @@
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes)
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 bits, 16 group or 0,
 //             17 elements between rows of scales; few rows also 18 format of x
+#include "embedding.h"
 #include "few_rows_stored.h"
 #include "linear_stored.h"
 
@@ -53,4 +54,27 @@ INFOPT_EXPORT void infopt_few_rows_stored_f32(const infopt_call *call, int64_t f
 INFOPT_EXPORT void infopt_few_rows_stored_bytes(const infopt_call *call, int64_t first,
                                                 int64_t last) {
   few_stored<true>(call, first, last);
+}
+
+// infopt_embedding_stored: out[i] = row ids[i] of a table of stored rows, as numbers
+//   pointers  ids, values, scales, out, error (as infopt_embedding's)
+//   numbers   0 ids M  1 width K  2 R  3 table rows  4 bytes between rows of values  5 out row stride
+//             dtypes: 6 ids  7 out   8 bits  9 group or 0  10 elements between rows of scales
+//   tasks     ceil(M / R)        scratch   4 * (round_up(K, 64) + 64)
+INFOPT_EXPORT void infopt_embedding_stored(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t *n = call->numbers;
+  const EmbeddingTable table = {pointer<void>(call, 0), pointer<void>(call, 1), n[6], n[3], n[4],
+                                kU8};
+  const StoredRows stored = {pointer<uint8_t>(call, 1), n[4], pointer<void>(call, 2), n[10], n[9],
+                             n[1]};
+  float *decoded = static_cast<float *>(call->scratch);
+  const int64_t end = least(n[0], last * n[2]);
+  for (int64_t i = first * n[2]; i < end; ++i) {
+    const uint8_t *found = static_cast<const uint8_t *>(table.row(i));
+    if (!found) report(pointer<int32_t>(call, 4));
+    else if (n[8] == 4) decode_rows<4>(stored, (found - stored.values) / n[4], 1, 0, n[1], decoded);
+    else decode_rows<8>(stored, (found - stored.values) / n[4], 1, 0, n[1], decoded);
+    copy_row(found ? decoded : nullptr, kF32, at(pointer<void>(call, 3), n[7], i * n[5]), n[7],
+             n[1]);
+  }
 }

@@ -224,3 +224,44 @@ def test_further_inputs_must_be_the_model_s(x, option):
             if option == "calibration"
             else {"budget": infopt.Budget(0.1, samples=((x, x),))},
         )
+
+
+class Tied(nn.Module):
+    """A table whose rows come in and are scored, as in language models."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.table, self.norm = nn.Embedding(101, K), nn.LayerNorm(K)
+
+    def forward(self, ids):
+        return nn.functional.linear(self.norm(self.table(ids)), self.table.weight)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4-g32"])
+def test_a_table_is_stored_once_for_rows_and_scores(format):
+    net, ids = Tied().eval(), torch.randint(0, 101, (3, 5))
+    with torch.no_grad():
+        compiled = infopt.compile(net, (ids,), weights=format)
+        want, found = net(ids), compiled(ids)
+        changed = Tied().eval()
+        changed.table.weight.mul_(-2)
+        stored = [v for v in compiled.graph.consts.values() if v.dtype in (torch.int8, torch.uint8)]
+        compiled.load_weights(changed.state_dict())
+        again = infopt.compile(changed, (ids,), weights=format)(ids)
+    assert len(stored) == 1 and len(stored[0]) == 101
+    assert (found - want).norm() < (0.02 if format == "int8" else 0.2) * want.norm()
+    assert torch.equal(compiled(ids), again)
+
+
+def test_a_small_table_stays():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(2, K)
+
+        def forward(self, ids):
+            return self.table(ids) * 2
+
+    compiled = infopt.compile(Rows().eval(), (torch.tensor([1, 0]),), weights="int8")
+    assert "2 x 96 is too small to pay" in infopt.explain(compiled, "quantize-weights")

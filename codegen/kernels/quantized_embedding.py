@@ -1,0 +1,87 @@
+"""Rows, by index, of a table that is stored in few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from infopt.codegen.formats import FORMATS
+from infopt.codegen.kernel import Call, Config, kernel_op
+from infopt.codegen.kernels.rows import ELEMENT, as_rows, ceil_div, contiguous, dense_last, round_up
+from infopt.compiler.accuracy import Exact
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+
+_ROWS = 16  # of one task
+
+
+def _cases() -> Any:
+    for name in ("int8", "int8-g32", "int4-g64"):
+        for width in (96, 70):
+            values, scales = FORMATS[name].encode(torch.randn(50, width))
+            attrs = {"format": name, "width": width}
+            yield (torch.randint(0, 50, (3, 7)), values, scales), attrs
+
+
+@kernel_op(cases=_cases, tolerance=Exact())
+def quantized_embedding(ids, values, scales, *, format, width, out=torch.float32):
+    """decode(values, scales)[ids], in dtype `out`: only the rows asked for are decoded.
+
+    ids           i32 or i64, any shape
+    values, scales  a table [rows, width] in `format` (codegen/formats.py)
+    Raises IndexError where an id is not in the table.
+    """
+    flat = ids.reshape(-1)
+    rows = FORMATS[format].decode(F.embedding(flat, values), F.embedding(flat, scales), width)
+    return rows.to(out).reshape(*ids.shape, width)
+
+
+def _legal(
+    target: Target, ids: TensorType, values: TensorType, scales: TensorType, **attrs: Any
+) -> str | None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        return f"ids {ids}"
+    return None if attrs["out"] in (torch.float32, torch.bfloat16) else f"rows in {attrs['out']}"
+
+
+@quantized_embedding.kernel(
+    "cpu",
+    legal=_legal,
+    layouts={"ids": contiguous, "values": dense_last, "scales": dense_last},
+)
+def _quantized_embedding(
+    cfg: Config,
+    target: Target,
+    ids: TensorType,
+    values: TensorType,
+    scales: TensorType,
+    *,
+    format: str,
+    width: int,
+    out: torch.dtype,
+) -> Call:
+    rows, codec = as_rows(cfg.out), FORMATS[format]
+    assert rows is not None
+    numbers = (
+        ids.numel,
+        width,
+        _ROWS,
+        values.shape[0],
+        values.strides[0],
+        rows.stride,
+        ELEMENT[ids.dtype],
+        ELEMENT[out],
+        codec.bits,
+        codec.group,
+        scales.strides[0],
+    )
+    return Call(
+        "infopt_embedding_stored",
+        ("ids", "values", "scales", "out"),
+        numbers,
+        ceil_div(ids.numel, _ROWS),
+        scratch=4 * (round_up(width, 64) + 64),
+        error="IndexError: index out of range in self",
+    )
