@@ -131,10 +131,14 @@ class KernelOp(Op):
 
     cases      makes example arguments for tests and tuning: () -> iterable of (args, attrs)
     tolerance  how far a kernel may be from the reference
+    in_place   the parameter whose memory may also be the result's: the kernel writes only what
+               changes, so where the program updates an input by this op, nothing is copied. Other
+               results must be made from a copy, which lowering makes
     """
 
     cases: Callable[[], Any] | None = None
     tolerance: Accuracy = field(default_factory=Exact)
+    in_place: str | None = None
 
     def kernel(
         self,
@@ -158,11 +162,13 @@ def kernel_op(
     *,
     cases: Callable[[], Any] | None = None,
     tolerance: Accuracy | None = None,
+    in_place: str | None = None,
 ) -> Any:
     """Declare an op by its reference: positional parameters are tensors, others attributes."""
     if function is None:
-        return lambda f: kernel_op(f, cases=cases, tolerance=tolerance)
-    return op(function, kind=KernelOp, cases=cases, tolerance=tolerance or Exact())
+        return lambda f: kernel_op(f, cases=cases, tolerance=tolerance, in_place=in_place)
+    tolerance = tolerance or Exact()
+    return op(function, kind=KernelOp, cases=cases, tolerance=tolerance, in_place=in_place)
 
 
 def aten_kernel(

@@ -23,7 +23,7 @@ from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
 from infopt.codegen.expand import expand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
-from infopt.codegen.kernel import Emitter, find_emitter
+from infopt.codegen.kernel import Emitter, KernelOp, find_emitter
 from infopt.codegen.launches import KernelText, LaunchTexts
 from infopt.codegen.lower_region import Regions, Texts, copy, fill, lower_region, make
 from infopt.codegen.plan_writer import PlanWriter, Value
@@ -260,6 +260,8 @@ class _Lowering:
         def dense(t: TensorType) -> TensorType:
             return TensorType.dense(t.shape, t.dtype)
 
+        if isinstance(node.op, KernelOp) and node.op.in_place is not None:
+            return (self.written_in_place(node, node.op.in_place),)
         if isinstance(node.type, TensorType):
             return (self.writer.allocate(preferred or dense(node.type)),)
         read = {u.attr("index") for u in self.graph.users(node)}
@@ -267,6 +269,20 @@ class _Lowering:
             self.writer.allocate(dense(t)) if t is not None and i in read else None
             for i, t in enumerate(node.type)
         )
+
+    def written_in_place(self, node: Node, parameter: str) -> Value:
+        """The memory of the value that `node` changes a part of, which becomes its result.
+
+        That is an input's own where the program updates this input to just this node and nobody
+        reads its old value beside it; else a copy's.
+        """
+        names = [p.name for p in node.op.parameters if p.is_tensor]
+        old = node.args[names.index(parameter)]
+        assert isinstance(old, Node)
+        value = self.value(old)
+        updated = old.op is INPUT and (self.graph.inputs.index(old), node) in self.graph.updates
+        alone = self.graph.users(old) == (node,) and not self.graph.is_output(old)
+        return value if updated and alone else self.copied(value, value.type)
 
     def moved(self, node: Node, source: Value) -> Value:
         """A view op for which data must move: a copy in which the view exists."""

@@ -54,6 +54,7 @@ class Compiled:
         self._examples = examples
         self.signature = signature_of(exported)
         self._rebuild = exported.rebuild
+        self.about: dict[str, Any] = {"target": built.report.target}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run. Raises InputMismatch naming the argument that does not fit the program."""
@@ -112,6 +113,7 @@ class Compiled:
         targets: Sequence[str | Target] = (),
         golden: bool | int = False,
         overwrite: bool = False,
+        attach: Sequence[str | Path] = (),
     ) -> Path:
         """Write the artifact, a folder (docs/artifact-format.md); infopt.load reads it.
 
@@ -120,6 +122,7 @@ class Compiled:
         golden: store the example call and its result, or so many calls (the further ones are the
         example's tensors with their values moved around), for infopt.load(check=True). They take
         the size of their inputs and outputs.
+        attach: files that travel along, such as a tokenizer's; `attached(name)` of what is loaded.
         Raises FileExistsError, and LoweringDeclined or BuildFailed for a target.
         """
         built, exported = self._built, self._exported
@@ -140,13 +143,14 @@ class Compiled:
             state=exported.state,
             graph_text=str(built.graph),
             passes=self.report.to_json()["passes"],
-            about={"target": self.report.target},
+            about=self.about,
             versions={"infopt": infopt.__version__},
             reference=reference,
             golden=[self._golden(i, reference) for i in range(int(golden))],
             weights=self._origin.entry,
             weights_plan=self._origin.plan,
             batch_invariant=built.batch_invariant,
+            attached={Path(file).name: Path(file) for file in attach},
         )
         return artifact.save(path, overwrite=overwrite)
 

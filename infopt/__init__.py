@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
     from infopt.compiler.budget import Budget as Budget
+    from infopt.compiler.causal_lm import compile_causal_lm as compile_causal_lm
     from infopt.compiler.certify import NotCertified as NotCertified
     from infopt.compiler.driver import compile as compile
     from infopt.compiler.driver import explain as explain
@@ -49,12 +50,16 @@ if TYPE_CHECKING:
     from infopt.compiler.types import Dim as Dim
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
+    from infopt.runtime.causal_lm import CausalLM as CausalLM
+    from infopt.runtime.causal_lm import State as State
     from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
     from infopt.runtime.errors import ArtifactError as ArtifactError
     from infopt.runtime.errors import ArtifactIncompatible as ArtifactIncompatible
     from infopt.runtime.errors import ArtifactTooNew as ArtifactTooNew
     from infopt.runtime.errors import ArtifactUnsafe as ArtifactUnsafe
     from infopt.runtime.errors import ArtifactUntrusted as ArtifactUntrusted
+    from infopt.runtime.errors import BadTokens as BadTokens
+    from infopt.runtime.errors import ContextFull as ContextFull
     from infopt.runtime.errors import GoldenMismatch as GoldenMismatch
     from infopt.runtime.errors import InfoptRuntimeError as InfoptRuntimeError
     from infopt.runtime.errors import InputMismatch as InputMismatch
@@ -62,6 +67,8 @@ if TYPE_CHECKING:
     from infopt.runtime.errors import LibraryError as LibraryError
     from infopt.runtime.errors import PlanError as PlanError
     from infopt.runtime.errors import SizeError as SizeError
+    from infopt.runtime.errors import StaleState as StaleState
+    from infopt.runtime.errors import TooManySequences as TooManySequences
     from infopt.runtime.errors import WeightsMismatch as WeightsMismatch
     from infopt.runtime.loading import load as load
     from infopt.runtime.loading import sign as sign
@@ -82,13 +89,16 @@ _HOMES = {
     "ArtifactUnsafe": "runtime.errors",
     "ArtifactUntrusted": "runtime.errors",
     "BadOption": "compiler.errors",
+    "BadTokens": "runtime.errors",
     "Bounded": "compiler.accuracy",
     "Budget": "compiler.budget",
     "BuildFailed": "codegen.build",
     "CannotInfer": "compiler.errors",
+    "CausalLM": "runtime.causal_lm",
     "Close": "compiler.accuracy",
     "Compiled": "compiler.model",
     "CompilerMissing": "codegen.build",
+    "ContextFull": "runtime.errors",
     "ContractBroken": "compiler.errors",
     "Dim": "compiler.types",
     "Exact": "compiler.accuracy",
@@ -103,8 +113,8 @@ _HOMES = {
     "InputMismatch": "runtime.errors",
     "KernelError": "runtime.errors",
     "LibraryError": "runtime.errors",
-    "NativeCodeRefused": "runtime.trust",
     "MissingLibrary": "compiler.errors",
+    "NativeCodeRefused": "runtime.trust",
     "Node": "compiler.graph",
     "NotCertified": "compiler.certify",
     "Op": "compiler.ops",
@@ -118,14 +128,18 @@ _HOMES = {
     "Site": "compiler.report",
     "SizeError": "runtime.errors",
     "Stage": "compiler.graph",
+    "StaleState": "runtime.errors",
+    "State": "runtime.causal_lm",
     "Target": "compiler.target",
     "TensorType": "compiler.types",
+    "TooManySequences": "runtime.errors",
     "TraceDeclined": "compiler.errors",
     "UnknownOp": "compiler.errors",
     "UnreachableBudget": "compiler.errors",
     "Verdict": "runtime.verdict",
     "WeightsMismatch": "runtime.errors",
     "compile": "compiler.driver",
+    "compile_causal_lm": "compiler.causal_lm",
     "default_passes": "passes.pipelines",
     "explain": "compiler.driver",
     "kernel_op": "codegen.kernel",
@@ -146,13 +160,16 @@ __all__ = [
     "ArtifactUnsafe",
     "ArtifactUntrusted",
     "BadOption",
+    "BadTokens",
     "Bounded",
     "Budget",
     "BuildFailed",
     "CannotInfer",
+    "CausalLM",
     "Close",
     "Compiled",
     "CompilerMissing",
+    "ContextFull",
     "ContractBroken",
     "Dim",
     "Exact",
@@ -182,14 +199,18 @@ __all__ = [
     "Site",
     "SizeError",
     "Stage",
+    "StaleState",
+    "State",
     "Target",
     "TensorType",
+    "TooManySequences",
     "TraceDeclined",
     "UnknownOp",
     "UnreachableBudget",
     "Verdict",
     "WeightsMismatch",
     "compile",
+    "compile_causal_lm",
     "default_passes",
     "explain",
     "kernel_op",

@@ -1,10 +1,12 @@
-"""A pre-norm causal decoder of the Llama type (Touvron et al., 2023) in plain torch, without a
-cache.
+"""A pre-norm causal decoder of the Llama type (Touvron et al., 2023) in plain torch.
+
+Without a cache it reads whole sequences; infopt.compile_causal_lm gives it positions and a cache.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,18 @@ DECODER_340M = DecoderConfig(
 SMALL = DecoderConfig(vocabulary=512, width=64, layers=2, heads=4, kv_heads=2, hidden=192)
 
 
+class Cache(Protocol):
+    """The keys and values of earlier tokens, as compile_causal_lm hands it to a module."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [B, heads, T, D] of new tokens; what is returned goes to `attend`."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+        """Causal attention of q [B, heads, T, D] to all tokens so far."""
+        ...
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, with the mean taken in float32."""
 
@@ -50,10 +64,10 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rotation(tokens: int, config: DecoderConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, [tokens, head_width] in the dtype of `like`."""
+def rotation(positions: Tensor, config: DecoderConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles of positions [...], [..., head_width] in like's dtype."""
     half = torch.arange(0, config.head_width, 2, device=like.device).float() / config.head_width
-    angles = torch.arange(tokens, device=like.device).float()[:, None] / config.rope_base**half
+    angles = positions.float()[..., None] / config.rope_base**half
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -76,7 +90,9 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.width, kv_width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
         batch, tokens, width = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -84,9 +100,11 @@ class Attention(nn.Module):
 
         q = rotate(split(self.query(x)), cos, sin)
         k = rotate(split(self.key(x)), cos, sin)
-        y = F.scaled_dot_product_attention(
-            q, k, split(self.value(x)), is_causal=True, enable_gqa=True
-        )
+        v = split(self.value(x))
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            y = cache.attend(q, *cache.append(layer, k, v))
         return self.output(y.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -102,14 +120,19 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.width, config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache, layer)
         y = self.hidden_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
 class Decoder(nn.Module):
-    """ids int64 [B, T] -> logits [B, T, vocabulary]; the head shares the embedding's weight."""
+    """ids int64 [B, T] -> logits [B, T, vocabulary]; the head shares the embedding's weight.
+
+    positions int64 [B, T], with a cache of earlier tokens: where the tokens stand.
+    """
 
     def __init__(self, config: DecoderConfig = LLAMA_1B) -> None:
         super().__init__()
@@ -118,9 +141,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         x = self.token(ids)
-        cos, sin = rotation(ids.shape[1], self.config, x)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)
+        cos, sin = rotation(positions, self.config, x)
+        if positions.dim() == 2:
+            cos, sin = cos[:, None], sin[:, None]  # beside the heads
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, cache, index)
         return F.linear(self.norm(x), self.token.weight)

@@ -26,6 +26,7 @@ from infopt.runtime.cpu import FEATURES, LEVELS, detect
 from infopt.runtime.errors import PlanError
 from infopt.runtime.manifest import (
     ABI,
+    ATTACHED,
     GRAPH,
     NAME,
     WEIGHTS,
@@ -81,9 +82,10 @@ class Artifact:
 
     inputs: where each plan input comes from. outputs: a structure over the plan's outputs.
     state: tensors the program writes, for inputs with `Source(state=i)`. passes, about, versions:
-    JSON for people and tools. reference: a variant of torch calls only. weights: how constants
-    come from the model's parameters, with the plan that makes the derived ones. batch_invariant:
-    the kernels were chosen so that a row's result depends on that row alone.
+    JSON for people and tools. attached: files that travel along, by the name they get. reference:
+    a variant of torch calls only. weights: how constants come from the model's parameters, with the
+    plan that makes the derived ones. batch_invariant: the kernels were chosen so that a row's
+    result depends on that row alone.
     """
 
     signature: Signature
@@ -100,6 +102,7 @@ class Artifact:
     weights: WeightsEntry | None = None
     weights_plan: Plan | None = None
     batch_invariant: bool = False
+    attached: Mapping[str, Path] = field(default_factory=dict)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the folder `path`: all of it or nothing. Raises FileExistsError, PlanError."""
@@ -128,6 +131,9 @@ class Artifact:
                 for name, file in entry.libraries.items():
                     code = Path(variant.libraries[name]).read_bytes()
                     files[file] = folder.write_file(temporary / file, [code])
+            for name, source in self.attached.items():
+                inside = ATTACHED + name
+                files[inside] = folder.write_file(temporary / inside, [source.read_bytes()])
             entries = {name: entry for name, (_, entry) in programs.items()}
             text = self._manifest(entries, stored, files, cases).to_text()
             Manifest.from_text(text)  # what cannot be read again is not written

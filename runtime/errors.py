@@ -37,6 +37,22 @@ class KernelValueError(KernelError, ValueError):
     """A kernel found a value it must refuse."""
 
 
+class BadTokens(InfoptRuntimeError, ValueError):
+    """A prompt or next token is not what the model was made for; names it, expected and found."""
+
+
+class TooManySequences(InfoptRuntimeError, ValueError):
+    """More sequences at once than a compiled model was made for."""
+
+
+class ContextFull(InfoptRuntimeError):
+    """More tokens than the cache of a compiled model has room for."""
+
+
+class StaleState(InfoptRuntimeError):
+    """A state that was stepped already: its memory belongs to the state that the step gave."""
+
+
 class LibraryError(InfoptRuntimeError):
     """A shared library or one of its kernels cannot be had."""
 

@@ -27,6 +27,7 @@ from infopt.runtime.native import load_executor
 from infopt.runtime.plan import (
     AtenStep,
     LaunchStep,
+    Mutation,
     NativeStep,
     Output,
     OutputConst,
@@ -91,8 +92,9 @@ class Program:
         ]
         self._segments = self._cut(allow_ops)
         self._outputs = [self._output(out) for out in plan.outputs]
+        self._in_place = frozenset(m for m in plan.mutations if in_place(plan, m))
         self._quick = (
-            not plan.mutations
+            len(self._in_place) == len(plan.mutations)
             and all(isinstance(segment, tuple) for segment in self._segments)
             and all(self._is_plain(out) for out in plan.outputs)
         )
@@ -158,7 +160,8 @@ class Program:
                 else:
                     segment(call)
             for mutation in self.plan.mutations:
-                originals[mutation.input].copy_(call.view(mutation.view))
+                if inputs is not originals or mutation not in self._in_place:
+                    originals[mutation.input].copy_(call.view(mutation.view))
         finally:
             if arena is not None and self.where is CPU:  # else the next call may be on any stream
                 self._arenas.append(arena)
@@ -324,6 +327,19 @@ class Program:
                         f"input {mutation.input} ({names[mutation.input].name}) is written and "
                         f"expected to lie apart, but shares memory with {i} ({names[i].name})"
                     )
+
+
+def in_place(plan: Plan, mutation: Mutation) -> bool:
+    """Whether a step has written the input where it lies: nothing is left to copy."""
+    view, spec = plan.views[mutation.view], plan.inputs[mutation.input]
+    buffer = plan.buffers[view.buffer]
+    whole = view.shape == spec.shape and view.strides == spec.strides
+    return (
+        buffer.kind == "input"
+        and buffer.index == mutation.input
+        and whole
+        and plan.expressions[view.offset] == (0,)
+    )
 
 
 def span(x: torch.Tensor) -> tuple[int, int]:

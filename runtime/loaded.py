@@ -11,7 +11,7 @@ import torch
 from infopt.runtime import golden, swap
 from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
 from infopt.runtime.executor import Program
-from infopt.runtime.manifest import GoldenCase, Manifest, VariantEntry
+from infopt.runtime.manifest import ATTACHED, GoldenCase, Manifest, VariantEntry
 from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.structure import builder, paths
 
@@ -51,6 +51,17 @@ class LoadedProgram:
         """Raises InputMismatch naming the argument that does not fit."""
         flat = self.manifest.signature.bind(args, kwargs)
         return self._rebuild(self.program(self._inputs(flat, self._state)))
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The flat outputs of the flat inputs: for those who know the program."""
+        return self.program(self._inputs(inputs, self._state))
+
+    def attached(self, name: str) -> Path:
+        """Where a file lies that was saved along. Raises KeyError that lists them."""
+        names = [n.removeprefix(ATTACHED) for n in self.manifest.files if n.startswith(ATTACHED)]
+        if name not in names:
+            raise KeyError(f"no {name!r} is attached, only {sorted(names)}")
+        return self.path / ATTACHED / name
 
     @property
     def batch_invariant(self) -> bool:

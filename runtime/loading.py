@@ -15,6 +15,7 @@ import torch
 
 from infopt.runtime import folder, signature_file, trust, weights
 from infopt.runtime.artifact import EXECUTOR
+from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.code import map_code
 from infopt.runtime.errors import (
     ArtifactCorrupt,
@@ -48,8 +49,10 @@ def load(
     verify_with: str | Path | None = None,
     check: bool = False,
     allow_ops: Collection[str] = (),
-) -> LoadedProgram:
+) -> LoadedProgram | CausalLM:
     """Load an artifact after every byte of it was verified.
+
+    What compile_causal_lm made comes back as a CausalLM.
 
     native: whose native code may run: "same-owner" (this user's or root's, or verified by a key),
     "signed" (only verified by a key), "any", "never". Code that may not run is not mapped: the
@@ -60,6 +63,27 @@ def load(
     Raises ArtifactUnsafe, ArtifactTooNew, ArtifactCorrupt, ArtifactUntrusted, ArtifactIncompatible;
     before that, nothing of the artifact was run. GoldenMismatch if check fails.
     """
+    program = load_program(
+        path,
+        threads=threads,
+        native=native,
+        verify_with=verify_with,
+        check=check,
+        allow_ops=allow_ops,
+    )
+    return _in_its_form(program)
+
+
+def load_program(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    native: str = "same-owner",
+    verify_with: str | Path | None = None,
+    check: bool = False,
+    allow_ops: Collection[str] = (),
+) -> LoadedProgram:
+    """As `load`, but always the program itself."""
     if native not in trust.POLICIES:
         raise ValueError(f"native: expected one of {trust.POLICIES}, found {native!r}")
     with _verified(Path(path), verify_with) as opened:
@@ -202,7 +226,7 @@ def _permitted(opened: _Opened, native: str, signed: bool) -> tuple[VariantEntry
             raise ArtifactUnsafe(f"native code is refused, and it has nothing else: {reason}")
         notes.append(f"its native code is not used, torch calls compute everything: {reason}")
         if native != "never":
-            warnings.warn(notes[0], NativeCodeRefused, stacklevel=3)
+            warnings.warn(notes[0], NativeCodeRefused, stacklevel=4)
         return reference, notes
     if verdict.answer != RUNS:
         notes.append(verdict.reason)
@@ -269,6 +293,16 @@ def _build(
         return Program(plan, constants, libraries, threads, allow_ops=allow_ops, executor=executor)
 
     return LoadedProgram(path, manifest, entry, tensors, make, graph_text, weights_plan, notes)
+
+
+def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM:
+    about = program.manifest.about
+    if not isinstance(about, Mapping) or "causal_lm" not in about:
+        return program
+    try:
+        return CausalLM(CausalSpec.from_json(about["causal_lm"]), program)
+    except (KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"{NAME}: about.causal_lm: {error!r}") from None
 
 
 def _executor(entry: VariantEntry, files: Mapping[str, folder.OpenFile]) -> ctypes.CDLL:

@@ -19,6 +19,7 @@ from infopt.runtime.weights import Stored
 FORMAT = 2
 ABI = 1  # of the C interface between plans and kernels
 NAME = "manifest.json"
+ATTACHED = "attached/"  # files that travel along and are never read: a tokenizer's
 WEIGHTS = "weights.safetensors"
 GRAPH = "graph.txt"
 
@@ -192,6 +193,7 @@ class Manifest:
             raise ArtifactCorrupt(f"{NAME}: the reference program has native libraries")
         if self.weights is not None and self.weights.plan is not None:
             used.append(self.weights.plan)
+        used += [name for name in self.files if name.startswith(ATTACHED)]
         if len(set(used)) != len(used) or set(used) != set(self.files):
             odd = sorted({n for n in used if used.count(n) > 1} or set(used) ^ set(self.files))[0]
             raise ArtifactCorrupt(

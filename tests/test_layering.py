@@ -28,6 +28,7 @@ ROOF = (
     "compiler.commands",
     "compiler.doctor",
     "compiler.kernel_check",
+    "compiler.causal_lm",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need
 OPTIONAL = {"runtime.signature_file": {"cryptography"}}  # imported when a key is given

@@ -28,6 +28,11 @@
 //             19 scale (a double)
 //   tasks     B * Hq * ceil(longest / 64)     scratch   as above
 // Rows of out past the last sequence are 0.
+//
+// infopt_kv_attention_{f32,bf16,f16}: infopt_attention over a cache; query i of sequence b sees key
+// j iff j <= starts[b] + i, and with a window also only j > starts[b] + i - window.
+//   pointers  q, keys, values, starts (int64 [B]), out     numbers, tasks, scratch as above,
+//             without mask; causal is 1, offset is not read
 #include "attention.h"
 #include "attention_decode.h"
 #include "attention_output.h"
@@ -73,6 +78,27 @@ static void attention(const infopt_call *call, int64_t first_task, int64_t last_
     attend_rows<T, Steps>(s, {pointer<T>(call, 0), pointer<T>(call, 1), pointer<T>(call, 2),
                               pointer<void>(call, 3), pointer<T>(call, 4)},
                           kv / s.kv_heads, kv % s.kv_heads, row, least(end, row + kTaskRows),
+                          scratch);
+  }
+}
+
+// The keys of a cache: how many of them a sequence sees is read from `starts`.
+template <class T, class Steps>
+static void kv_attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
+  AttentionShape s = attention_shape(call);
+  s.mask_kind = kNoMask;
+  const int64_t *starts = pointer<int64_t>(call, 3);
+  const AttentionScratch scratch(s, call->scratch);
+  const Operands<T> operands = {pointer<T>(call, 0), pointer<T>(call, 1), pointer<T>(call, 2),
+                                nullptr, pointer<T>(call, 4)};
+  const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
+  for (int64_t task = first_task; task < last_task; ++task) {
+    const int64_t kv = task / s.blocks, block = task % s.blocks, batch = kv / s.kv_heads;
+    const int64_t start = s.packed ? 0 : block / head_blocks * s.queries;
+    const int64_t end = s.packed ? s.group * s.queries : start + s.queries;
+    const int64_t row = start + block % head_blocks * kTaskRows;
+    s.offset = starts[batch];
+    attend_rows<T, Steps>(s, operands, batch, kv % s.kv_heads, row, least(end, row + kTaskRows),
                           scratch);
   }
 }
@@ -147,4 +173,20 @@ INFOPT_EXPORT void infopt_ragged_attention_bf16(const infopt_call *call, int64_t
 INFOPT_EXPORT void infopt_ragged_attention_f16(const infopt_call *call, int64_t first,
                                                int64_t last) {
   infopt::ragged_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_f32(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::kv_attention<infopt::bf16, infopt::PairSteps>(call, first, last);
+#else
+  infopt::kv_attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_kv_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
 }

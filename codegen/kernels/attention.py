@@ -49,7 +49,9 @@ def attention(q, k, v, mask=None, *, scale, causal=False):
     )
 
 
-def _reason(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None) -> str | None:
+def attention_reason(
+    q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None
+) -> str | None:
     if q.dtype not in FLOATS or not q.dtype == k.dtype == v.dtype:
         return f"dtypes {q.dtype}, {k.dtype}, {v.dtype}"
     if not q.rank == k.rank == v.rank == 4:
@@ -86,10 +88,10 @@ def _legal(
     scale: Any,
     causal: bool,
 ) -> str | None:
-    return _reason(q, k, v, mask)
+    return attention_reason(q, k, v, mask)
 
 
-def _by_token(q: TensorType, k: TensorType, v: TensorType, *_: Any, **__: Any) -> TensorType:
+def by_token(q: TensorType, k: TensorType, v: TensorType, *_: Any, **__: Any) -> TensorType:
     """The result as [B, T, H, D] in memory, as torch's own kernel has it."""
     b, h, t, d = (*q.shape[:3], v.shape[3])
     return TensorType((b, h, t, d), q.dtype, (t * h * d, d, h * d, 1))
@@ -104,6 +106,8 @@ def attention_call(
     names: tuple,
     scale: float,
     causal: bool,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Call:
     """names: the parameters q, k, v, mask."""
     b, h, t, d = q.shape
@@ -131,9 +135,9 @@ def attention_call(
         0,
         int(causal),
         0,
-        0,
+        window,
         float(scale),
-        0.0,
+        float(softcap),
     )
     if h == kv:
         tasks = b * h * ceil_div(t, 64)
@@ -157,7 +161,7 @@ _LAYOUTS = {
 }
 
 
-@attention.kernel("cpu", legal=_legal, layouts=_LAYOUTS, out=_by_token)
+@attention.kernel("cpu", legal=_legal, layouts=_LAYOUTS, out=by_token)
 def _attention(
     cfg: Config,
     target: Target,
@@ -191,11 +195,11 @@ def _aten_legal(
         return "heads that are broadcast"
     if scale is None and not isinstance(q.shape[3], int):
         return "a scale that depends on an open size"
-    return _reason(q, k, v, mask)
+    return attention_reason(q, k, v, mask)
 
 
 @aten_kernel(
-    "scaled_dot_product_attention.default", legal=_aten_legal, layouts=_LAYOUTS, out=_by_token
+    "scaled_dot_product_attention.default", legal=_aten_legal, layouts=_LAYOUTS, out=by_token
 )
 def _aten_attention(
     cfg: Config,

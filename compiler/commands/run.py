@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-import infopt
 from infopt.compiler.commands.output import milliseconds, print_json, print_text
 from infopt.compiler.commands.timing import time_call
 from infopt.runtime.expression import evaluate
 from infopt.runtime.loaded import LoadedProgram
+from infopt.runtime.loading import load_program
 from infopt.runtime.plan import InputSpec, Plan
 from infopt.runtime.plan_check import dtype_of
 from infopt.runtime.structure import builder
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace) -> LoadedProgram:
-    return infopt.load(args.artifact, verify_with=args.key)
+    return load_program(args.artifact, verify_with=args.key)
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ import argparse
 
 import infopt
 from infopt.compiler.commands.output import print_json, print_text
+from infopt.runtime.loading import load_program
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     if args.key:
         lines.append(f"signed by {args.key}")
     if args.golden:
-        program = infopt.load(args.artifact, verify_with=args.key)
+        program = load_program(args.artifact, verify_with=args.key)
         found["golden"], found["level"] = program.check_golden(), program.level
         lines.append(f"{found['golden']} golden calls give the stored results ({program.level})")
     if args.json:

@@ -1,0 +1,33 @@
+// Exports: writing the new keys or values of each sequence into its cache, in place.
+//
+// infopt_kv_append: store[b][h][starts[b] + t] = x[b][h][t] for t < counts[b], where that is inside
+//   pointers  x, starts (int64 [B]), counts (int64 [B]), store [B, H, S, D]
+//   numbers    0 sequences B   1 heads H   2 tokens T of x   3 tokens S of the store
+//              4 bytes of a row of D features
+//              5 x, 8 store: 3 strides each in bytes, of sequence, head, token
+//   tasks     B * H
+#include "abi.h"
+
+namespace infopt {
+
+static void kv_append(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t *n = call->numbers;
+  const int64_t heads = n[1], tokens = n[2], room = n[3], bytes = n[4];
+  const char *x = pointer<char>(call, 0);
+  const int64_t *starts = pointer<int64_t>(call, 1), *counts = pointer<int64_t>(call, 2);
+  char *store = pointer<char>(call, 3);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t batch = task / heads, head = task % heads, start = starts[batch];
+    if (start < 0) continue;
+    const int64_t count = least(least(counts[batch], tokens), room - start);
+    const char *from = x + batch * n[5] + head * n[6];
+    char *to = store + batch * n[8] + head * n[9] + start * n[10];
+    for (int64_t t = 0; t < count; ++t) memcpy(to + t * n[10], from + t * n[7], size_t(bytes));
+  }
+}
+
+}  // namespace infopt
+
+INFOPT_EXPORT void infopt_kv_append(const infopt_call *call, int64_t first, int64_t last) {
+  infopt::kv_append(call, first, last);
+}

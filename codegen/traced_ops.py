@@ -1,0 +1,54 @@
+"""Kernel ops as torch operators, `torch.ops.infopt.*`, so that a module that calls them can be
+traced; in the graph they become the kernel ops that they stand for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infopt.codegen.kernel import KernelOp
+from infopt.codegen.kernels.kv_cache import kv_append, kv_attention
+from infopt.compiler.exchange import exchange
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+
+_LIBRARY = torch.library.Library("infopt", "FRAGMENT")
+_OPS: dict[str, KernelOp] = {}
+
+
+def _declare(op: KernelOp, schema: str, fake) -> None:
+    """schema: the arguments in the order of the op's; fake: gives a result of the right type."""
+    name = op.name
+    _LIBRARY.define(f"{name}{schema}", tags=[torch.Tag.pt2_compliant_tag])
+    _LIBRARY.impl(name, op.reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"infopt::{name}", fake, lib=_LIBRARY)
+    _OPS[f"infopt.{name}.default"] = op
+
+
+def _like_store(store: Tensor, x: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
+    return torch.empty_like(store)
+
+
+def _like_queries(q: Tensor, keys: Tensor, values: Tensor, starts: Tensor, **_: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], values.shape[3]))
+
+
+_declare(kv_append, "(Tensor store, Tensor x, Tensor starts, Tensor counts) -> Tensor", _like_store)
+_declare(
+    kv_attention,
+    "(Tensor q, Tensor keys, Tensor values, Tensor starts, *, float scale, int window=0, "
+    "float softcap=0.0) -> Tensor",
+    _like_queries,
+)
+
+
+def adopt_kernel_ops(graph: Graph) -> Graph:
+    """The graph with torch's names of kernel ops exchanged for the kernel ops."""
+    o = Builder(graph.dims)
+    changes = {
+        node: o.call(_OPS[node.op.name], *node.args, **dict(node.attrs))
+        for node in graph.nodes()
+        if node.op.name in _OPS
+    }
+    return exchange(graph, changes, o) if changes else graph

@@ -1,0 +1,197 @@
+"""infopt.compile_causal_lm: a decoder as one program over functional state.
+
+The program takes ids [B, T] with B and T open, how many tokens of each sequence the cache has, how
+many of ids are new, and the cache; it gives the logits of each sequence's last token and updates
+the cache in place. Prefill and decoding are calls of the same program, so that they share weights,
+and nothing is compiled again while sequences grow.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import infopt.compiler.transformers_cache as transformers_cache
+from infopt.codegen.traced_ops import adopt_kernel_ops
+from infopt.compiler.compiled import build
+from infopt.compiler.dynamo import refuse_fallbacks
+from infopt.compiler.errors import BadOption, TraceDeclined
+from infopt.compiler.export import Exported, check_module, export
+from infopt.compiler.graph import Node
+from infopt.compiler.model import Compiled
+from infopt.compiler.options import Options
+from infopt.compiler.report import Report
+from infopt.compiler.target import Target
+from infopt.compiler.tracing_cache import LayerShape, ShapeCache, TracingCache
+from infopt.runtime.causal_lm import CausalLM, CausalSpec
+from infopt.runtime.forked import torch_threads
+from infopt.runtime.structure import Leaf
+
+_TOKENS = 5  # of the example that is traced
+
+
+def compile_causal_lm(
+    model: torch.nn.Module,
+    *,
+    max_length: int,
+    batch: int = 1,
+    target: str | Target = "native",
+    **options: Any,
+) -> CausalLM:
+    """Compile a causal language model for generation.
+
+    model       one of transformers' causal models, or a module `forward(ids, positions, cache)`
+                that calls `cache.append(layer, k, v)` and `cache.attend(q, k, v, scale=...)`
+                (models/decoder.py shows how)
+    max_length  the room of the cache: tokens of a prompt and of what follows
+    batch       the most sequences at once
+    options     see infopt.compiler.options.Options
+
+    Raises TraceDeclined with the reason where the model has no such form, BadOption.
+    """
+    parsed = Options.parse(options)
+    for name, value in (("max_length", max_length), ("batch", batch)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadOption(f"{name}: expected a positive int, found {value!r}")
+    if max_length < 2:
+        raise BadOption(f"max_length: expected 2 or more, found {max_length}")
+    _check_positions(model, max_length)
+    check_module(model)
+    machine = target if isinstance(target, Target) else Target.parse(target)
+    report = Report(target=machine.name)
+    with torch_threads(), torch.no_grad():
+        forward = _forward_of(model)
+        layers, vocabulary = _shapes(forward)
+        stores = tuple(
+            ((layer.heads, max_length, width), str(layer.dtype))
+            for layer in layers
+            for width in (layer.key_width, layer.value_width)
+        )
+        spec = CausalSpec(vocabulary, max_length, batch, stores)
+        exported, sample = _trace(forward, model, spec)
+        built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
+    refuse_fallbacks(parsed, report)
+    compiled = _Program(exported, built, (sample, {}))
+    compiled.about["causal_lm"] = spec.to_json()
+    return CausalLM(spec, compiled, compiled.save)
+
+
+class _Program(Compiled):
+    """The compiled step, which the generation loop runs on flat inputs."""
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        return self._built.program(inputs)
+
+
+Forward = Callable[[Tensor, Tensor, Any, Callable[[Tensor], Tensor]], Tensor]
+
+
+def _forward_of(model: torch.nn.Module) -> Forward:
+    """(ids, positions, cache, last) -> logits of the rows that `last` picks of [B, T, ...]."""
+    if transformers_cache.is_transformers(model):
+        return lambda ids, positions, cache, last: transformers_cache.call(
+            model, ids, positions, cache, last
+        )
+    if {"positions", "cache"} <= set(inspect.signature(model.forward).parameters):
+        return lambda ids, positions, cache, last: last(
+            model(ids, positions=positions, cache=cache)
+        )
+    raise TraceDeclined(
+        f"{type(model).__name__} is none of transformers' causal models, and its forward has no "
+        "arguments positions and cache (docs/decoders.md)"
+    )
+
+
+def _check_positions(model: Any, max_length: int) -> None:
+    """Raises BadOption where positions beyond those of a model would be asked for."""
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and limit < max_length:
+        raise BadOption(f"max_length: the model has {limit} positions, found {max_length}")
+
+
+def _shapes(forward: Forward) -> tuple[list[LayerShape], int]:
+    """What every layer caches, and the vocabulary: from a run on two tokens."""
+    cache = ShapeCache()
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    try:
+        logits = forward(ids, torch.arange(2)[None], cache, lambda x: x[:, -1:])
+    except Exception as error:
+        raise TraceDeclined(
+            f"a run with a cache failed: {type(error).__name__}: {error}"
+        ) from error
+    if not cache.layers or sorted(cache.layers) != list(range(len(cache.layers))):
+        raise TraceDeclined(f"expected a cache for layers 0, 1, ..., found {sorted(cache.layers)}")
+    return [cache.layers[i] for i in sorted(cache.layers)], logits.shape[-1]
+
+
+class _Step(torch.nn.Module):
+    """The program to trace: (ids, starts, counts, stores) -> (logits, the stores' next values)."""
+
+    def __init__(self, forward: Forward, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.through = forward
+
+    def forward(
+        self, ids: Tensor, starts: Tensor, counts: Tensor, stores: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        cache = TracingCache(stores, starts, counts)
+        last = (counts - 1).clamp(min=0)
+        # padding has the position of the last token: one that the model surely knows
+        inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
+
+        def pick(x: Tensor) -> Tensor:
+            index = last[:, None, None].expand(-1, 1, x.shape[-1])
+            return x.gather(1, index)
+
+        logits = self.through(ids, starts[:, None] + inside, cache, pick)
+        if cache.read != set(range(len(stores) // 2)):
+            unread = sorted(set(range(len(stores) // 2)) - cache.read)
+            raise TraceDeclined(f"the attention of layers {unread} does not read their caches")
+        return logits[:, 0], cache.stores
+
+
+def _trace(forward: Forward, model: torch.nn.Module, spec: CausalSpec) -> tuple[Exported, tuple]:
+    rows = min(2, spec.batch)
+    tokens = min(_TOKENS, spec.max_length)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
+    counts = torch.full((rows,), tokens)
+    sample = (ids, torch.zeros_like(counts), counts, spec.empty(rows))
+    batch: Any = torch.export.Dim("batch", min=1, max=spec.batch) if spec.batch > 1 else None
+    open_rows = {0: batch} if batch else {}
+    length = torch.export.Dim("tokens", min=1, max=spec.max_length)
+    shapes = {
+        "ids": {**open_rows, 1: length},
+        "starts": open_rows,
+        "counts": open_rows,
+        "stores": [open_rows for _ in spec.stores],
+    }
+    step = _Step(forward, model).eval()
+    exported = export(step, sample, {}, shapes, Leaf)
+    return _with_updates(exported, len(spec.stores)), sample
+
+
+def _with_updates(exported: Exported, stores: int) -> Exported:
+    """The program whose last results are the values that its last inputs hold after the call."""
+    graph = adopt_kernel_ops(exported.graph)
+    first = len(graph.inputs) - stores
+    updates = []
+    for index, node in enumerate(graph.outputs[1:]):
+        assert isinstance(node, Node)
+        updates.append((first + index, node))
+    graph = replace(
+        graph,
+        outputs=graph.outputs[:1],
+        results=graph.results[:1],
+        memory=graph.memory[:1],
+        offsets=graph.offsets[:1],
+        updates=tuple(updates),
+    )
+    return replace(exported, graph=graph, outputs=Leaf(0), rebuild=lambda flat: flat[0])

@@ -1,0 +1,297 @@
+"""A compiled causal language model: prefill, step, decode and generate over a cache in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infopt.runtime.errors import BadTokens, ContextFull, StaleState, TooManySequences
+from infopt.runtime.plan_check import dtype_of
+from infopt.runtime.sampling import Sampler
+
+Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class CausalSpec:
+    """What a compiled causal model is made for.
+
+    stores: of every store of the cache, its sizes behind the batch and its dtype's name
+    """
+
+    vocabulary: int
+    max_length: int
+    batch: int
+    stores: tuple[tuple[tuple[int, ...], str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        stores = [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.stores]
+        return {
+            "vocabulary": self.vocabulary,
+            "max_length": self.max_length,
+            "batch": self.batch,
+            "stores": stores,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
+        stores = tuple((tuple(s["shape"]), str(s["dtype"])) for s in record["stores"])
+        return cls(record["vocabulary"], record["max_length"], record["batch"], stores)
+
+    def empty(self, sequences: int) -> list[Tensor]:
+        """The stores of so many sequences without a token."""
+        return [
+            torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
+            for shape, name in self.stores
+        ]
+
+
+class State:
+    """Where a batch of sequences stands.
+
+    logits   of each sequence's last token, [B, V]
+    lengths  how many tokens of each sequence are in the cache
+
+    Stepping hands the cache's memory on to the new state; the old one can only be read.
+    """
+
+    __slots__ = ("_starts", "_stores", "lengths", "logits")
+
+    def __init__(
+        self, stores: list[Tensor], lengths: tuple[int, ...], starts: Tensor, logits: Tensor
+    ) -> None:
+        self._stores: list[Tensor] | None = stores
+        self._starts = starts
+        self.lengths, self.logits = lengths, logits
+
+    def copy(self) -> State:
+        """The same state with memory of its own: both may be stepped."""
+        stores = [s.clone() for s in self.stores]
+        return State(stores, self.lengths, self._starts.clone(), self.logits)
+
+    @property
+    def stores(self) -> list[Tensor]:
+        """The cache. Raises StaleState."""
+        if self._stores is None:
+            raise StaleState("this state was stepped: use the state that the step gave, or copy()")
+        return self._stores
+
+    def take(self) -> list[Tensor]:
+        """The cache, which is no longer this state's. Raises StaleState."""
+        stores, self._stores = self.stores, None
+        return stores
+
+    def __repr__(self) -> str:
+        stale = ", stale" if self._stores is None else ""
+        return (
+            f"<infopt.State of {len(self.lengths)} sequences, {list(self.lengths)} tokens{stale}>"
+        )
+
+
+class CausalLM:
+    """A compiled causal language model.
+
+    spec     the vocabulary, the room for tokens, the largest batch
+    program  what was compiled or loaded: its report, its notes
+    """
+
+    def __init__(
+        self, spec: CausalSpec, program: Any, save: Callable[..., Path] | None = None
+    ) -> None:
+        self.spec, self.program, self._save = spec, program, save
+
+    @property
+    def report(self) -> Any:
+        """What the compiler did and why; None of a loaded model."""
+        return getattr(self.program, "report", None)
+
+    def prefill(
+        self, ids: Prompts, *, mask: Tensor | None = None, state: State | None = None
+    ) -> State:
+        """The state after these tokens: `state.logits` are those of each sequence's last token.
+
+        ids: one prompt (a list of ints or int64 [T]) or several (lists of different lengths, or
+        int64 [B, T]). mask [B, T]: nonzero where a padded batch has tokens, on whatever side.
+        state: go on from it; it is stale then.
+        Raises BadTokens, TooManySequences, ContextFull; the state is then as it was.
+        """
+        prompts = self._prompts(ids, mask)
+        starts = (0,) * len(prompts) if state is None else state.lengths
+        if len(starts) != len(prompts):
+            raise BadTokens(f"ids: expected {len(starts)} sequences, found {len(prompts)}")
+        counts = [len(p) for p in prompts]
+        self._check_room(starts, counts)
+        padded = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = prompt
+        stores = self.spec.empty(len(prompts)) if state is None else state.take()
+        return self._run(padded, stores, starts, torch.tensor(starts), torch.tensor(counts))
+
+    def step(self, state: State, next_ids: Tensor | Sequence[int] | int) -> State:
+        """The state after one more token of each sequence: int64 [B] or [B, 1], or a list.
+
+        Raises BadTokens, ContextFull, StaleState; the state is then as it was.
+        """
+        ids = torch.as_tensor(next_ids)
+        sequences = len(state.lengths)
+        if ids.dtype is not torch.int64 or ids.numel() != sequences or ids.dim() > 2:
+            raise BadTokens(
+                f"next_ids: expected int64 [{sequences}], found {ids.dtype} {list(ids.shape)}"
+            )
+        self._check_ids(ids)
+        return self._step(state, ids.reshape(sequences, 1))
+
+    def decode(self, state: State, n: int) -> tuple[Tensor, State]:
+        """The next n tokens, greedily: (int64 [B, n], the state after them)."""
+        self._check_room(state.lengths, [n] * len(state.lengths))
+        tokens = []
+        for _ in range(n):
+            tokens.append(state.logits.argmax(-1, keepdim=True))
+            state = self._step(state, tokens[-1])
+        return torch.cat(tokens, 1) if tokens else torch.zeros(len(state.lengths), 0).long(), state
+
+    def generate(
+        self,
+        ids: Prompts,
+        max_new_tokens: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        stop: int | Collection[int] = (),
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Any]:
+        """The tokens that follow, as they come: ints for one prompt given as a flat list or
+        [T]; lists of one int per sequence for several, None for those that have ended.
+
+        max_new_tokens: None until the context is full. stop: ids that end a sequence; they are
+        still given. temperature 0 is greedy; else choices are by chance (runtime/sampling.py).
+        Raises as prefill does, and ContextFull where max_new_tokens cannot fit: at once, before the
+        first token is asked for.
+        """
+        prompts = self._prompts(ids, mask)
+        single = mask is None and _is_flat(ids)
+        stops = {stop} if isinstance(stop, int) else set(stop)
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        counts = [len(p) for p in prompts]
+        if max_new_tokens is not None:
+            if max_new_tokens < 0:
+                raise ValueError(f"max_new_tokens: expected 0 or more, found {max_new_tokens}")
+            self._check_room(counts, [max_new_tokens] * len(counts))
+        else:
+            max_new_tokens = self.spec.max_length - max(counts)
+        state = self.prefill(prompts)
+        return self._tokens(state, max_new_tokens, stops, sampler, single)
+
+    def _tokens(
+        self, state: State, count: int, stops: set[int], sampler: Sampler, single: bool
+    ) -> Iterator[Any]:
+        ended = [False] * len(state.lengths)
+        for number in range(count):
+            ids = sampler(state.logits)
+            chosen = ids.flatten().tolist()
+            yield (
+                chosen[0]
+                if single
+                else [None if done else token for done, token in zip(ended, chosen)]
+            )
+            if stops:
+                ended = [done or token in stops for done, token in zip(ended, chosen)]
+                if all(ended):
+                    return
+            if number + 1 < count:
+                state = self._step(state, ids)
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the artifact; infopt.load reads it, without transformers. Options as those of
+        Compiled.save; `attach`: files that travel along, such as a tokenizer's."""
+        if self._save is None:
+            raise ValueError("this model was loaded: copy the folder that it was loaded from")
+        return self._save(path, **options)
+
+    def _step(self, state: State, ids: Tensor) -> State:
+        lengths = state.lengths
+        if max(lengths) >= self.spec.max_length:
+            self._check_room(lengths, [1] * len(lengths))
+        starts = state._starts
+        return self._run(ids, state.take(), lengths, starts, torch.ones_like(starts))
+
+    def _run(
+        self,
+        ids: Tensor,
+        stores: list[Tensor],
+        lengths: Sequence[int],
+        starts: Tensor,
+        counts: Tensor,
+    ) -> State:
+        (logits,) = self.program.run([ids, starts, counts, *stores])
+        lengths = tuple([a + b for a, b in zip(lengths, counts.tolist())])
+        return State(stores, lengths, starts + counts, logits)
+
+    def _prompts(self, ids: Prompts, mask: Tensor | None) -> list[Tensor]:
+        """Each sequence's tokens, int64. Raises BadTokens, TooManySequences."""
+        if isinstance(ids, Tensor) or _is_flat(ids):
+            rows = _tensor(ids)
+            if rows.dim() not in (1, 2):
+                raise BadTokens(f"ids: expected [T] or [B, T], found {list(rows.shape)}")
+            found = list(rows[None] if rows.dim() == 1 else rows)
+        else:
+            found = [_tensor(row) for row in ids]
+        if mask is not None:
+            if not isinstance(ids, Tensor) or tuple(mask.shape) != tuple(ids.shape):
+                raise BadTokens("mask: expected the shape of ids, which must be a tensor [B, T]")
+            found = [row[kept != 0] for row, kept in zip(found, mask.reshape(len(found), -1))]
+        if not found:
+            raise BadTokens("ids: expected at least one sequence, found none")
+        if len(found) > self.spec.batch:
+            raise TooManySequences(
+                f"{len(found)} sequences, but the model was compiled for batch={self.spec.batch}"
+            )
+        for index, row in enumerate(found):
+            if row.dim() != 1 or not len(row):
+                raise BadTokens(f"sequence {index} is empty: expected at least one token")
+            self._check_ids(row)
+        return found
+
+    def _check_ids(self, ids: Tensor) -> None:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.spec.vocabulary:
+            wrong = low if low < 0 else high
+            raise BadTokens(f"token {wrong} is outside the vocabulary of {self.spec.vocabulary}")
+
+    def _check_room(self, lengths: Sequence[int], counts: Sequence[int]) -> None:
+        for index, (length, count) in enumerate(zip(lengths, counts)):
+            if length + count > self.spec.max_length:
+                raise ContextFull(
+                    f"sequence {index}: {length} tokens and {count} more, but the model was "
+                    f"compiled for max_length={self.spec.max_length}"
+                )
+
+    def __repr__(self) -> str:
+        s = self.spec
+        return f"<infopt.CausalLM of {s.batch} sequences of {s.max_length} tokens>"
+
+
+def _is_flat(ids: Any) -> bool:
+    """One prompt: a tensor [T], or a list of ints (or an empty one)."""
+    if isinstance(ids, Tensor):
+        return ids.dim() == 1
+    return not len(ids) or isinstance(ids[0], int)
+
+
+def _tensor(ids: Any) -> Tensor:
+    try:
+        made = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadTokens(f"ids: expected integers, found {ids!r:.60}: {error}") from None
+    if made.numel() == 0:
+        return made.long()
+    if made.is_floating_point() or made.is_complex() or made.dtype is torch.bool:
+        raise BadTokens(f"ids: expected integers, found {made.dtype}")
+    return made.long()
