@@ -25,7 +25,7 @@ from rich.table import Table
 import infopt
 from benchmarks.report import wide_console, write_json
 from infopt.models.minilm import load_minilm
-from infopt.runtime import loading
+from infopt.runtime import folder, loading
 
 
 class Used(Exception):
@@ -43,8 +43,14 @@ def main(arguments: list[str]) -> int:
     generator = random.Random(options.seed)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        made = {"small": small(Path(folder)), "minilm": minilm(Path(folder))}
-        shares = {"small": options.count - options.count // 2, "minilm": options.count // 2}
+        made = {
+            "small": small(Path(folder) / "small"),
+            "small, one file": small(Path(folder) / "small.infopt"),
+            "minilm": minilm(Path(folder) / "minilm"),
+            "minilm, one file": minilm(Path(folder) / "minilm.infopt"),
+        }
+        shares = {name: options.count // len(made) for name in made}
+        shares["small"] += options.count % len(made)
         table = Table(title="damage found before anything was used")
         for heading in ("artifact", "file", "flips found", "cut or garbage found"):
             table.add_column(
@@ -74,14 +80,23 @@ def main(arguments: list[str]) -> int:
     return 0 if total[0] == total[1] and other[0] == other[1] else 1
 
 
-def small(folder: Path) -> Path:
+def small(path: Path) -> Path:
     net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU()).eval()
-    return infopt.compile(net, (torch.randn(4, 8),)).save(folder / "small", golden=True)
+    return infopt.compile(net, (torch.randn(4, 8),)).save(path, golden=True)
 
 
-def minilm(folder: Path) -> Path:
+def minilm(path: Path) -> Path:
     ids = torch.ones(2, 16, dtype=torch.int64)
-    return infopt.compile(load_minilm(), (ids, ids)).save(folder / "minilm", golden=True)
+    return infopt.compile(load_minilm(), (ids, ids)).save(path, golden=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of an artifact, or itself."""
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def name_in(file: Path, path: Path) -> str:
+    return file.name if file == path else str(file.relative_to(path))
 
 
 @contextmanager
@@ -111,7 +126,7 @@ def is_found(path: Path) -> bool:
 
 def flip(path: Path, count: int, generator: random.Random) -> dict[str, tuple[int, int]]:
     """Per file: how many flips were found, of how many. Each file gets its turn."""
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = files_of(path)
     found: Counter[Path] = Counter()
     tried: Counter[Path] = Counter()
     with nothing_used():
@@ -127,13 +142,13 @@ def flip(path: Path, count: int, generator: random.Random) -> dict[str, tuple[in
                 tried[file] += 1
                 stream.seek(place)
                 stream.write(bytes([original]))
-    return {str(f.relative_to(path)): (found[f], tried[f]) for f in files}
+    return {name_in(f, path): (found[f], tried[f]) for f in files}
 
 
 def cut(path: Path, generator: random.Random) -> dict[str, tuple[int, int]]:
     """Per file: truncations, appended bytes, zeros and noise found, of how many."""
     results = {}
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in files_of(path):
         content = file.read_bytes()
         damaged = damages(content, generator)
         found = 0
@@ -142,7 +157,7 @@ def cut(path: Path, generator: random.Random) -> dict[str, tuple[int, int]]:
                 file.write_bytes(changed)
                 found += is_found(path)
         file.write_bytes(content)
-        results[str(file.relative_to(path))] = (found, len(damaged))
+        results[name_in(file, path)] = (found, len(damaged))
     return results
 
 
@@ -169,10 +184,10 @@ def load_cost(path: Path, loads: int) -> dict[str, float]:
             if arm == "verified":
                 infopt.load(path)
             else:
-                with mock.patch.object(loading.folder, "verify", lambda *_: None):
+                with mock.patch.object(folder, "verify", lambda *_: None):
                     infopt.load(path)
             times[arm].append(time.perf_counter() - begin)
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in files_of(path))
     return {arm: statistics.median(t[1:]) for arm, t in times.items()} | {"bytes": float(size)}
 
 

@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
 
     compile = _compiling(command("compile", "compile a model and write the artifact"))
     compile.add_argument(
-        "-o", "--output", required=True, metavar="PATH", help="where to write the artifact"
+        "-o",
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="where to write the artifact: a folder, or one file named *.infopt",
     )
     compile.add_argument(
         "--also", metavar="TARGET", action="append", default=[], help="a further target, cpu:avx2"
@@ -90,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--key", metavar="FILE", help="the signer's public key (.pem)")
     verify.add_argument("--golden", action="store_true", help="replay its stored calls")
 
-    sign = command("sign", "sign an artifact: writes model.sig in the OpenSSF form")
+    sign = command("sign", "sign an artifact: adds model.sig in the OpenSSF form")
     sign.add_argument("artifact")
     sign.add_argument("--key", metavar="FILE", required=True, help="an EC private key (.pem)")
 

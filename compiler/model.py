@@ -115,7 +115,8 @@ class Compiled:
         overwrite: bool = False,
         attach: Sequence[str | Path] = (),
     ) -> Path:
-        """Write the artifact, a folder (docs/artifact-format.md); infopt.load reads it.
+        """Write the artifact (docs/artifact-format.md): a folder, or one file where the path ends
+        in ".infopt". infopt.load reads both.
 
         targets: further machines it shall run on, "cpu:avx2" or "cpu:scalar"; the best one is
         chosen at load, the weights are stored once.

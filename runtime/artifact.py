@@ -1,4 +1,5 @@
-"""An artifact: a folder that a machine without a compiler can check, load and call.
+"""An artifact: files that a machine without a compiler can check, load and call; a folder of them,
+or one file with all of them in it (packed.py).
 
 manifest.json          what it is, with size and sha256 of every other file
 weights.safetensors    memory-mapped, tensors 64-byte aligned
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from infopt.runtime import folder
+from infopt.runtime import folder, packed
 from infopt.runtime.cpu import FEATURES, LEVELS, detect
 from infopt.runtime.errors import PlanError
 from infopt.runtime.manifest import (
@@ -105,7 +106,10 @@ class Artifact:
     attached: Mapping[str, Path] = field(default_factory=dict)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the folder `path`: all of it or nothing. Raises FileExistsError, PlanError."""
+        """Write the folder `path`, or the file if it ends in ".infopt": all of it or nothing.
+
+        Raises FileExistsError, PlanError.
+        """
         target = Path(os.path.abspath(path))
         tensors = list(self.state)
         programs: dict[str, tuple[Variant, VariantEntry]] = {}
@@ -117,27 +121,29 @@ class Artifact:
             tensors += self.reference.constants
         cases = [_golden_case(case, tensors) for case in self.golden]
         kept, stored = unique(tensors)
+        contents: dict[str, list[bytes | memoryview]] = {
+            WEIGHTS: list(file_parts(kept)),
+            GRAPH: [self.graph_text.encode()],
+        }
+        plans = {entry.plan: variant.plan for variant, entry in programs.values()}
+        if self.weights_plan is not None:
+            plans[WEIGHTS_PLAN] = self.weights_plan
+        contents |= {name: [plan.to_json().encode()] for name, plan in plans.items()}
+        for variant, entry in programs.values():
+            for name, file in entry.libraries.items():
+                contents[file] = [Path(variant.libraries[name]).read_bytes()]
+        contents |= {ATTACHED + name: [p.read_bytes()] for name, p in self.attached.items()}
+        entries = {name: entry for name, (_, entry) in programs.items()}
+        files = {name: folder.entry_of(parts) for name, parts in contents.items()}
+        text = self._manifest(entries, stored, files, cases).to_text()
+        Manifest.from_text(text)  # what cannot be read again is not written
+        contents = {NAME: [text.encode()], **contents}
+        if target.suffix == packed.SUFFIX:
+            packed.write(target, contents, overwrite)
+            return target
         with folder.NewFolder(target, overwrite, NAME) as temporary:
-            files = {
-                WEIGHTS: folder.write_file(temporary / WEIGHTS, file_parts(kept)),
-                GRAPH: folder.write_file(temporary / GRAPH, [self.graph_text.encode()]),
-            }
-            plans = {entry.plan: variant.plan for variant, entry in programs.values()}
-            if self.weights_plan is not None:
-                plans[WEIGHTS_PLAN] = self.weights_plan
-            for name, plan in plans.items():
-                files[name] = folder.write_file(temporary / name, [plan.to_json().encode()])
-            for variant, entry in programs.values():
-                for name, file in entry.libraries.items():
-                    code = Path(variant.libraries[name]).read_bytes()
-                    files[file] = folder.write_file(temporary / file, [code])
-            for name, source in self.attached.items():
-                inside = ATTACHED + name
-                files[inside] = folder.write_file(temporary / inside, [source.read_bytes()])
-            entries = {name: entry for name, (_, entry) in programs.items()}
-            text = self._manifest(entries, stored, files, cases).to_text()
-            Manifest.from_text(text)  # what cannot be read again is not written
-            folder.write_file(temporary / NAME, [text.encode()])
+            for name, parts in contents.items():
+                folder.write_file(temporary / name, parts)
         return target
 
     def _manifest(

@@ -35,16 +35,17 @@ def check_name(name: Any) -> None:
 
 @dataclass
 class OpenFile:
-    """A regular file of the artifact, opened once; all reading is through this descriptor."""
+    """A regular file of the artifact, opened once; all reading is through this descriptor.
+
+    first, size: where its bytes lie in what is open (runtime/packed.py)
+    """
 
     name: str
     descriptor: int
     status: os.stat_result
+    first: int
+    size: int
     content: memoryview | None = None
-
-    @property
-    def size(self) -> int:
-        return self.status.st_size
 
     def data(self) -> memoryview:
         """Its bytes. Read once, so what is verified is what is used. Weights that only this user
@@ -52,9 +53,11 @@ class OpenFile:
         if self.content is None:
             if self.name.endswith(".safetensors") and self.size and self._is_own():
                 access = mmap.ACCESS_COPY
-                self.content = memoryview(mmap.mmap(self.descriptor, self.size, access=access))
+                mapped = mmap.mmap(self.descriptor, self.size, access=access, offset=self.first)
+                self.content = memoryview(mapped)
             else:
                 with open(self.descriptor, "rb", closefd=False) as file:
+                    file.seek(self.first)
                     self.content = memoryview(file.read(self.size))
         return self.content
 
@@ -87,7 +90,7 @@ def open_inside(root: int, name: str) -> OpenFile:
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise ArtifactUnsafe(f"expected a regular file {name}, found another kind")
-    return OpenFile(name, descriptor, found)
+    return OpenFile(name, descriptor, found, 0, found.st_size)
 
 
 def files_inside(
@@ -142,28 +145,32 @@ def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, Sequence[str]], c
                 )
 
 
-def write_file(path: Path, parts: Parts) -> dict[str, Any]:
-    """Write, flush to disk, and return size, sha256 and the digest of every chunk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def entry_of(parts: Parts) -> dict[str, Any]:
+    """Size, sha256 and the digest of every chunk of what the parts are together."""
     whole, chunk, chunks, size, filled = hashlib.sha256(), hashlib.sha256(), [], 0, 0
-    with open(path, "xb") as file:
-        for part in parts:
-            file.write(part)
-            whole.update(part)
-            view = memoryview(part)
-            while len(view):
-                piece = view[: CHUNK - filled]
-                chunk.update(piece)
-                view, filled = view[len(piece) :], filled + len(piece)
-                size += len(piece)
-                if filled == CHUNK:
-                    chunks.append(chunk.hexdigest())
-                    chunk, filled = hashlib.sha256(), 0
-        file.flush()
-        os.fsync(file.fileno())
+    for part in parts:
+        whole.update(part)
+        view = memoryview(part)
+        while len(view):
+            piece = view[: CHUNK - filled]
+            chunk.update(piece)
+            view, filled = view[len(piece) :], filled + len(piece)
+            size += len(piece)
+            if filled == CHUNK:
+                chunks.append(chunk.hexdigest())
+                chunk, filled = hashlib.sha256(), 0
     if filled:
         chunks.append(chunk.hexdigest())
     return {"size": size, "sha256": whole.hexdigest(), "chunks": chunks}
+
+
+def write_file(path: Path, parts: Parts) -> None:
+    """Write a new file and flush it to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infopt.runtime import golden, swap
+from infopt.runtime import golden, packed, swap
 from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
 from infopt.runtime.executor import Program
 from infopt.runtime.manifest import ATTACHED, GoldenCase, Manifest, VariantEntry
@@ -46,6 +47,7 @@ class LoadedProgram:
         self._state = [tensors[i].clone() for i in manifest.state]
         self._sources = [(s.state is None, s.leaf or s.state or 0) for s in manifest.inputs]
         self._rebuild = builder(manifest.outputs)
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises InputMismatch naming the argument that does not fit."""
@@ -57,11 +59,21 @@ class LoadedProgram:
         return self.program(self._inputs(inputs, self._state))
 
     def attached(self, name: str) -> Path:
-        """Where a file lies that was saved along. Raises KeyError that lists them."""
+        """Where a file lies that was saved along: in the artifact's folder, or, where the artifact
+        is one file, a copy that goes with this object. Raises KeyError that lists them.
+        """
         names = [n.removeprefix(ATTACHED) for n in self.manifest.files if n.startswith(ATTACHED)]
         if name not in names:
             raise KeyError(f"no {name!r} is attached, only {sorted(names)}")
-        return self.path / ATTACHED / name
+        if self.path.is_dir():
+            return self.path / ATTACHED / name
+        if self._copies is None:
+            self._copies = tempfile.TemporaryDirectory(prefix="infopt-")
+        copy = Path(self._copies.name) / name
+        if not copy.exists():
+            inside = ATTACHED + name
+            copy.write_bytes(packed.content(self.path, inside, self.manifest.files[inside].sha256))
+        return copy
 
     @property
     def batch_invariant(self) -> bool:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from infopt.runtime import folder, signature_file, trust, weights
+from infopt.runtime import folder, packed, signature_file, trust, weights
 from infopt.runtime.artifact import EXECUTOR
 from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.code import map_code
 from infopt.runtime.errors import (
     ArtifactCorrupt,
-    ArtifactError,
     ArtifactIncompatible,
     ArtifactUnsafe,
-    ArtifactUntrusted,
     LibraryError,
     PlanError,
 )
@@ -30,15 +24,12 @@ from infopt.runtime.executor import Program
 from infopt.runtime.loaded import LoadedProgram
 from infopt.runtime.manifest import GRAPH, NAME, WEIGHTS, Manifest, VariantEntry
 from infopt.runtime.native import load_executor, typed_executor
+from infopt.runtime.opened import Opened, manifest_of, verified
 from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.trust import NativeCodeRefused
 from infopt.runtime.verdict import RUNS, choose
 
 __all__ = ["LoadedProgram", "load", "read_manifest", "sign", "verify"]
-
-_MAX_MANIFEST = 64 << 20
-_MAX_FILE = 1 << 30  # of any file but the weights, which are mapped
-_MAX_SIGNATURE = 16 << 20
 
 
 def load(
@@ -50,7 +41,7 @@ def load(
     check: bool = False,
     allow_ops: Collection[str] = (),
 ) -> LoadedProgram | CausalLM:
-    """Load an artifact after every byte of it was verified.
+    """Load an artifact, a folder or one file, after every byte of it was verified.
 
     What compile_causal_lm made comes back as a CausalLM.
 
@@ -86,7 +77,7 @@ def load_program(
     """As `load`, but always the program itself."""
     if native not in trust.POLICIES:
         raise ValueError(f"native: expected one of {trust.POLICIES}, found {native!r}")
-    with _verified(Path(path), verify_with) as opened:
+    with verified(Path(path), verify_with) as opened:
         entry, notes = _permitted(opened, native, verify_with is not None)
         program = _build(Path(path), opened, entry, notes, threads, allow_ops)
         if check:
@@ -99,7 +90,7 @@ def verify(path: str | Path, *, verify_with: str | Path | None = None) -> Manife
 
     Raises as `load` does.
     """
-    with _verified(Path(path), verify_with) as opened:
+    with verified(Path(path), verify_with) as opened:
         for entry in opened.manifest.programs:
             _plan_of(opened, entry.plan)
         _tensors_of(opened)
@@ -107,12 +98,14 @@ def verify(path: str | Path, *, verify_with: str | Path | None = None) -> Manife
 
 
 def sign(path: str | Path, key: str | Path, *, password: bytes | None = None) -> Path:
-    """Sign an artifact with a PEM private key: writes model.sig into it, after verifying it.
-
-    Raises as `verify` does.
+    """Sign an artifact with a PEM private key, after verifying it: writes model.sig into the
+    folder, or the file again with it in it. What was written is returned. Raises as `verify` does.
     """
-    with _verified(Path(path), None) as opened:
+    with verified(Path(path), None) as opened:
         text = signature_file.write_bundle(Path(path).name, opened.digests(), Path(key), password)
+    if not Path(path).is_dir():
+        packed.with_member(Path(path), signature_file.NAME, text)
+        return Path(path)
     target = Path(path) / signature_file.NAME
     with folder.replaced(target) as temporary:
         temporary.write_text(text)
@@ -121,100 +114,10 @@ def sign(path: str | Path, key: str | Path, *, password: bytes | None = None) ->
 
 def read_manifest(path: str | Path) -> Manifest:
     """What an artifact says of itself, nothing else of it read. Raises ArtifactError."""
-    root = _open_root(Path(path))
-    try:
-        return Manifest.from_text(_text_of(root, NAME, _MAX_MANIFEST)[0])
-    finally:
-        os.close(root)
+    return manifest_of(Path(path))
 
 
-@dataclass
-class _Opened:
-    """The files of an artifact, open. statuses: of files and folders, for judging the owner."""
-
-    manifest: Manifest
-    manifest_sha256: str
-    files: Mapping[str, folder.OpenFile]
-    statuses: dict[str, os.stat_result] = field(default_factory=dict)
-    signature: str | None = None
-
-    def digests(self) -> dict[str, str]:
-        """sha256 of every file that a signature covers."""
-        entries = self.manifest.files.items()
-        return {NAME: self.manifest_sha256, **{name: f.sha256 for name, f in entries}}
-
-
-@contextmanager
-def _verified(path: Path, key: str | Path | None) -> Iterator[_Opened]:
-    """Opened, every byte compared with its digest; errors name the path."""
-    files: dict[str, folder.OpenFile] = {}
-    try:
-        opened = _open_all(path, files)
-        manifest = opened.manifest
-        for name, file in files.items():
-            if file.size != manifest.files[name].size:
-                raise ArtifactCorrupt(
-                    f"{name}: expected {manifest.files[name].size} bytes, found {file.size}"
-                )
-            if file.size > _MAX_FILE and name != WEIGHTS:
-                raise ArtifactCorrupt(f"{name}: {file.size} bytes, expected at most {_MAX_FILE}")
-        if key is not None:
-            if opened.signature is None:
-                raise ArtifactUntrusted(f"expected a signature, found no {signature_file.NAME}")
-            signature_file.check_bundle(opened.signature, opened.digests(), Path(key))
-        chunks = {name: manifest.files[name].chunks for name in files}
-        folder.verify(files, chunks, manifest.chunk)
-        yield opened
-    except ArtifactError as error:
-        raise type(error)(f"{path}: {error}") from None
-    finally:
-        for file in files.values():
-            file.close()
-
-
-def _open_root(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        found = error.strerror
-        raise ArtifactCorrupt(f"expected the folder of an artifact, found: {found}") from None
-
-
-def _text_of(root: int, name: str, limit: int) -> tuple[str, os.stat_result]:
-    file = folder.open_inside(root, name)
-    try:
-        if file.size > limit:
-            raise ArtifactCorrupt(f"{name}: {file.size} bytes, expected at most {limit}")
-        return bytes(file.data()).decode(), file.status
-    except UnicodeDecodeError as error:
-        raise ArtifactCorrupt(f"{name}: expected UTF-8 text, found: {error}") from None
-    finally:
-        file.close()
-
-
-def _open_all(path: Path, files: dict[str, folder.OpenFile]) -> _Opened:
-    """All files opened into `files`, exactly those that the manifest names, and a signature."""
-    root = _open_root(path)
-    statuses: dict[str, os.stat_result] = {}
-    try:
-        present = set(folder.files_inside(root, statuses)) - {NAME}
-        text, statuses[NAME] = _text_of(root, NAME, _MAX_MANIFEST)
-        manifest = Manifest.from_text(text)
-        signature = None
-        if signature_file.NAME in present:
-            signature, _ = _text_of(root, signature_file.NAME, _MAX_SIGNATURE)
-        if extra := sorted(present - set(manifest.files) - {signature_file.NAME}):
-            raise ArtifactUnsafe(f"unexpected file {extra[0]}")
-        for name in manifest.files:
-            files[name] = file = folder.open_inside(root, name)
-            statuses[name] = file.status
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        return _Opened(manifest, sha256, files, statuses, signature)
-    finally:
-        os.close(root)
-
-
-def _permitted(opened: _Opened, native: str, signed: bool) -> tuple[VariantEntry, list[str]]:
+def _permitted(opened: Opened, native: str, signed: bool) -> tuple[VariantEntry, list[str]]:
     """The program to run, and why it is not the best one. Raises ArtifactUnsafe where the best
     may not run and there is no reference."""
     verdict = choose(opened.manifest)
@@ -243,14 +146,14 @@ def _varies_with_batch(manifest: Manifest, plan: Plan) -> str | None:
     return f"batch_invariant does not cover what torch runs: {listed}"
 
 
-def _plan_of(opened: _Opened, name: str) -> Plan:
+def _plan_of(opened: Opened, name: str) -> Plan:
     try:
         return Plan.from_json(bytes(opened.files[name].data()).decode())
     except (PlanError, UnicodeDecodeError) as error:
         raise ArtifactCorrupt(f"{name}: {error}") from None
 
 
-def _tensors_of(opened: _Opened) -> list[torch.Tensor]:
+def _tensors_of(opened: Opened) -> list[torch.Tensor]:
     memory = torch.frombuffer(opened.files[WEIGHTS].data(), dtype=torch.uint8)
     try:
         return weights.read(memory, opened.manifest.tensors)
@@ -260,7 +163,7 @@ def _tensors_of(opened: _Opened) -> list[torch.Tensor]:
 
 def _build(
     path: Path,
-    opened: _Opened,
+    opened: Opened,
     entry: VariantEntry,
     notes: list[str],
     threads: int | None,

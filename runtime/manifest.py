@@ -14,13 +14,13 @@ from infopt.runtime.errors import ArtifactCorrupt, ArtifactTooNew, PlanError
 from infopt.runtime.folder import check_name
 from infopt.runtime.records import load_json, read_json, write_json
 from infopt.runtime.signature import Signature
+from infopt.runtime.weights import FILE as WEIGHTS
 from infopt.runtime.weights import Stored
 
 FORMAT = 2
 ABI = 1  # of the C interface between plans and kernels
 NAME = "manifest.json"
 ATTACHED = "attached/"  # files that travel along and are never read: a tokenizer's
-WEIGHTS = "weights.safetensors"
 GRAPH = "graph.txt"
 
 

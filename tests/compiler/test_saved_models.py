@@ -403,3 +403,62 @@ def test_every_flipped_byte_of_a_compiled_model(saved, no_code):
                 infopt.load(saved)
             content[place] ^= 4
         path.write_bytes(content)
+
+
+def test_one_file_is_an_artifact_too(compiled, net, tmp_path, capsys, monkeypatch):
+    """Signed, verified, inspected, run, given other weights; a stranger's code is not mapped."""
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    from cryptography.hazmat.primitives import serialization
+
+    path = compiled.save(tmp_path / "model.infopt", golden=2)
+    x = torch.randn(7, 8)
+    program = infopt.load(path, check=True)
+    close(program(x), net(x))
+    other = Net().eval()
+    other.load_state_dict(
+        {k: v * 0.5 if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    )
+    program.load_weights(other.state_dict())
+    close(program(x), other(x))
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    (tmp_path / "key.pem").write_bytes(
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (tmp_path / "public.pem").write_bytes(
+        private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    keys = [str(tmp_path / name) for name in ("key.pem", "public.pem")]
+    with pytest.raises(ArtifactUntrusted, match=r"expected a signature, found no model\.sig"):
+        infopt.verify(path, verify_with=keys[1])
+    assert main(["sign", str(path), "--key", keys[0]]) == 0
+    assert main(["verify", str(path), "--key", keys[1], "--golden"]) == 0
+    assert main(["inspect", str(path)]) == 0
+    assert main(["run", str(path), "--key", keys[1]]) == 0
+    assert "2 golden calls give the stored results" in capsys.readouterr().out
+    assert infopt.sign(path, keys[0]) == path  # once more: the signature is replaced
+    assert sorted(os.listdir(tmp_path)) == ["key.pem", "model.infopt", "public.pem"]
+
+    monkeypatch.setattr("infopt.runtime.trust.os.geteuid", lambda: os.getuid() + 12345)
+    if os.getuid() == 0:  # what is root's is everybody's
+        os.chown(path, 54321, -1)
+    with pytest.warns(infopt.NativeCodeRefused, match="belongs to another user"):
+        assert infopt.load(path).level == "reference"
+    assert infopt.load(path, verify_with=keys[1]).level != "reference"
+
+
+def test_what_is_attached_to_one_file(compiled, tmp_path):
+    (tmp_path / "words.txt").write_text("one two")
+    path = compiled.save(tmp_path / "model.infopt", attach=[tmp_path / "words.txt"])
+    program = infopt.load(path)
+    copy = program.attached("words.txt")
+    assert copy.read_text() == "one two" and program.attached("words.txt") == copy
+    with pytest.raises(KeyError, match="no 'other' is attached"):
+        program.attached("other")
+    again = infopt.load(path)
+    compiled.save(path, overwrite=True)  # without it
+    with pytest.raises(ArtifactCorrupt, match="the content was changed since it was loaded"):
+        again.attached("words.txt")
+    del program
+    assert not copy.exists()

@@ -386,7 +386,9 @@ def test_links_and_strange_files(saved, tmp_path, no_code):
 
 
 def test_not_an_artifact(tmp_path):
-    with pytest.raises(ArtifactCorrupt, match="expected the folder of an artifact"):
+    with pytest.raises(
+        ArtifactCorrupt, match="expected an artifact, a folder or one file: there is nothing"
+    ):
         load(tmp_path / "nothing")
     with pytest.raises(ArtifactCorrupt, match=r"manifest.json is missing"):
         load(tmp_path)
