@@ -78,17 +78,20 @@ class InterpretedDevice:
 
     def _launch(self, function: int, *rest: Any) -> int:
         x, y, z, threads, *_, parameters, _ = rest
-        kernel, launch = self._loaded[function - 1]
+        described, launch = self._loaded[function - 1]
         try:
-            addresses = (ctypes.c_void_p * len(kernel.arguments)).from_address(parameters)
+            addresses = (ctypes.c_void_p * len(described.arguments)).from_address(parameters)
             kinds = zip(launch.signature, addresses, strict=True)
             values = [_argument(kind, at) for kind, at in kinds]
-            self._check(kernel, launch, values, threads)
+            self._check(described, launch, values, threads)
             names = module(launch.source, interpreted=True)
             if "libdevice" in names:
                 names["libdevice"] = Libdevice
             with interpreting(), np.errstate(all="ignore"):
-                names[launch.entry][(x, y, z)](*values, **launch.constants)
+                kernel = names[launch.entry]
+                free = [n for n in kernel.arg_names if n not in launch.constants]
+                given = dict(zip(free, values, strict=True))
+                kernel[(x, y, z)](**given, **launch.constants)
         except BaseException as failure:
             self.failure = failure
             return 1

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infopt.codegen import build
+from infopt.codegen.load_gpu import gpu_program, lower_for_gpu
 from infopt.codegen.lower import Lowered, LoweringDeclined, lower
 from infopt.codegen.plan_writer import SHIPPED
 from infopt.codegen.schedules import Schedules, usual
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
+from infopt.runtime.absent_program import AbsentProgram
+from infopt.runtime.device import Device
 from infopt.runtime.errors import LibraryError
 from infopt.runtime.executor import Program
 from infopt.runtime.native import load_executor, open_library
@@ -23,6 +26,8 @@ __all__ = ["LoweringDeclined", "library_files", "lower_for", "program"]
 
 def lower_for(graph: Graph, target: Target, schedules: Schedules = usual) -> Lowered:
     """`lower` with what this installation has: kernels of the target's level, a C++ compiler."""
+    if target.kind == "gpu":
+        return lower_for_gpu(graph, target, schedules)
     with _declining():
         native = build.executor_library() is not None
         shipped = native and build.prebuilt(target.level) is not None
@@ -44,11 +49,19 @@ def library_files(lowered: Lowered) -> dict[str, Path]:
     return files
 
 
-def program(lowered: Lowered, threads: int | None = None) -> Program:
+def program(
+    lowered: Lowered,
+    threads: int | None = None,
+    device: Device | None = None,
+    record: bool = False,
+) -> Program | AbsentProgram:
     """The program of a lowered graph, for this machine.
 
-    Raises BuildFailed, CompilerMissing, and LoweringDeclined where no folder can be written to.
+    device, record: of one that was lowered for a GPU (load_gpu.py). Raises BuildFailed,
+    CompilerMissing, CannotCompile, and LoweringDeclined where no folder can be written to.
     """
+    if lowered.kind == "gpu":
+        return gpu_program(lowered, device, record=record)
     with _declining():
         try:
             libraries = _open(lowered)

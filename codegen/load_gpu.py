@@ -16,9 +16,12 @@ from infopt.codegen.schedules import Schedules, usual
 from infopt.codegen.triton_compile import Compiled, compile_launch
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
-from infopt.runtime.cuda_device import CudaDevice
+from infopt.runtime.absent_program import AbsentProgram
+from infopt.runtime.cuda_device import CudaDevice, find_gpus
 from infopt.runtime.device import Device
 from infopt.runtime.device_program import DeviceProgram
+from infopt.runtime.errors import DeviceMissing
+from infopt.runtime.gpu_levels import gpu_for, runs
 from infopt.runtime.native import load_executor
 from infopt.runtime.plan import AtenStep, DeviceKernel, Plan
 
@@ -66,12 +69,19 @@ def _described(text: KernelText, of: Compiled) -> DeviceKernel:
 
 def gpu_program(
     lowered: Lowered, device: Device | None = None, *, record: bool = False
-) -> DeviceProgram:
-    """The program of a graph lowered for a GPU, on `device`, default the first GPU here.
+) -> DeviceProgram | AbsentProgram:
+    """The program of a graph lowered for a GPU, on `device`, default the first one here that runs
+    its code; where there is none, a program that cannot be called.
 
     record: capture runs in graphs (runtime/recording.py). Raises CannotCompile, DeviceMissing.
     """
-    device = device or CudaDevice()
+    if device is None:
+        gpu = gpu_for(lowered.level, find_gpus())
+        if gpu is None:
+            return AbsentProgram(lowered.plan, lowered.constants, lowered.level)
+        device = CudaDevice(gpu.index)
+    if not runs(lowered.level, device.arch):
+        raise DeviceMissing(f"the program is for a GPU {lowered.level}, {device.where} is another")
     if isinstance(device, InterpretedDevice):
         plan, code = lowered.plan, device.take(lowered.kernels)
     else:

@@ -84,6 +84,7 @@ class Lowered:
     report: LoweringReport
     names: tuple[str, ...] = ()
     kernels: tuple[KernelText, ...] = ()
+    kind: str = "cpu"
 
 
 def lower(
@@ -164,7 +165,9 @@ class _Lowering:
         sources = {**self.texts.files(), **self.calls.sources}
         level, names = self.target.level, tuple(self.names)
         kernels = () if self.launches is None else tuple(self.launches.kernels.values())
-        return Lowered(plan, self.constants, sources, level, self.report, names, kernels)
+        return Lowered(
+            plan, self.constants, sources, level, self.report, names, kernels, self.target.kind
+        )
 
     def unit(self, unit: Unit) -> None:
         if unit.is_region:
@@ -331,7 +334,8 @@ class _Lowering:
 
     def reason(self, node: Node) -> str:
         if pointwise.find(node) is not None:
-            return pointwise.reason_against(node) or "no C++ compiler"
+            lacking = "no C++ compiler" if self.launches is None else "Triton is not installed"
+            return pointwise.reason_against(node) or lacking
         return self.emitter(node)[1] or "no installed kernels"
 
     def operands(self, args: tuple) -> tuple:

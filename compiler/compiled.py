@@ -19,6 +19,7 @@ from infopt.compiler.errors import ContractBroken
 from infopt.compiler.first_use import certify_new
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import interpret
+from infopt.compiler.one_device import originals
 from infopt.compiler.options import Options
 from infopt.compiler.page import page
 from infopt.compiler.pipeline import PassContext, Pipeline
@@ -26,6 +27,8 @@ from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.passes.pipelines import default_passes
+from infopt.runtime.absent_program import AbsentProgram
+from infopt.runtime.device import Device
 from infopt.runtime.executor import Program
 
 
@@ -36,10 +39,17 @@ class Built:
 
     graph: Graph
     lowered: Lowered
-    program: Program
+    program: Program | AbsentProgram
     report: Report
     derived: Mapping[str, Node] = field(default_factory=dict)
     batch_invariant: bool = False
+    options: Options = field(default_factory=Options)
+    device: Device | None = None
+
+    def with_constants(self, lowered: Lowered) -> Built:
+        """The same with other constants: nothing is compiled anew."""
+        made = made_for(lowered, self.options, self.device)
+        return replace(self, lowered=lowered, program=made)
 
 
 def build(
@@ -49,10 +59,12 @@ def build(
     report: Report,
     samples: Sequence[tuple[Any, ...]] = (),
     calibration: Sequence[tuple[Any, ...]] = (),
+    device: Device | None = None,
 ) -> Built:
     """Run the passes, lower and build. Errors of passes are raised; nothing is half done.
 
-    samples: inputs to measure errors on. calibration: further ones, to choose by
+    samples: inputs to measure errors on. calibration: further ones, to choose by; all on the CPU.
+    device: the GPU to run on, for such a target (load_gpu.py)
     """
     settings = Settings.from_environment()
     if settings.dump is not None:
@@ -62,14 +74,14 @@ def build(
         target = replace(target, batch_invariant=True)
     try:
         ctx = PassContext(target, tuple(samples), report, settings, calibration=tuple(calibration))
-        return _build(graph, options, ctx)
+        return _build(graph, options, ctx, device)
     finally:
         if settings.dump is not None:
             write(settings.dump, "report.json", report.json())
             write(settings.dump, "report.html", page([report], settings.dump.name))
 
 
-def _build(graph: Graph, options: Options, ctx: PassContext) -> Built:
+def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | None = None) -> Built:
     target, report, samples, settings = ctx.target, ctx.report, ctx.samples, ctx.settings
     start = time.perf_counter()
     passes = options.passes
@@ -99,8 +111,10 @@ def _build(graph: Graph, options: Options, ctx: PassContext) -> Built:
         write(settings.dump, "plan.json", lowered.plan.to_json())
         for name, source in lowered.sources.items():
             write(settings.dump, f"{name}.cpp", source)
-    made = program(lowered, options.threads)
-    if settings.check >= 2:
+        for text in lowered.kernels:
+            write(settings.dump, f"{text.name}.py", text.launch.source)
+    made = made_for(lowered, options, device)
+    if settings.check >= 2 and not isinstance(made, AbsentProgram):
         _check_program(graph, made, samples)
     report.phases["passes"] = passed - start
     report.phases["lower"] = lowered_at - passed
@@ -116,7 +130,17 @@ def _build(graph: Graph, options: Options, ctx: PassContext) -> Built:
     hints = {d.name: d.hint for d in graph.dims}
     if all(d.name in hints for d in lowered.plan.dims):
         report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
-    return Built(graph, lowered, made, report, ctx.derived, target.batch_invariant)
+    return Built(graph, lowered, made, report, ctx.derived, target.batch_invariant, options, device)
+
+
+def made_for(
+    lowered: Lowered, options: Options, device: Device | None = None
+) -> Program | AbsentProgram:
+    """The program of a lowered graph as the options ask for it, on a GPU or this machine."""
+    if device is not None:
+        constants = originals(lowered.constants, device.where)
+        lowered = replace(lowered, constants=constants)
+    return program(lowered, options.threads, device, options.cuda_graphs)
 
 
 def _tuner(

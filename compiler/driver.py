@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from infopt.codegen.lower import LoweringDeclined
 from infopt.compiler.compiled import build
@@ -16,11 +18,14 @@ from infopt.compiler.dynamo import refuse_fallbacks, reports_of
 from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
 from infopt.compiler.export import Exported, export
 from infopt.compiler.interpret import bind_dims
+from infopt.compiler.machine import Machine, machine_for
 from infopt.compiler.model import AsTorch, Compiled, signature_of
+from infopt.compiler.one_device import mapped, on_cpu
 from infopt.compiler.options import Options
 from infopt.compiler.page import page
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
+from infopt.runtime.device import Device
 from infopt.runtime.errors import InputMismatch, PlanError
 from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
@@ -31,15 +36,20 @@ def compile(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    target: str | Target = "native",
+    target: str | Target | None = None,
     dynamic_shapes: Any = None,
+    device: Device | None = None,
     **options: Any,
 ) -> Compiled | AsTorch:
     """Compile a model for its example arguments.
 
     model           a module in the mode it shall run in, a function, or an ExportedProgram
     args, kwargs    example inputs; sizes are fixed except those named in dynamic_shapes
-    target          "native", or a machine such as "cpu:avx2" (Target.parse)
+    target          "native", or a machine such as "cpu:avx2" or "cuda:sm90" (Target.parse); None:
+                    where the example inputs are. Of several, "cpu:avx512;cuda:sm90", the first
+                    runs here, and `save` writes an artifact for all
+    device          the GPU to run on (runtime/device.py); None: that of the example inputs, or the
+                    first that the target names. Without one the result can be saved, not called
     dynamic_shapes  as torch.export takes them
     options         see infopt.compiler.options.Options
 
@@ -48,14 +58,20 @@ def compile(
     Raises BadOption for unknown options, FallbackRefused with strict=True.
     """
     parsed = Options.parse(options)
-    machine = target if isinstance(target, Target) else Target.parse(target)
     if not isinstance(args, tuple):
         raise BadOption(f"args: expected a tuple of example inputs, found {type(args).__name__}")
-    report = Report(target=machine.name)
+    named = (target,) if isinstance(target, Target) else Target.parse_list(target or "native")
+    report = Report(target=named[0].name)
     try:
         with torch_threads():
+            here = machine_for(tree_leaves((args, kwargs or {})))
+            if target is None or (device is None and here.target.level == named[0].level):
+                named = (here.target,) if target is None else named
+                device = device or here.device
             return _compile(
-                model, args, dict(kwargs or {}), machine, dynamic_shapes, parsed, report
+                *(model, args, dict(kwargs or {}), dynamic_shapes, parsed, report),
+                Machine(named[0], device),
+                named[1:],
             )
     except (TraceDeclined, LoweringDeclined, PlanError, DependsOnSize) as declined:
         if parsed.strict:
@@ -70,21 +86,28 @@ def _compile(
     model: Any,
     args: tuple,
     kwargs: dict[str, Any],
-    target: Target,
     dynamic_shapes: Any,
     options: Options,
     report: Report,
+    machine: Machine,
+    also: tuple[Target, ...],
 ) -> Compiled:
     start = time.perf_counter()
     exported = export(model, args, kwargs, dynamic_shapes, Leaf)
+    graph_consts, parameters = mapped(exported.graph.consts, exported.parameters)
+    graph = replace(exported.graph, consts=graph_consts)
+    exported = replace(exported, graph=graph, parameters=parameters)
     report.phases["trace"] = time.perf_counter() - start
     samples = [exported.sample(args, kwargs)] if args or kwargs else []
     if options.budget is not None:
         samples += _further(exported, options.budget.samples, "samples")
     calibration = _further(exported, options.calibration or (), "calibration")
-    built = build(exported.graph, options, target, report, samples, calibration)
+    samples = [tuple(map(on_cpu, sample)) for sample in samples]
+    calibration = [tuple(map(on_cpu, sample)) for sample in calibration]
+    target, device = machine.target, machine.device
+    built = build(exported.graph, options, target, report, samples, calibration, device)
     refuse_fallbacks(options, report)
-    return Compiled(exported, built, (args, kwargs))
+    return Compiled(exported, built, (args, kwargs), also)
 
 
 def _further(exported: Exported, given: Sequence[tuple[Any, ...]], of: str) -> list[tuple]:

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,11 +29,13 @@ from infopt.compiler.errors import (
 )
 from infopt.compiler.frozen import Freezing
 from infopt.compiler.graph import Graph
+from infopt.compiler.machine import Machine, machine_for
+from infopt.compiler.one_device import CPU, mapped, on_cpu
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
-from infopt.compiler.target import Target
+from infopt.compiler.settings import Settings
 from infopt.compiler.trace import from_fx
-from infopt.runtime.errors import InputOverlap, PlanError
+from infopt.runtime.errors import InputOverlap, InputUnaligned, PlanError
 from infopt.runtime.forked import torch_threads
 
 log = logging.getLogger(__name__)
@@ -127,15 +129,31 @@ def _compile(
     if freezing is not None:
         graph, order = freezing.apply(inputs)
     samples = [tuple(_detached(inputs[i]) for i in order)]
-    built = build(graph, options, Target.detect(), report, samples)
+    machine = machine_for(inputs)
+    graph, samples = _off_gpu(graph, samples, options, machine)
+    built = build(graph, options, machine.target, report, samples, device=machine.device)
     entry.graph = built.graph
     refuse_fallbacks(options, report)
     counters["infopt"]["native_nodes"] += report.native_nodes
     counters["infopt"]["aten_nodes"] += report.aten_nodes
     _trace_artifacts(built.graph, report)
     random = any(node.serial for node in built.graph.nodes())
-    compiled = Compiled(built.program, order, module.forward, report, random)
+    where = built.program.where
+    compiled = Compiled(built.program, order, module.forward, report, random, where)
     return compiled if freezing is None else _Quantized(compiled, freezing, options, inputs)
+
+
+def _off_gpu(
+    graph: Graph, samples: list[tuple[Any, ...]], options: Options, machine: Machine
+) -> tuple[Graph, list[tuple[Any, ...]]]:
+    """Constants on the CPU, where passes evaluate them; samples, which hold all weights, only where
+    something is measured on them."""
+    if machine.target.kind == "cpu":
+        return graph, samples
+    (consts,) = mapped(graph.consts)
+    measured = options.is_lossy or Settings.from_environment().check
+    kept = [tuple(map(on_cpu, sample)) for sample in samples] if measured else []
+    return replace(graph, consts=consts), kept
 
 
 def refuse_fallbacks(options: Options, report: Report) -> None:
@@ -154,6 +172,7 @@ class Compiled:
     fallback: Callable[..., Any]
     report: Report
     random: bool
+    where: torch.device = CPU
     _pick: Callable[[tuple], Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,11 +183,14 @@ class Compiled:
             self._pick = operator.itemgetter(*self.order)
 
     def __call__(self, *args: Any) -> Any:
-        seed = torch.get_rng_state() if self.random else None
+        on_gpu = self.where.type != "cpu"
+        seed = None
+        if self.random:
+            seed = torch.cuda.get_rng_state(self.where) if on_gpu else torch.get_rng_state()
         try:
             return self.program(self._pick(args))
-        except InputOverlap:  # a written input shares memory with another: torch defines the order
-            pass
+        except (InputOverlap, InputUnaligned):
+            pass  # a written input shares memory with another: torch defines the order
         except PlanError as error:
             # A torch operator made another tensor than its own shape rule said. Results and
             # written inputs leave a program only at its end, so nothing has happened yet.
@@ -177,7 +199,10 @@ class Compiled:
             self.report.declined = reason
             self.program = _always(error)
         if seed is not None:
-            torch.set_rng_state(seed)
+            if on_gpu:
+                torch.cuda.set_rng_state(seed, self.where)
+            else:
+                torch.set_rng_state(seed)
         return self.fallback(*args)
 
 
@@ -195,9 +220,11 @@ class _Quantized:
         if state != self.state:
             log.info("weights were changed: they are quantized again")
             graph, _ = self.freezing.apply(args)
+            machine = machine_for(args)
+            graph, _ = _off_gpu(graph, [], self.options, machine)
             with torch_threads():
                 self.compiled.program = build(
-                    graph, self.options, Target.detect(), Report()
+                    graph, self.options, machine.target, Report(), device=machine.device
                 ).program
             self.state = state
         return self.compiled(*args)

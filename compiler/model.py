@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 
 import infopt
 from infopt.codegen.build import executor_library
-from infopt.codegen.load import library_files, lower_for, program
-from infopt.codegen.lower import LoweringDeclined, lower
+from infopt.codegen.load import library_files, lower_for
+from infopt.codegen.load_gpu import compiled_kernels
+from infopt.codegen.lower import Lowered, LoweringDeclined, lower
 from infopt.compiler.compiled import Built
 from infopt.compiler.errors import FallbackRefused
 from infopt.compiler.export import Exported
@@ -22,6 +23,7 @@ from infopt.compiler.provenance import provenance
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.runtime import swap
+from infopt.runtime.absent_program import AbsentProgram
 from infopt.runtime.artifact import (
     EXECUTOR,
     Artifact,
@@ -31,6 +33,7 @@ from infopt.runtime.artifact import (
     Source,
     Variant,
 )
+from infopt.runtime.door import CPU
 from infopt.runtime.executor import Program
 from infopt.runtime.golden import limit_for
 from infopt.runtime.structure import describe
@@ -45,13 +48,18 @@ class Compiled:
     """
 
     def __init__(
-        self, exported: Exported, built: Built, examples: tuple[tuple, Mapping[str, Any]]
+        self,
+        exported: Exported,
+        built: Built,
+        examples: tuple[tuple, Mapping[str, Any]],
+        also: Sequence[Target] = (),
     ) -> None:
         self.report: Report = built.report
         self.graph: Graph | None = built.graph
         self._origin = provenance(exported, built.graph, built.derived)
-        self._exported, self._built = exported.without_tensors(), built
-        self._examples = examples
+        state = [t.to(built.program.where) for t in exported.state]
+        self._exported, self._built = replace(exported.without_tensors(), state=state), built
+        self._examples, self._also = examples, tuple(also)
         self.signature = signature_of(exported)
         self._rebuild = exported.rebuild
         self.about: dict[str, Any] = {"target": built.report.target}
@@ -97,13 +105,13 @@ class Compiled:
         names = built.lowered.names
         consts = {**built.graph.consts, **changed}
         lowered = replace(built.lowered, constants=[consts[name] for name in names])
-        made = program(lowered, built.program.threads)
+        where = built.program.where
         state = list(self._exported.state)
         for name, index in entry.states.items():
             if name in given:
-                state[index] = given[name].clone()
+                state[index] = given[name].clone().to(where)
         graph = replace(built.graph, consts=consts)
-        self._built = replace(built, graph=graph, lowered=lowered, program=made)
+        self._built = replace(built.with_constants(lowered), graph=graph)
         self._exported, self.graph = replace(self._exported, state=state), graph
 
     def save(
@@ -118,21 +126,21 @@ class Compiled:
         """Write the artifact (docs/artifact-format.md): a folder, or one file where the path ends
         in ".infopt". infopt.load reads both.
 
-        targets: further machines it shall run on, "cpu:avx2" or "cpu:scalar"; the best one is
+        targets: further machines it shall run on, "cpu:avx2" or "cuda:sm90"; the best one is
         chosen at load, the weights are stored once.
         golden: store the example call and its result, or so many calls (the further ones are the
         example's tensors with their values moved around), for infopt.load(check=True). They take
         the size of their inputs and outputs.
         attach: files that travel along, such as a tokenizer's; `attached(name)` of what is loaded.
-        Raises FileExistsError, and LoweringDeclined or BuildFailed for a target.
+        Raises FileExistsError, and LoweringDeclined, BuildFailed or CannotCompile for a target;
+        DeviceMissing for golden calls where the GPU is not here.
         """
         built, exported = self._built, self._exported
         variants = [_variant(built.lowered)]
-        for target in targets:
-            machine = target if isinstance(target, Target) else Target.parse(target)
+        for machine in (*self._also, *_each(targets)):
             machine = replace(machine, batch_invariant=built.batch_invariant)
             variants.append(_variant(lower_for(built.graph, machine)))
-        reference = reference_of(built.graph) if variants[0].libraries else None
+        reference = reference_of(built.graph) if variants[0].is_native else None
         count = len(exported.graph.inputs) - len(exported.state)
         sources = [Source(leaf=i) for i in exported.leaves]
         state = [Source(state=i) for i in range(len(exported.state))]
@@ -141,7 +149,7 @@ class Compiled:
             inputs=sources[:count] + state + sources[count:],
             outputs=describe(exported.outputs),
             variants=list({v.level: v for v in reversed(variants)}.values()),
-            state=exported.state,
+            state=[t.cpu() for t in exported.state],
             graph_text=str(built.graph),
             passes=self.report.to_json()["passes"],
             about=self.about,
@@ -163,9 +171,10 @@ class Compiled:
             for v in self.signature.bind(args, kwargs)
         ]
 
-        def run(of: Program) -> list[Any]:
-            inputs = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
-            return of(self._inputs(inputs, [t.clone() for t in self._exported.state]))
+        def run(of: Program | AbsentProgram) -> list[Any]:
+            inputs = [_copied(v, of.where) for v in flat]
+            results = of(self._inputs(inputs, [_copied(t, of.where) for t in self._exported.state]))
+            return [v.cpu() if isinstance(v, torch.Tensor) else v for v in results]
 
         outputs = run(self._built.program)
         limits: list[float | None] = [None] * len(outputs)
@@ -173,7 +182,7 @@ class Compiled:
             spaces = {s.op.partition(".")[0] for s in reference.plan.steps if hasattr(s, "op")}
             plain = run(Program(reference.plan, reference.constants, allow_ops=spaces))
             limits = [limit_for(a, b) for a, b in zip(outputs, plain, strict=True)]
-        return Golden(flat, outputs, limits)
+        return Golden([_copied(v, CPU) for v in flat], outputs, limits)
 
     def __repr__(self) -> str:
         return f"<infopt.Compiled for {self.report.target}>"
@@ -217,7 +226,20 @@ def reference_of(graph: Graph) -> Variant | None:
     return Variant(lowered.level, lowered.plan, lowered.constants, {}, lowered.names)
 
 
-def _variant(lowered: Any) -> Variant:
+def _each(targets: Sequence[str | Target]) -> Iterator[Target]:
+    """Targets given one by one, or several in a string."""
+    for target in targets:
+        yield from (target,) if isinstance(target, Target) else Target.parse_list(target)
+
+
+def _copied(value: Any, where: torch.device) -> Any:
+    return value.detach().to(where, copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def _variant(lowered: Lowered) -> Variant:
+    if lowered.kind == "gpu":
+        plan, code = compiled_kernels(lowered)
+        return Variant(lowered.level, plan, lowered.constants, {}, lowered.names, code)
     libraries = dict(library_files(lowered))
     executor = executor_library()
     if libraries and executor is not None:

@@ -112,7 +112,8 @@ def _attribute(value: Any, kind: str) -> Any:
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, torch.device):
-        return torch.device(value.type) if value.type == "cpu" else value
+        # a program is on one device, and its graph calls that the CPU
+        return torch.device("cpu") if value.type in ("cpu", "cuda") else value
     return value
 
 

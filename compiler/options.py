@@ -44,6 +44,8 @@ class Options:
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
+    cuda_graphs  on a GPU, capture a run whose sizes came before and replay it from then on; what
+               torch.compile's mode="reduce-overhead" asks for
     """
 
     compute: str | None = None
@@ -59,6 +61,7 @@ class Options:
     budget: Budget | None = None
     calibration: tuple[tuple[Any, ...], ...] | None = None
     batch_invariant: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.compute not in (None, "bf16"):
@@ -77,7 +80,7 @@ class Options:
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
-        for name in ("strict", "batch_invariant"):
+        for name in ("strict", "batch_invariant", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 found = getattr(self, name)
                 raise BadOption(f"{name}: expected True or False, found {found!r}")
@@ -100,6 +103,12 @@ class Options:
     def quantizes(self) -> bool:
         """True where weights may be stored in another format."""
         return self.weights is not None or self.budget is not None
+
+    @property
+    def is_lossy(self) -> bool:
+        """True where passes may run whose error is measured."""
+        asked = (self.compute, self.passes, self.max_error)
+        return self.quantizes or any(option is not None for option in asked)
 
     def _checked_budget(self) -> Budget | None:
         """`budget`, or what objective, max_error and max_memory make one."""
@@ -146,7 +155,8 @@ class Options:
     def parse(cls, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
         """From what torch.compile or infopt.compile were given.
 
-        mode: one of torch's names; max-autotune means tune=2 where tune is not given.
+        mode: one of torch's names; max-autotune means tune=2 where tune is not given, and
+        reduce-overhead cuda_graphs=True.
         Raises BadOption that lists the known options or modes.
         """
         known = [f.name for f in fields(cls)]
@@ -163,6 +173,8 @@ class Options:
             raise BadOption(f"unknown mode {mode!r}; known modes are {', '.join(MODES)}")
         if mode.startswith("max-autotune") and "tune" not in given:
             parsed = replace(parsed, tune=2)
+        if mode == "reduce-overhead" and "cuda_graphs" not in given:
+            parsed = replace(parsed, cuda_graphs=True)
         return parsed
 
 

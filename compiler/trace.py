@@ -58,6 +58,9 @@ _SCALAR_FORM = {
 }
 
 
+DEVICES = ("cpu", "cuda")
+
+
 def from_fx(module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False) -> Graph:
     """The Graph of a module whose placeholders are tensors and integers.
 
@@ -85,6 +88,7 @@ class _Tracer:
         self.input_nodes: list[fx.Node] = []
         self.scalars: list[Any] = []
         self.consts: dict[str, torch.Tensor] = {}
+        self.devices: dict[torch.device, str] = {}  # and the first thing that is there
 
     def run(self) -> Graph:
         for index, node in enumerate(self.module.graph.nodes):
@@ -95,6 +99,7 @@ class _Tracer:
             elif node.op == "call_function":
                 self.call(node)
             elif node.op == "output":
+                self.check_one_device()
                 return self.finish(node)
             else:
                 raise TraceDeclined(f"{node.op} {node.target} is not an operator call")
@@ -104,6 +109,7 @@ class _Tracer:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             check_tensor(node.name, value)
+            self.devices.setdefault(value.device, f"input {node.name}")
             made = self.o.input(node.name, TensorType.of(value), index in self.weights)
             self.inputs.append(made)
             self.input_nodes.append(node)
@@ -123,6 +129,7 @@ class _Tracer:
                 f"{node.target} is a {type(value).__name__}: control flow or a script"
             )
         check_tensor(str(node.target), value)
+        self.devices.setdefault(value.device, str(node.target))
         name = f"c_{node.target}".replace(".", "_")
         self.consts[name] = value.detach()
         node.meta.setdefault("val", value)
@@ -362,13 +369,19 @@ class _Tracer:
         if position is not None and node.args[position]:
             raise TraceDeclined(f"{overload} in training mode updates its running statistics")
         for value in _tensors(node.meta.get("val")):
-            if value.device.type != "cpu" or value.layout is not torch.strided:
+            if value.device.type not in DEVICES or value.layout is not torch.strided:
                 raise TraceDeclined(f"{overload} gives a {value.layout} tensor on {value.device}")
+            self.devices.setdefault(value.device, f"the result of {overload}")
         symbols = [
             as_size(s) for v in _tensors(node.meta.get("val")) for s in (*v.shape, *v.stride())
         ]
         if any(str(t).startswith("u") for s in symbols for t in sympy.sympify(s).free_symbols):
             raise TraceDeclined(f"{overload} gives a size that depends on data")
+
+    def check_one_device(self) -> None:
+        if len(self.devices) > 1:
+            found = ", ".join(f"{what} on {where}" for where, what in self.devices.items())
+            raise TraceDeclined(f"tensors of several devices: {found}")
 
     def check_no_overlap(self, node: fx.Node, target: fx.Node) -> None:
         """In-place reads of the same memory through another view are order-dependent in torch."""
@@ -509,9 +522,9 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def check_tensor(name: str, value: torch.Tensor) -> None:
-    """Raises TraceDeclined for tensors that are not plain strided ones on the CPU."""
-    if value.device.type != "cpu":
-        raise TraceDeclined(f"{name} is on {value.device}, this target runs on the CPU")
+    """Raises TraceDeclined for tensors that are not plain strided ones, on the CPU or a GPU."""
+    if value.device.type not in DEVICES:
+        raise TraceDeclined(f"{name} is on {value.device}, expected one of {', '.join(DEVICES)}")
     if value.layout is not torch.strided or value.is_quantized:
         raise TraceDeclined(f"{name} is a {value.layout} tensor")
     if value.is_complex() or value.is_conj() or value.is_neg():

@@ -14,6 +14,7 @@ from torch.utils._sympy.functions import CeilToInt, FloatTrueDiv, ToFloat
 
 Size: TypeAlias = "int | sympy.Expr"
 
+_PLACE = {"cuda": "cpu"}
 _SHORT = {
     torch.float64: "f64",
     torch.float32: "f32",
@@ -79,6 +80,7 @@ class TensorType:
 
     shape: sizes, each an int or a sympy expression over the graph's dims
     strides: in elements, same length as shape; the layout that torch's own run would give
+    device: "cpu" for all tensors of a program, on whichever one device it runs
     """
 
     shape: tuple[Size, ...]
@@ -93,7 +95,7 @@ class TensorType:
             tuple(as_size(s) for s in tensor.shape),
             tensor.dtype,
             tuple(as_size(s) for s in tensor.stride()),
-            tensor.device.type,
+            _PLACE.get(tensor.device.type, tensor.device.type),
         )
 
     @classmethod

@@ -5,7 +5,7 @@ manifest.json          what it is, with size and sha256 of every other file
 weights.safetensors    memory-mapped, tensors 64-byte aligned
 plans/<level>.json     the plan for one instruction-set level; plans/reference.json: torch calls
 plans/weights.json     how folded constants come from the model's parameters
-kernels/<level>/*.so   its native kernels
+kernels/<level>/*.so   its native kernels; *.cubin and *.hsaco those of GPUs
 graph.txt              the final graph, for people
 model.sig              a signature, see signature_file.py
 """
@@ -25,6 +25,7 @@ import torch
 from infopt.runtime import folder, packed
 from infopt.runtime.cpu import FEATURES, LEVELS, detect
 from infopt.runtime.errors import PlanError
+from infopt.runtime.gpu_levels import GPU_LEVELS
 from infopt.runtime.manifest import (
     ABI,
     ATTACHED,
@@ -53,8 +54,9 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Variant:
-    """The program for one level of cpu.LEVELS; libraries: the files, by the plan's names.
+    """The program for one level of cpu.LEVELS or gpu_levels.GPU_LEVELS.
 
+    libraries: the files, by the plan's names; code: of a GPU, the machine code itself.
     names: what the graph calls the constants; needed to swap weights.
     """
 
@@ -63,6 +65,12 @@ class Variant:
     constants: Sequence[torch.Tensor] = ()
     libraries: Mapping[str, Path] = field(default_factory=dict)
     names: Sequence[str] = ()
+    code: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it holds native code, of any machine."""
+        return bool(self.libraries or self.code)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ class Artifact:
         contents |= {name: [plan.to_json().encode()] for name, plan in plans.items()}
         for variant, entry in programs.values():
             for name, file in entry.libraries.items():
-                contents[file] = [Path(variant.libraries[name]).read_bytes()]
+                code = variant.code.get(name)
+                contents[file] = [code or Path(variant.libraries[name]).read_bytes()]
         contents |= {ATTACHED + name: [p.read_bytes()] for name, p in self.attached.items()}
         entries = {name: entry for name, (_, entry) in programs.items()}
         files = {name: folder.entry_of(parts) for name, parts in contents.items()}
@@ -177,10 +186,14 @@ class Artifact:
 
 
 def _entry(variant: Variant, name: str, first_constant: int) -> VariantEntry:
-    level, native = variant.level, bool(variant.libraries)
-    if level not in LEVELS:
-        raise PlanError(f"expected a level of {LEVELS}, found {level!r}")
-    if lacking := set(variant.plan.libraries) - set(variant.libraries):
+    level, native, names = variant.level, bool(variant.libraries), list(variant.libraries)
+    known = (*LEVELS, *GPU_LEVELS)
+    if level not in known:
+        raise PlanError(f"expected a level of {known}, found {level!r}")
+    suffix = "so"
+    if level in GPU_LEVELS:
+        names, suffix = list(variant.code), "cubin" if level.startswith("sm") else "hsaco"
+    if lacking := set(variant.plan.libraries) - set(names):
         raise PlanError(f"the plan for {level} needs the libraries {sorted(lacking)}")
     return VariantEntry(
         level=level,
@@ -188,7 +201,7 @@ def _entry(variant: Variant, name: str, first_constant: int) -> VariantEntry:
         system=sys.platform if native else "any",
         features=FEATURES[level] if native else (),
         plan=f"plans/{name}.json",
-        libraries={name: f"kernels/{level}/{name}.so" for name in sorted(variant.libraries)},
+        libraries={name: f"kernels/{level}/{name}.{suffix}" for name in sorted(names)},
         constants=tuple(range(first_constant, first_constant + len(variant.constants))),
         names=tuple(variant.names),
     )

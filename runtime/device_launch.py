@@ -113,7 +113,7 @@ class Launches:
         for kind, (buffer, slot) in zip(kernel.arguments, step.arguments, strict=True):
             value = slots[slot]
             if kind == "pointer":
-                values.append(ctypes.c_uint64(context.bases[buffer] + value))
+                values.append(ctypes.c_uint64(self._base(context, buffer) + value))
             elif kind == "fp32":
                 values.append(ctypes.c_float(struct.unpack("<d", struct.pack("<q", value))[0]))
             elif kind == "i32" and not -(2**31) <= value < 2**31:
@@ -125,6 +125,13 @@ class Launches:
         function = self.functions[step.device_kernel]
         size = (kernel.threads, 1, 1, kernel.shared)
         return self._call(function, *grid, *size, stream, ctypes.addressof(parameters), None)
+
+    def _base(self, context: Context, buffer: int) -> int:
+        """Where a buffer begins."""
+        in_arena = self.plan.buffers[buffer].kind == "arena" and context.native is not None
+        if not in_arena:
+            return context.bases[buffer]
+        return context.bases[len(self.plan.buffers)] + context.starts[buffer]
 
     def _fail(self, number: int, status: int, context: Context) -> None:
         step = self.steps[number]

@@ -23,7 +23,8 @@ class LoadedProgram:
     """A loaded artifact: call it as the model was called.
 
     manifest  what the artifact says of itself
-    level     the instruction-set level that runs, or "reference": torch calls alone
+    level     the instruction-set level or GPU architecture that runs, or "reference": torch calls
+              alone
     notes     what a user should know of this load: why it is not the best program
     """
 
@@ -44,7 +45,8 @@ class LoadedProgram:
         self.program = make([tensors[i] for i in entry.constants])
         self._entry, self._tensors, self._make = entry, tensors, make
         self._weights_plan = weights_plan
-        self._state = [tensors[i].clone() for i in manifest.state]
+        where = self.program.where
+        self._state = [tensors[i].to(where, copy=True) for i in manifest.state]
         self._sources = [(s.state is None, s.leaf or s.state or 0) for s in manifest.inputs]
         self._rebuild = builder(manifest.outputs)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
@@ -112,15 +114,16 @@ class LoadedProgram:
         program = self._make([changed.get(name, old) for name, old in current.items()])
         for name, index in entry.states.items():
             if name in given:
-                self._state[index] = given[name].clone()
+                self._state[index] = given[name].to(program.where, copy=True)
         self.program = program
 
     def _inputs(self, flat: Sequence[Any], state: Sequence[torch.Tensor]) -> list[Any]:
         return [flat[i] if is_leaf else state[i] for is_leaf, i in self._sources]
 
     def _check(self, number: int, case: GoldenCase) -> None:
+        where = self.program.where
         flat = [self._value(v, copy=True) for v in case.inputs]
-        state = [self._tensors[i].clone() for i in self.manifest.state]
+        state = [self._tensors[i].to(where, copy=True) for i in self.manifest.state]
         place = f"golden call {number}"
         try:
             found = self.program(self._inputs(flat, state))
@@ -130,6 +133,8 @@ class LoadedProgram:
             raise GoldenMismatch(f"{place}: {len(case.outputs)} outputs, found {len(found)}")
         names = paths(self.manifest.outputs)
         for i, (stored, result) in enumerate(zip(case.outputs, found, strict=True)):
+            if isinstance(result, torch.Tensor):
+                result = result.cpu()
             reason = golden.difference(self._value(stored), result, case.limits[i])
             if reason:
                 raise GoldenMismatch(f"{place}, output {names.get(i, i)}: {reason}")
@@ -139,7 +144,7 @@ class LoadedProgram:
             if "tensor" not in stored:
                 return float(stored["float"])
             tensor = self._tensors[stored["tensor"]]
-            return tensor.clone() if copy else tensor
+            return tensor.to(self.program.where, copy=True) if copy else tensor
         return stored
 
     def __repr__(self) -> str:

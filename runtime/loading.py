@@ -13,6 +13,7 @@ from infopt.runtime import folder, packed, signature_file, trust, weights
 from infopt.runtime.artifact import EXECUTOR
 from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.code import map_code
+from infopt.runtime.device import Device
 from infopt.runtime.errors import (
     ArtifactCorrupt,
     ArtifactIncompatible,
@@ -25,9 +26,10 @@ from infopt.runtime.loaded import LoadedProgram
 from infopt.runtime.manifest import GRAPH, NAME, WEIGHTS, Manifest, VariantEntry
 from infopt.runtime.native import load_executor, typed_executor
 from infopt.runtime.opened import Opened, manifest_of, verified
+from infopt.runtime.placing import Place, choose_for, device_of, maker_on
 from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.trust import NativeCodeRefused
-from infopt.runtime.verdict import RUNS, choose
+from infopt.runtime.verdict import RUNS, Verdict
 
 __all__ = ["LoadedProgram", "load", "read_manifest", "sign", "verify"]
 
@@ -40,6 +42,8 @@ def load(
     verify_with: str | Path | None = None,
     check: bool = False,
     allow_ops: Collection[str] = (),
+    device: Place = None,
+    cuda_graphs: bool = False,
 ) -> LoadedProgram | CausalLM:
     """Load an artifact, a folder or one file, after every byte of it was verified.
 
@@ -51,6 +55,8 @@ def load(
     verify_with: a PEM public key; the artifact must be signed by it.
     check: replay the golden calls stored in it.
     allow_ops: names or namespaces of torch ops permitted besides aten and prims.
+    device: "cpu", or a GPU such as "cuda:1"; None: a GPU where the artifact has a program for one
+    that is here, else the processor. cuda_graphs: capture and replay runs there (recording.py).
     Raises ArtifactUnsafe, ArtifactTooNew, ArtifactCorrupt, ArtifactUntrusted, ArtifactIncompatible;
     before that, nothing of the artifact was run. GoldenMismatch if check fails.
     """
@@ -61,6 +67,8 @@ def load(
         verify_with=verify_with,
         check=check,
         allow_ops=allow_ops,
+        device=device,
+        cuda_graphs=cuda_graphs,
     )
     return _in_its_form(program)
 
@@ -73,13 +81,17 @@ def load_program(
     verify_with: str | Path | None = None,
     check: bool = False,
     allow_ops: Collection[str] = (),
+    device: Place = None,
+    cuda_graphs: bool = False,
 ) -> LoadedProgram:
     """As `load`, but always the program itself."""
     if native not in trust.POLICIES:
         raise ValueError(f"native: expected one of {trust.POLICIES}, found {native!r}")
     with verified(Path(path), verify_with) as opened:
-        entry, notes = _permitted(opened, native, verify_with is not None)
-        program = _build(Path(path), opened, entry, notes, threads, allow_ops)
+        verdict = choose_for(opened.manifest, device)
+        entry, notes = _permitted(opened, verdict, native, verify_with is not None)
+        gpu = device_of(verdict, entry, device)
+        program = _build(Path(path), opened, entry, notes, threads, allow_ops, gpu, cuda_graphs)
         if check:
             program.check_golden()
         return program
@@ -95,6 +107,12 @@ def verify(path: str | Path, *, verify_with: str | Path | None = None) -> Manife
             _plan_of(opened, entry.plan)
         _tensors_of(opened)
         return opened.manifest
+
+
+def read_plan(path: str | Path, entry: VariantEntry) -> Plan:
+    """The plan of one program, after every byte of the artifact was verified. Raises as `load`."""
+    with verified(Path(path), None) as opened:
+        return _plan_of(opened, entry.plan)
 
 
 def sign(path: str | Path, key: str | Path, *, password: bytes | None = None) -> Path:
@@ -117,10 +135,11 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest_of(Path(path))
 
 
-def _permitted(opened: Opened, native: str, signed: bool) -> tuple[VariantEntry, list[str]]:
+def _permitted(
+    opened: Opened, verdict: Verdict, native: str, signed: bool
+) -> tuple[VariantEntry, list[str]]:
     """The program to run, and why it is not the best one. Raises ArtifactUnsafe where the best
     may not run and there is no reference."""
-    verdict = choose(opened.manifest)
     entry, notes = verdict.entry, []
     reason = trust.refusal(native, signed, opened.statuses.items()) if entry.libraries else None
     if reason is not None:
@@ -168,6 +187,8 @@ def _build(
     notes: list[str],
     threads: int | None,
     allow_ops: Collection[str],
+    gpu: Device | None,
+    cuda_graphs: bool,
 ) -> LoadedProgram:
     manifest, files = opened.manifest, opened.files
     plan = _plan_of(opened, entry.plan)
@@ -185,6 +206,11 @@ def _build(
     if reason := _varies_with_batch(manifest, plan):
         notes.append(reason)
     tensors = _tensors_of(opened)
+    if gpu is not None:
+        on_gpu = maker_on(gpu, plan, entry, files, allow_ops, cuda_graphs)
+        return LoadedProgram(
+            path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes
+        )
     libraries = {
         name: map_code(name, bytes(files[file].data()))
         for name, file in entry.libraries.items()

@@ -12,6 +12,7 @@ from infopt.runtime import structure
 from infopt.runtime.cpu import LEVELS
 from infopt.runtime.errors import ArtifactCorrupt, ArtifactTooNew, PlanError
 from infopt.runtime.folder import check_name
+from infopt.runtime.gpu_levels import GPU_LEVELS
 from infopt.runtime.records import load_json, read_json, write_json
 from infopt.runtime.signature import Signature
 from infopt.runtime.weights import FILE as WEIGHTS
@@ -53,8 +54,10 @@ class Source:
 
 @dataclass(frozen=True)
 class VariantEntry:
-    """A program for one instruction-set level. constants: indices into the manifest's tensors;
-    names: what the graph calls them."""
+    """A program for one instruction-set level, or one architecture of GPUs.
+
+    constants: indices into the manifest's tensors; names: what the graph calls them.
+    """
 
     level: str
     arch: str  # "any" when it needs no library
@@ -184,7 +187,7 @@ class Manifest:
         used = [WEIGHTS, GRAPH]
         for variant in self.programs:
             used += [variant.plan, *variant.libraries.values()]
-            if variant.level not in LEVELS:
+            if variant.level not in (*LEVELS, *GPU_LEVELS):
                 raise ArtifactCorrupt(f"{NAME}: unknown level {variant.level!r}")
             _in_range(variant.constants, len(self.tensors), "constants")
             if variant.names and len(variant.names) != len(variant.constants):

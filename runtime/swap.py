@@ -33,7 +33,7 @@ def weight_type(tensor: torch.Tensor, held: bool = False) -> WeightType:
 
 def digest(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's values in row-major order."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
@@ -61,14 +61,14 @@ def checked(entry: WeightsEntry, given: Weights) -> dict[str, torch.Tensor]:
                 f"{name}: expected {expected.dtype} {expected.shape}, "
                 f"found {tensor.dtype} {tuple(tensor.shape)}"
             )
-        elif tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            wrong.append(f"{name}: expected a plain cpu tensor, found {tensor.device}")
+        elif tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
+            wrong.append(f"{name}: expected a plain tensor, found {tensor.layout}, {tensor.device}")
         elif expected.sha256 not in (None, digest(tensor)) and main not in entry.states:
             wrong.append(f"{name}: other values, but the program was compiled for its values")
-        elif main in found and not torch.equal(found[main], tensor):
+        elif main in found and not torch.equal(found[main], tensor.cpu()):
             wrong.append(f"{name}: differs from {main}, which the model stores in the same memory")
         else:
-            found[main] = tensor.detach()
+            found[main] = tensor.detach().cpu()
     if wrong:
         raise WeightsMismatch("; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else ""))
     return found
@@ -87,7 +87,8 @@ def constants(
     """
     found = {name: given[p] for name, p in entry.direct.items() if p in given}
     if plan is not None and any(p in given for p in entry.made_from):
-        known = {p: current[c] for c, p in entry.direct.items() if c in current}
+        read = {c: p for c, p in entry.direct.items() if c in current and p in entry.made_from}
+        known = {p: current[c].cpu() for c, p in read.items()}
         known.update(given)
         if lacking := [p for p in entry.made_from if p not in known]:
             raise WeightsMismatch(

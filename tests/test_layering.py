@@ -29,6 +29,7 @@ ROOF = (
     "compiler.doctor",
     "compiler.kernel_check",
     "compiler.causal_lm",
+    "compiler.machine",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need
 OPTIONAL = {"runtime.signature_file": {"cryptography"}}  # imported when a key is given

@@ -3,8 +3,12 @@
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 
+from infopt.compiler.commands.kernel_table import HEADER, kernel_table
 from infopt.compiler.commands.output import bytes_text, print_json, print_table, print_text
+from infopt.runtime.gpu_levels import GPU_LEVELS
 from infopt.runtime.loading import read_manifest
 from infopt.runtime.manifest import Manifest
 from infopt.runtime.verdict import verdicts
@@ -16,9 +20,12 @@ def run(args: argparse.Namespace) -> int:
         here = [(v.program, v.answer, v.reason) for v in verdicts(manifest)]
         names = ("program", "answer", "reason")
         shown = [dict(zip(names, verdict)) for verdict in here]
-        print_json({**json.loads(manifest.to_text()), "here": shown})
+        kernels = [asdict(row) for row in kernel_table(Path(args.artifact), manifest)]
+        print_json({**json.loads(manifest.to_text()), "here": shown, "kernels": kernels})
         return 0
     print_text(describe(manifest))
+    if table := kernel_table(Path(args.artifact), manifest):
+        print_table(HEADER, [row.cells() for row in table])
     rows = [[name, bytes_text(f.size), f.sha256[:16]] for name, f in sorted(manifest.files.items())]
     print_table(("file", "size", "sha256"), rows)
     return 0
@@ -34,6 +41,8 @@ def describe(manifest: Manifest) -> str:
     for verdict in verdicts(manifest):
         entry = verdict.entry
         where = f"{entry.system} on {entry.arch}" if entry.libraries else "any machine"
+        if entry.level in GPU_LEVELS:
+            where = "a GPU"
         text = f"{verdict.program} for {where}: {verdict.answer} here"
         lines.append(text + (f", {verdict.reason}" if verdict.reason else ""))
     if manifest.golden:
