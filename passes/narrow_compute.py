@@ -41,12 +41,20 @@ class NarrowCompute(Pass):
     value between two such ops is kept in bf16, because the next one would round it anyway. Constant
     weights are rounded once; weights that are inputs are rounded as they are read, so no second
     copy of them exists. Declines f64, f16, what is bf16 already, and depthwise convolutions.
+
+    limit  how far results may move. Behind activations in bytes a change of 2^-9 can move a code by
+           one, so there it is the limit of such activations themselves
     """
 
     name: ClassVar[str] = "narrow-compute"
     stage: ClassVar[Stage] = Stage.FUSE
     after: ClassVar[tuple[str, ...]] = ("fuse-linear-epilogue", "fuse-conv-epilogue")
-    accuracy: ClassVar[Accuracy] = Bounded("rms_rel", 0.05)
+
+    limit: float = 0.05
+
+    @property
+    def accuracy(self) -> Accuracy:  # type: ignore[override]
+        return Bounded("rms_rel", self.limit)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         return _Narrowing(graph, ctx).run()

@@ -63,6 +63,10 @@ def default_passes(
     return tuple(passes)
 
 
+def _in_bytes(quantize: Pass | None) -> bool:
+    return isinstance(quantize, QuantizeWeights) and quantize.activations == "int8"
+
+
 def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
@@ -90,6 +94,6 @@ def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
     if quantize is not None:
         yield quantize
     if compute == "bf16":
-        yield NarrowCompute()
+        yield NarrowCompute(0.1) if _in_bytes(quantize) else NarrowCompute()
     yield FuseEmbeddingNorm()
     yield FuseAddNorm()

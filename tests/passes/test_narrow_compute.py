@@ -135,3 +135,16 @@ def test_gain():
     """Only permission puts it in the list, so its price is paid by whoever asked."""
     assert "narrow-compute" not in {p.name for p in infopt.default_passes()}
     assert "narrow-compute" in {p.name for p in infopt.default_passes(compute="bf16")}
+
+
+def test_behind_activations_in_bytes_the_limit_is_theirs():
+    """A rounding that moves a code moves a result by as much as the code's step."""
+    limits = [
+        [p.accuracy.limit for p in passes if p.name == "narrow-compute"]
+        for passes in (
+            infopt.default_passes(compute="bf16"),
+            infopt.default_passes(compute="bf16", weights="int8"),
+            infopt.default_passes(compute="bf16", weights="int8", activations="int8"),
+        )
+    ]
+    assert limits == [[0.05], [0.05], [0.1]]
