@@ -25,7 +25,7 @@ from rich.table import Table
 import infopt
 from benchmarks.report import wide_console, write_json
 from infopt.models.minilm import load_minilm
-from infopt.runtime import folder, loading
+from infopt.runtime import folder, hashing, loading
 
 
 class Used(Exception):
@@ -176,25 +176,42 @@ def damages(content: bytes, generator: random.Random) -> list[bytes]:
 
 
 def load_cost(path: Path, loads: int) -> dict[str, float]:
-    """Median seconds of a load with the files in memory, verified and not, taking turns."""
-    times: dict[str, list[float]] = {"verified": [], "unverified": []}
+    """Median seconds of a load with the files in memory, and of a load with its first call; as it
+    is, with hashlib alone, and not verified, in turn."""
+    changed = {
+        "verified": mock.patch.object(hashing, "LEVEL", hashing.LEVEL),
+        "hashlib": mock.patch.object(hashing, "hashing_library", lambda: None),
+        "unverified": mock.patch.object(folder, "verify", lambda *_: None),
+    }
+    times: dict[str, list[float]] = {
+        f"{arm}{end}": [] for arm in changed for end in ("", " + call")
+    }
     for _ in range(loads + 1):
-        for arm in times:
-            begin = time.perf_counter()
-            if arm == "verified":
-                infopt.load(path)
-            else:
-                with mock.patch.object(folder, "verify", lambda *_: None):
-                    infopt.load(path)
-            times[arm].append(time.perf_counter() - begin)
+        for arm, change in changed.items():
+            with change:
+                begin = time.perf_counter()
+                program = infopt.load(path)
+                loaded = time.perf_counter()
+                program.check_golden()
+                called = time.perf_counter()
+            times[arm].append(loaded - begin)
+            times[f"{arm} + call"].append(called - begin)
     size = sum(p.stat().st_size for p in files_of(path))
     return {arm: statistics.median(t[1:]) for arm, t in times.items()} | {"bytes": float(size)}
 
 
 def text_of(load: dict[str, float]) -> str:
-    extra = load["verified"] - load["unverified"]
+    def ms(arm: str) -> str:
+        return f"{load[arm] * 1e3:.1f}"
+
+    def share(end: str) -> float:
+        return 1 - load[f"unverified{end}"] / load[f"verified{end}"]
+
+    per_gigabyte = (load["verified"] - load["unverified"]) / load["bytes"] * 1e9
     return (
-        f"load {load['verified'] * 1e3:.1f} ms, without verification "
-        f"{load['unverified'] * 1e3:.1f} ms: {extra / load['verified']:.0%} of the load, "
-        f"{extra / load['bytes'] * 1e9:.2f} s per GB ({load['bytes'] / 1e6:.1f} MB)"
+        f"{load['bytes'] / 1e6:.1f} MB: load {ms('verified')} ms, with hashlib alone "
+        f"{ms('hashlib')} ms, without verification {ms('unverified')} ms: {share(''):.0%} of the "
+        f"load, "
+        f"{per_gigabyte:.2f} s per GB; with the first call {ms('verified + call')}, "
+        f"{ms('hashlib + call')} and {ms('unverified + call')} ms: {share(' + call'):.0%}"
     )

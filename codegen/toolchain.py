@@ -200,6 +200,9 @@ def libraries(codegen: Path, runtime: Path) -> list[Library]:
     executor = runtime / "csrc" / "executor.cpp"
     if executor.exists():
         found.append(Library("executor", "scalar", (executor,), executor.parent))
+    hashing = runtime / "csrc" / "hashing.cpp"
+    if hashing.exists():
+        found.append(Library("hashing", "avx512", (hashing,), hashing.parent))
     kernels = tuple(sorted((codegen / "csrc").glob("kernels_*.cpp")))
     if kernels:
         include = codegen / "csrc"

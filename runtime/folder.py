@@ -12,13 +12,13 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infopt.runtime.errors import ArtifactCorrupt, ArtifactUnsafe
+from infopt.runtime.hashing import sha256_of
 
 CHUNK = 1 << 20  # bytes hashed as one piece, so that a file is hashed by many lanes at once
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
@@ -121,28 +121,22 @@ def files_inside(
 
 
 def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, Sequence[str]], chunk: int) -> None:
-    """Compare every chunk of every file with its digest, small files first, on several threads
-    (hashing releases the interpreter lock). Raises ArtifactCorrupt naming the file and the place,
-    without looking at the rest."""
+    """Compare every chunk of every file with its digest. Raises ArtifactCorrupt naming the file and
+    the place."""
     jobs = []
     for name, file in sorted(files.items(), key=lambda item: item[1].size):
         data, count = file.data(), -(-file.size // chunk)
         if len(chunks[name]) != count:
             raise ArtifactCorrupt(f"{name}: expected {count} digests, found {len(chunks[name])}")
         jobs += [(name, i, data[i * chunk : (i + 1) * chunk]) for i in range(count)]
-    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
-    with ThreadPoolExecutor(threads) as pool:
-        # small pieces are hashed sooner than a thread takes them over
-        spread = pool.map if sum(len(job[2]) for job in jobs) > 2 << 20 else map
-        found = spread(lambda job: hashlib.sha256(job[2]).hexdigest(), jobs)
-        for (name, i, _), digest in zip(jobs, found, strict=True):
-            if digest != chunks[name][i]:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise ArtifactCorrupt(
-                    f"{name}: the content was changed at bytes {i * chunk} to "
-                    f"{min((i + 1) * chunk, files[name].size)}: expected sha256 "
-                    f"{chunks[name][i]}, found {digest}"
-                )
+    found = sha256_of([data for _, _, data in jobs])
+    for (name, i, _), digest in zip(jobs, found, strict=True):
+        if digest != chunks[name][i]:
+            raise ArtifactCorrupt(
+                f"{name}: the content was changed at bytes {i * chunk} to "
+                f"{min((i + 1) * chunk, files[name].size)}: expected sha256 {chunks[name][i]}, "
+                f"found {digest}"
+            )
 
 
 def entry_of(parts: Parts) -> dict[str, Any]:
