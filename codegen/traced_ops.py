@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from infopt.codegen.kernel import KernelOp
-from infopt.codegen.kernels.kv_cache import kv_append, kv_attention
+from infopt.codegen.kernels.kv_cache import (
+    kv_append,
+    kv_append_int8,
+    kv_attention,
+    kv_attention_int8,
+)
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
@@ -34,13 +39,21 @@ def _like_queries(q: Tensor, keys: Tensor, values: Tensor, starts: Tensor, **_: 
     return q.new_empty((*q.shape[:3], values.shape[3]))
 
 
-_declare(kv_append, "(Tensor store, Tensor x, Tensor starts, Tensor counts) -> Tensor", _like_store)
-_declare(
-    kv_attention,
+def _like_queries_int8(
+    q: Tensor, keys: Tensor, values: Tensor, starts: Tensor, **_: object
+) -> Tensor:
+    return q.new_empty((*q.shape[:3], values.shape[3] - 4))
+
+
+_APPEND = "(Tensor store, Tensor x, Tensor starts, Tensor counts) -> Tensor"
+_ATTENTION = (
     "(Tensor q, Tensor keys, Tensor values, Tensor starts, *, float scale, int window=0, "
-    "float softcap=0.0) -> Tensor",
-    _like_queries,
+    "float softcap=0.0) -> Tensor"
 )
+_declare(kv_append, _APPEND, _like_store)
+_declare(kv_append_int8, _APPEND, _like_store)
+_declare(kv_attention, _ATTENTION, _like_queries)
+_declare(kv_attention_int8, _ATTENTION, _like_queries_int8)
 
 
 def adopt_kernel_ops(graph: Graph) -> Graph:

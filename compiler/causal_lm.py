@@ -30,6 +30,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.tracing_cache import LayerShape, ShapeCache, TracingCache
 from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.forked import torch_threads
+from infopt.runtime.kv_layout import KV
 from infopt.runtime.structure import Leaf
 
 _TOKENS = 5  # of the example that is traced
@@ -40,6 +41,7 @@ def compile_causal_lm(
     *,
     max_length: int,
     batch: int = 1,
+    kv: KV | None = None,
     target: str | Target = "native",
     **options: Any,
 ) -> CausalLM:
@@ -50,6 +52,7 @@ def compile_causal_lm(
                 (models/decoder.py shows how)
     max_length  the room of the cache: tokens of a prompt and of what follows
     batch       the most sequences at once
+    kv          how the cache is kept, infopt.KV; without it exactly as the model computes it
     options     see infopt.compiler.options.Options
 
     Raises TraceDeclined with the reason where the model has no such form, BadOption.
@@ -64,16 +67,17 @@ def compile_causal_lm(
     check_module(model)
     machine = target if isinstance(target, Target) else Target.parse(target)
     report = Report(target=machine.name)
+    layout = KV() if kv is None else kv
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
         layers, vocabulary = _shapes(forward)
         stores = tuple(
-            ((layer.heads, max_length, width), str(layer.dtype))
+            layout.store(layer.heads, max_length, width, str(layer.dtype))
             for layer in layers
             for width in (layer.key_width, layer.value_width)
         )
         spec = CausalSpec(vocabulary, max_length, batch, stores)
-        exported, sample = _trace(forward, model, spec)
+        exported, sample = _trace(forward, model, spec, layout)
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
     refuse_fallbacks(parsed, report)
     compiled = _Program(exported, built, (sample, {}))
@@ -133,15 +137,15 @@ def _shapes(forward: Forward) -> tuple[list[LayerShape], int]:
 class _Step(torch.nn.Module):
     """The program to trace: (ids, starts, counts, stores) -> (logits, the stores' next values)."""
 
-    def __init__(self, forward: Forward, model: torch.nn.Module) -> None:
+    def __init__(self, forward: Forward, model: torch.nn.Module, layout: KV) -> None:
         super().__init__()
         self.model = model
-        self.through = forward
+        self.through, self.layout = forward, layout
 
     def forward(
         self, ids: Tensor, starts: Tensor, counts: Tensor, stores: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        cache = TracingCache(stores, starts, counts)
+        cache = TracingCache(stores, starts, counts, self.layout)
         last = (counts - 1).clamp(min=0)
         # padding has the position of the last token: one that the model surely knows
         inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
@@ -157,23 +161,26 @@ class _Step(torch.nn.Module):
         return logits[:, 0], cache.stores
 
 
-def _trace(forward: Forward, model: torch.nn.Module, spec: CausalSpec) -> tuple[Exported, tuple]:
+def _trace(
+    forward: Forward, model: torch.nn.Module, spec: CausalSpec, layout: KV
+) -> tuple[Exported, tuple]:
     rows = min(2, spec.batch)
     tokens = min(_TOKENS, spec.max_length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
     counts = torch.full((rows,), tokens)
     sample = (ids, torch.zeros_like(counts), counts, spec.empty(rows))
-    batch: Any = torch.export.Dim("batch", min=1, max=spec.batch) if spec.batch > 1 else None
-    open_rows = {0: batch} if batch else {}
-    length = torch.export.Dim("tokens", min=1, max=spec.max_length)
+    # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
+    batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
+    open_rows = {0: batch} if spec.batch > 1 else {}
+    length = torch.export.Dim("tokens", min=1, max=max(3, spec.max_length))
     shapes = {
         "ids": {**open_rows, 1: length},
         "starts": open_rows,
         "counts": open_rows,
         "stores": [open_rows for _ in spec.stores],
     }
-    step = _Step(forward, model).eval()
+    step = _Step(forward, model, layout).eval()
     exported = export(step, sample, {}, shapes, Leaf)
     return _with_updates(exported, len(spec.stores)), sample
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infopt.compiler.errors import TraceDeclined
+from infopt.runtime.kv_layout import KV
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,16 @@ class TracingCache:
     stores: keys and values of every layer, [B, H, S, D], in turn
     """
 
-    def __init__(self, stores: Sequence[Tensor], starts: Tensor, counts: Tensor) -> None:
+    def __init__(
+        self, stores: Sequence[Tensor], starts: Tensor, counts: Tensor, layout: KV
+    ) -> None:
         self.stores = list(stores)
         self.starts, self.counts = starts, counts
+        ops = torch.ops.infopt
+        if layout.format == "int8":
+            self._append, self._attend = ops.kv_append_int8, ops.kv_attention_int8
+        else:
+            self._append, self._attend = ops.kv_append, ops.kv_attention
         self.read: set[int] = set()
         self._layers: list[tuple[Tensor, int]] = []  # what append returned, and for which layer
 
@@ -67,9 +75,7 @@ class TracingCache:
         """The layer's new keys and values [B, H, T, D] come into the cache; the tokens that a
         later `attend` names by what is returned."""
         for which, x in ((2 * layer, k), (2 * layer + 1, v)):
-            self.stores[which] = torch.ops.infopt.kv_append(
-                self.stores[which], x, self.starts, self.counts
-            )
+            self.stores[which] = self._append(self.stores[which], x, self.starts, self.counts)
         self._layers.append((k, layer))
         return k, v
 
@@ -88,7 +94,7 @@ class TracingCache:
         if layer is None:
             raise TraceDeclined("attention reads keys that are not those its cache returned")
         self.read.add(layer)
-        return torch.ops.infopt.kv_attention(
+        return self._attend(
             q,
             self.stores[2 * layer],
             self.stores[2 * layer + 1],

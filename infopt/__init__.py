@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from infopt.runtime.errors import StaleState as StaleState
     from infopt.runtime.errors import TooManySequences as TooManySequences
     from infopt.runtime.errors import WeightsMismatch as WeightsMismatch
+    from infopt.runtime.kv_layout import KV as KV
     from infopt.runtime.loading import load as load
     from infopt.runtime.loading import sign as sign
     from infopt.runtime.loading import verify as verify
@@ -111,6 +112,7 @@ _HOMES = {
     "InfoptError": "compiler.errors",
     "InfoptRuntimeError": "runtime.errors",
     "InputMismatch": "runtime.errors",
+    "KV": "runtime.kv_layout",
     "KernelError": "runtime.errors",
     "LibraryError": "runtime.errors",
     "MissingLibrary": "compiler.errors",
@@ -152,6 +154,7 @@ _HOMES = {
 _MODULES = {"testing": "compiler.testing"}
 
 __all__ = [
+    "KV",
     "Accuracy",
     "ArtifactCorrupt",
     "ArtifactError",

@@ -30,6 +30,8 @@ ROOF = (
     "compiler.kernel_check",
     "compiler.causal_lm",
     "compiler.machine",
+    "compiler.tracing_cache",
+    "compiler.transformers_cache",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need
 OPTIONAL = {"runtime.signature_file": {"cryptography"}}  # imported when a key is given

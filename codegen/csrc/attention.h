@@ -10,6 +10,7 @@
 #include "attention_mask.h"
 #include "attention_shape.h"
 #include "attention_tile.h"
+#include "kv_bytes.h"
 
 namespace infopt {
 
@@ -146,9 +147,10 @@ static void product_of(int64_t lanes, const typename Steps::Operand *a, int64_t 
   run(a, row_stride, step_stride, b, depth, c, rows, accumulate);
 }
 
-// O[feature][row] of one block of rows, not yet divided by `total`.
-template <class T, class Steps>
-static void attend(const AttentionShape &s, const T *q, const T *k, const T *v, const void *mask,
+// O[feature][row] of one block of rows, not yet divided by `total`. S: how keys and values are
+// stored, T itself or bytes.
+template <class T, class Steps, class S>
+static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, const void *mask,
                    const QueryRows &rows, int64_t lanes, const AttentionScratch &scratch,
                    float *total) {
   using Operand = typename Steps::Operand;
@@ -165,12 +167,12 @@ static void attend(const AttentionShape &s, const T *q, const T *k, const T *v, 
   const auto [first, last] = key_range(s, lowest, highest);
   const float unit = float(fabs(s.scale) * 1.4426950408889634);
   const int64_t depth = ceil_div(s.depth, kPerLane);
-  const bool keys_in_place = sizeof(T) == sizeof(Operand) && s.k[3] == 1 && s.depth % kPerLane == 0;
-  const bool values_in_place = !kPairs<Steps> && sizeof(T) == sizeof(Operand) && s.v[3] == 1;
+  const bool keys_in_place = sizeof(S) == sizeof(Operand) && s.k[3] == 1 && s.depth % kPerLane == 0;
+  const bool values_in_place = !kPairs<Steps> && sizeof(S) == sizeof(Operand) && s.v[3] == 1;
   for (int64_t key = first; key < last; key += kKeyBlock) {
     const int64_t keys = least(kKeyBlock, last - key);
-    const T *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];
-    const T *v_block = v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2];
+    const S *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];
+    const S *v_block = v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2];
     const Operand *k_rows = (const Operand *)k_block, *v_rows = (const Operand *)v_block;
     int64_t k_stride = s.k[2], v_stride = s.v[2];
     if (!keys_in_place) {
@@ -202,7 +204,14 @@ static void attend(const AttentionShape &s, const T *q, const T *k, const T *v, 
       }
     }
     if constexpr (kPairs<Steps>) {
-      pair_values((const bf16 *)v_block, s.v[2], s.v[3], keys, s.value_depth,
+      const bf16 *rows_of_bf16 = (const bf16 *)v_block;
+      int64_t stride = s.v[2], step_of_row = s.v[3];
+      if constexpr (kInBytes<S>) {  // behind the pairs, which need half of the memory
+        bf16 *staged = (bf16 *)scratch.values + kKeyBlock * s.value_depth;
+        stage_rows(v_block, s.v[2], s.v[3], keys, s.value_depth, s.value_depth, staged);
+        rows_of_bf16 = staged, stride = s.value_depth, step_of_row = 1;
+      }
+      pair_values(rows_of_bf16, stride, step_of_row, keys, s.value_depth,
                   (bf16 *)scratch.values);
       product_of<Steps>(lanes, (const bf16 *)scratch.values, 2, 2 * s.value_depth, scratch.scores,
                         ceil_div(keys, 2), scratch.out, s.value_depth, key != first);

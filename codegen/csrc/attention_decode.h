@@ -13,13 +13,13 @@ namespace infopt {
 constexpr int kFewRows = 4;
 
 // S[row][key] of up to kKeyBlock keys.
-template <class T, int Rows>
-static void few_scores(const T *k, int64_t k_stride, int64_t keys, int64_t depth, const float *q,
+template <class S, int Rows>
+static void few_scores(const S *k, int64_t k_stride, int64_t keys, int64_t depth, const float *q,
                        int64_t q_stride, float *scores) {
   for (int64_t key = 0; key < keys; key += 16) {
     Vec partial[Rows][16];
     for (int64_t j = 0; j < 16; ++j) {
-      const T *row = k + least(key + j, keys - 1) * k_stride;
+      const S *row = k + least(key + j, keys - 1) * k_stride;
       Vec acc[Rows];
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) acc[r] = zero();
@@ -48,8 +48,8 @@ static void few_scores(const T *k, int64_t k_stride, int64_t keys, int64_t depth
 }
 
 // O[row][d] = O[row][d] * factor[row] + sum over key  P[row][key] * V[key][d]
-template <class T, int Rows>
-static void few_sums(const T *v, int64_t v_stride, int64_t keys, int64_t depth,
+template <class S, int Rows>
+static void few_sums(const S *v, int64_t v_stride, int64_t keys, int64_t depth,
                      const float *weights, const float *factor, float *out, int64_t out_stride) {
   constexpr int kWide = 4, kTurns = Rows == 1 ? 2 : 1;  // enough sums in flight
   for (int64_t d = 0; d < depth; d += 16 * kWide) {
@@ -63,7 +63,7 @@ static void few_sums(const T *v, int64_t v_stride, int64_t keys, int64_t depth,
         if (kTurns == 2) acc[kTurns - 1][r][w] = zero();
       }
     const auto add = [&](int turn, int64_t key) {
-      const T *row = v + key * v_stride + d;
+      const S *row = v + key * v_stride + d;
 #pragma GCC unroll 4
       for (int w = 0; w < kWide; ++w) {
         const Vec x = left >= (w + 1) * 16 ? load(row + w * 16)
@@ -140,8 +140,8 @@ static float weigh_row(const AttentionShape &s, const void *mask, const QueryRow
   return factor[0];
 }
 
-template <class T, int Rows>
-static void attend_few(const AttentionShape &s, const T *q, const T *k, const T *v,
+template <class T, class S, int Rows>
+static void attend_few(const AttentionShape &s, const T *q, const S *k, const S *v,
                        const void *mask, const QueryRows &rows, const AttentionScratch &scratch,
                        T *out) {
   const int64_t q_stride = round_up(s.depth, 16), o_stride = round_up(s.value_depth, 64);
@@ -161,13 +161,18 @@ static void attend_few(const AttentionShape &s, const T *q, const T *k, const T 
   const KeyRange range = key_range(s, lowest, highest);
   for (int64_t key = range.first; key < range.last; key += kKeyBlock) {
     const int64_t keys = least(kKeyBlock, range.last - key);
-    few_scores<T, Rows>(k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2], s.k[2], keys,
-                        s.depth, scratch.q, q_stride, scratch.scores);
+    const S *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];
+    const S *v_block = v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2];
+    few_scores<S, Rows>(k_block, s.k[2], keys, s.depth, scratch.q, q_stride, scratch.scores);
+    if constexpr (kInBytes<S>)
+      times_factors<Rows>(k_block, s.k[2], s.depth, keys, kKeyBlock, scratch.scores);
     for (int r = 0; r < Rows; ++r)
       factor[r] = weigh_row(s, mask, rows, r, key, keys, scratch.scores + r * kKeyBlock,
                             &maximum[r], &total[r]);
-    few_sums<T, Rows>(v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2], s.v[2], keys,
-                      s.value_depth, scratch.scores, factor, scratch.out, o_stride);
+    if constexpr (kInBytes<S>)
+      times_factors<Rows>(v_block, s.v[2], s.value_depth, keys, kKeyBlock, scratch.scores);
+    few_sums<S, Rows>(v_block, s.v[2], keys, s.value_depth, scratch.scores, factor, scratch.out,
+                      o_stride);
   }
   for (int r = 0; r < Rows; ++r) {
     const Vec scale = broadcast(total[r] == 0 ? 0 : 1 / total[r]);
@@ -183,15 +188,15 @@ INFOPT_INLINE bool few_rows(const AttentionShape &s, int64_t count) {
          s.value_depth >= kFewRows;  // below, the padded sums would not fit the scratch memory
 }
 
-template <class T>
-static void attend_few_rows(const AttentionShape &s, const T *q, const T *k, const T *v,
+template <class T, class S>
+static void attend_few_rows(const AttentionShape &s, const T *q, const S *k, const S *v,
                             const void *mask, const QueryRows &rows,
                             const AttentionScratch &scratch, T *out) {
   switch (rows.count) {
-    case 1: return attend_few<T, 1>(s, q, k, v, mask, rows, scratch, out);
-    case 2: return attend_few<T, 2>(s, q, k, v, mask, rows, scratch, out);
-    case 3: return attend_few<T, 3>(s, q, k, v, mask, rows, scratch, out);
-    default: return attend_few<T, 4>(s, q, k, v, mask, rows, scratch, out);
+    case 1: return attend_few<T, S, 1>(s, q, k, v, mask, rows, scratch, out);
+    case 2: return attend_few<T, S, 2>(s, q, k, v, mask, rows, scratch, out);
+    case 3: return attend_few<T, S, 3>(s, q, k, v, mask, rows, scratch, out);
+    default: return attend_few<T, S, 4>(s, q, k, v, mask, rows, scratch, out);
   }
 }
 

@@ -33,22 +33,26 @@
 // j iff j <= starts[b] + i, and with a window also only j > starts[b] + i - window.
 //   pointers  q, keys, values, starts (int64 [B]), out     numbers, tasks, scratch as above,
 //             without mask; causal is 1, offset is not read
+//
+// infopt_kv_attention_int8_{f32,bf16,f16}: the same with keys and values in bytes: rows of D bytes
+// and a factor (f32), so that strides count bytes.
 #include "attention.h"
 #include "attention_decode.h"
 #include "attention_output.h"
 
 namespace infopt {
 
-template <class T>
+template <class T, class S = T>
 struct Operands {
-  const T *q, *k, *v;
+  const T *q;
+  const S *k, *v;
   const void *mask;
   T *out;
 };
 
 // Rows `row` to `stop` of a key head's group (row = head in group * queries + token).
-template <class T, class Steps>
-static void attend_rows(const AttentionShape &s, const Operands<T> &o, int64_t batch,
+template <class T, class Steps, class S = T>
+static void attend_rows(const AttentionShape &s, const Operands<T, S> &o, int64_t batch,
                         int64_t kv_head, int64_t row, int64_t stop,
                         const AttentionScratch &scratch) {
   QueryRows rows;
@@ -60,7 +64,7 @@ static void attend_rows(const AttentionShape &s, const Operands<T> &o, int64_t b
       attend_few_rows(s, o.q, o.k, o.v, o.mask, rows, scratch, o.out);
       continue;
     }
-    attend<T, Steps>(s, o.q, o.k, o.v, o.mask, rows, lanes, scratch, total);
+    attend<T, Steps, S>(s, o.q, o.k, o.v, o.mask, rows, lanes, scratch, total);
     store_output(s, rows, lanes, scratch.out, total, o.out);
   }
 }
@@ -83,14 +87,14 @@ static void attention(const infopt_call *call, int64_t first_task, int64_t last_
 }
 
 // The keys of a cache: how many of them a sequence sees is read from `starts`.
-template <class T, class Steps>
+template <class T, class Steps, class S = T>
 static void kv_attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
   AttentionShape s = attention_shape(call);
   s.mask_kind = kNoMask;
   const int64_t *starts = pointer<int64_t>(call, 3);
   const AttentionScratch scratch(s, call->scratch);
-  const Operands<T> operands = {pointer<T>(call, 0), pointer<T>(call, 1), pointer<T>(call, 2),
-                                nullptr, pointer<T>(call, 4)};
+  const Operands<T, S> operands = {pointer<T>(call, 0), pointer<S>(call, 1), pointer<S>(call, 2),
+                                   nullptr, pointer<T>(call, 4)};
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
   for (int64_t task = first_task; task < last_task; ++task) {
     const int64_t kv = task / s.blocks, block = task % s.blocks, batch = kv / s.kv_heads;
@@ -98,8 +102,8 @@ static void kv_attention(const infopt_call *call, int64_t first_task, int64_t la
     const int64_t end = s.packed ? s.group * s.queries : start + s.queries;
     const int64_t row = start + block % head_blocks * kTaskRows;
     s.offset = starts[batch];
-    attend_rows<T, Steps>(s, operands, batch, kv % s.kv_heads, row, least(end, row + kTaskRows),
-                          scratch);
+    attend_rows<T, Steps, S>(s, operands, batch, kv % s.kv_heads, row,
+                             least(end, row + kTaskRows), scratch);
   }
 }
 
@@ -189,4 +193,23 @@ INFOPT_EXPORT void infopt_kv_attention_bf16(const infopt_call *call, int64_t fir
 
 INFOPT_EXPORT void infopt_kv_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
   infopt::kv_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int8_f32(const infopt_call *call, int64_t first,
+                                                 int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps, infopt::i8>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int8_bf16(const infopt_call *call, int64_t first,
+                                                 int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::i8>(call, first, last);
+#else
+  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::i8>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int8_f16(const infopt_call *call, int64_t first,
+                                                 int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i8>(call, first, last);
 }

@@ -6,7 +6,13 @@
 //              4 bytes of a row of D features
 //              5 x, 8 store: 3 strides each in bytes, of sequence, head, token
 //   tasks     B * H
-#include "abi.h"
+//
+// infopt_kv_append_int8_{f32,bf16,f16}: the same into bytes: each row becomes round(row / factor)
+// in 8 bits, then its factor (f32), the largest magnitude / 127; 4 is D, strides of x in elements.
+#include <float.h>
+#include <math.h>
+
+#include "kv_bytes.h"
 
 namespace infopt {
 
@@ -26,8 +32,54 @@ static void kv_append(const infopt_call *call, int64_t first, int64_t last) {
   }
 }
 
+template <class T>
+static void row_to_bytes(const T *x, int64_t depth, int8_t *to) {
+  float largest = 0;
+  for (int64_t d = 0; d < depth; ++d) {
+    const float size = fabsf(to_float(x[d]));
+    if (!(size <= largest)) largest = size;  // a NaN stays
+  }
+  const float factor = largest / 127.0f, inverse = 127.0f / largest;
+  const bool usual = inverse > 0 && inverse <= FLT_MAX;  // else the factor alone tells
+  for (int64_t d = 0; d < depth; ++d)
+    to[d] = usual ? int8_t(nearbyintf(to_float(x[d]) * inverse)) : int8_t(0);
+  memcpy(to + depth, &factor, sizeof factor);
+}
+
+template <class T>
+static void kv_append_int8(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t *n = call->numbers;
+  const int64_t heads = n[1], tokens = n[2], room = n[3], depth = n[4];
+  const T *x = pointer<T>(call, 0);
+  const int64_t *starts = pointer<int64_t>(call, 1), *counts = pointer<int64_t>(call, 2);
+  int8_t *store = pointer<int8_t>(call, 3);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t batch = task / heads, head = task % heads, start = starts[batch];
+    if (start < 0) continue;
+    const int64_t count = least(least(counts[batch], tokens), room - start);
+    const T *from = x + batch * n[5] + head * n[6];
+    int8_t *to = store + batch * n[8] + head * n[9] + start * n[10];
+    for (int64_t t = 0; t < count; ++t) row_to_bytes(from + t * n[7], depth, to + t * n[10]);
+  }
+}
+
 }  // namespace infopt
 
 INFOPT_EXPORT void infopt_kv_append(const infopt_call *call, int64_t first, int64_t last) {
   infopt::kv_append(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int8_f32(const infopt_call *call, int64_t first,
+                                              int64_t last) {
+  infopt::kv_append_int8<float>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int8_bf16(const infopt_call *call, int64_t first,
+                                              int64_t last) {
+  infopt::kv_append_int8<infopt::bf16>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int8_f16(const infopt_call *call, int64_t first,
+                                              int64_t last) {
+  infopt::kv_append_int8<infopt::f16>(call, first, last);
 }

@@ -6,6 +6,7 @@ x past those are padding. So sequences of different lengths share one program wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.attention import attention_call, attention_reason, by_token
-from infopt.codegen.kernels.rows import ELEMENT, contiguous, dense_last
+from infopt.codegen.kernels.rows import ELEMENT, FLOATS, SHORT, contiguous, dense_last
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -71,6 +72,48 @@ def kv_attention(q, keys, values, starts, *, scale, window=0, softcap=0.0):
     scores = torch.tanh(q.float() @ keys.float().transpose(2, 3) * (scale / softcap)) * softcap
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     return torch.where(seen.any(-1, True), weights @ values.float(), 0.0).to(q.dtype)
+
+
+_FACTOR = 4  # bytes of the f32 behind the integers of a row
+
+
+def _bytes_of(x: torch.Tensor) -> torch.Tensor:
+    """Rows [..., D] as int8 [..., D + 4]: integers, and the factor that makes numbers of them."""
+    largest = x.float().abs().amax(-1, keepdim=True)
+    inverse = 127.0 / largest
+    usual = (inverse > 0) & (inverse <= torch.finfo(torch.float32).max)
+    codes = torch.where(usual, torch.round(x.float() * inverse), 0.0).to(torch.int8)
+    return torch.cat((codes, (largest / 127.0).view(torch.int8)), -1)
+
+
+def _numbers_of(store: torch.Tensor) -> torch.Tensor:
+    """The f32 rows [..., D] that int8 [..., D + 4] stands for."""
+    factors = store[..., -_FACTOR:].contiguous().view(torch.float32)
+    return store[..., :-_FACTOR].float() * factors
+
+
+def _append_int8_cases() -> Any:
+    for (store, x, *places), attrs in _append_cases():
+        x[0, 0, 0] = 0.0
+        yield (_bytes_of(store), x, *places), attrs
+
+
+@kernel_op(cases=_append_int8_cases, tolerance=Exact(), in_place="store")
+def kv_append_int8(store, x, starts, counts):
+    """kv_append into bytes: rows of x [B, H, T, D] become int8 [D + 4] with a factor per row."""
+    return kv_append.reference(store, _bytes_of(x), starts, counts)
+
+
+def _attention_int8_cases() -> Any:
+    for (q, k, v, starts), attrs in _attention_cases():
+        yield (q, _bytes_of(k), _bytes_of(v), starts), attrs
+
+
+@kernel_op(cases=_attention_int8_cases, tolerance=Exact())
+def kv_attention_int8(q, keys, values, starts, *, scale, window=0, softcap=0.0):
+    """kv_attention over keys and values in bytes, int8 [B, H / groups, S, D + 4]."""
+    k, v = (_numbers_of(store).to(q.dtype) for store in (keys, values))
+    return kv_attention.reference(q, k, v, starts, scale=scale, window=window, softcap=softcap)
 
 
 def _append_legal(
@@ -141,10 +184,75 @@ def _attention(
 ) -> Call:
     names = ("q", "keys", "values", "starts")
     call = attention_call(q, keys, values, None, cfg.out, names, scale, True, window, softcap)
-    return Call(
-        call.symbol.replace("attention", "kv_attention"),
-        call.pointers,
-        call.numbers,
-        call.tasks,
-        scratch=call.scratch,
-    )
+    return replace(call, symbol=call.symbol.replace("attention", "kv_attention"))
+
+
+def _append_int8_legal(
+    target: Target, store: TensorType, x: TensorType, starts: TensorType, counts: TensorType
+) -> str | None:
+    if store.dtype is not torch.int8 or x.dtype not in FLOATS:
+        return f"{x.dtype} into {store.dtype}"
+    return None if store.rank == x.rank == 4 else f"{store.rank} and {x.rank} dimensions"
+
+
+@kv_append_int8.kernel(
+    "cpu",
+    legal=_append_int8_legal,
+    layouts={"x": dense_last, "starts": contiguous, "counts": contiguous},
+)
+def _append_int8(
+    cfg: Config,
+    target: Target,
+    store: TensorType,
+    x: TensorType,
+    starts: TensorType,
+    counts: TensorType,
+) -> Call:
+    b, h, s, _ = store.shape
+    numbers = (b, h, x.shape[2], s, x.shape[3], *x.strides[:3], *cfg.out.strides[:3])
+    symbol = f"infopt_kv_append_int8_{SHORT[x.dtype]}"
+    return Call(symbol, ("x", "starts", "counts", "out"), numbers, b * h)
+
+
+def _as_numbers(store: TensorType, dtype: torch.dtype) -> TensorType:
+    """What a store in bytes stands for, in the store's strides."""
+    return TensorType((*store.shape[:3], store.shape[3] - _FACTOR), dtype, store.strides)
+
+
+def _attention_int8_legal(
+    target: Target,
+    q: TensorType,
+    keys: TensorType,
+    values: TensorType,
+    starts: TensorType,
+    **_: Any,
+) -> str | None:
+    if not keys.dtype == values.dtype == torch.int8:
+        return f"keys {keys}, values {values}"
+    return attention_reason(q, _as_numbers(keys, q.dtype), _as_numbers(values, q.dtype), None)
+
+
+def _by_token_int8(
+    q: TensorType, keys: TensorType, values: TensorType, *_: Any, **__: Any
+) -> TensorType:
+    return by_token(q, _as_numbers(keys, q.dtype), _as_numbers(values, q.dtype))
+
+
+@kv_attention_int8.kernel(
+    "cpu",
+    legal=_attention_int8_legal,
+    layouts={"q": dense_last, "keys": contiguous, "values": contiguous, "starts": contiguous},
+    out=_by_token_int8,
+)
+def _attention_int8(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    keys: TensorType,
+    values: TensorType,
+    starts: TensorType,
+    **attrs: Any,
+) -> Call:
+    keys, values = _as_numbers(keys, q.dtype), _as_numbers(values, q.dtype)
+    call = _attention(cfg, target, q, keys, values, starts, **attrs)
+    return replace(call, symbol=call.symbol.replace("kv_attention", "kv_attention_int8"))

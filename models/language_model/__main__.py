@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from infopt.models.language_model import checkpoint, corpus, evaluation, training
 
 
 def arguments() -> argparse.Namespace:
@@ -15,28 +20,56 @@ def arguments() -> argparse.Namespace:
         ("corpus", "collect the text, train the tokenizer"),
         ("train", "train, or go on with a run"),
         ("export", "write the run's weights as a checkpoint in bf16"),
+        ("perplexity", "of held-out files"),
+        ("recall", "of names defined 100, 500 and 900 tokens earlier"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("--folder", type=Path, required=True, help="where the run lives")
         if name == "train":
             command.add_argument("--tokens", type=float, default=20e6, help="planned in all")
             command.add_argument("--threads", type=int, default=2)
-        if name == "export":
-            command.add_argument("--out", type=Path, required=True)
+        elif name != "corpus":
+            command.add_argument(
+                "--checkpoint", type=Path, default=checkpoint.FOLDER, help="config and weights"
+            )
+        if name == "perplexity":
+            command.add_argument("--window", type=int, default=512)
+            command.add_argument("--windows", type=int, default=60)
     return parser.parse_args()
 
 
 def main() -> None:
     """Dispatch to the command."""
-    from infopt.models.language_model import corpus, training
-
     given = arguments()
+    text = given.folder / "corpus"
     if given.command == "corpus":
-        corpus.build(given.folder / "corpus")
-        print((given.folder / "corpus" / "sources.json").read_text())
+        corpus.build(text)
+        print((text / "sources.json").read_text())
     elif given.command == "train":
         torch.set_num_threads(given.threads)
-        training.train(given.folder / "corpus", given.folder, int(given.tokens))
+        training.train(text, given.folder, int(given.tokens))
+    elif given.command == "export":
+        export(given.folder, given.checkpoint)
+    else:
+        model = checkpoint.load_language_model(given.checkpoint)
+        tokenizer = checkpoint.load_tokenizer(given.checkpoint)
+        held_out = np.load(text / "held_out.npy", mmap_mode="r")
+        if given.command == "perplexity":
+            print(evaluation.perplexity(model, held_out, given.window, given.windows, tokenizer))
+        else:
+            for distance in (100, 500, 900):
+                print(evaluation.recall(model, held_out, distance, tokenizer))
+
+
+def export(folder: Path, out: Path) -> None:
+    """The newest weights of a run, with the tokenizer and what they were trained on."""
+    weights, progress = training.newest(folder)
+    checkpoint.export(weights, out, {"tokens": str(progress.tokens)})
+    shutil.copy(folder / "corpus" / "tokenizer.json", out / "tokenizer.json")
+    sources = json.loads((folder / "corpus" / "sources.json").read_text())
+    sources["trained on"] = {"tokens": progress.tokens, "steps": progress.step}
+    (out / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
+    print(f"{out}: after {progress.tokens} tokens")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infopt.models.decoder import Decoder
-from infopt.models.language_model.checkpoint import LANGUAGE_MODEL
+from infopt.models.language_model.checkpoint import CONTEXT, LANGUAGE_MODEL
 
-CONTEXT = 1024
 WARM_UP = 60  # steps
 DECAY = 0.2  # the share of the planned tokens over which the rate falls
 SAVE_EVERY = 300.0  # seconds
@@ -52,8 +51,8 @@ class Trainer:
         inner = [p for name, p in self.model.named_parameters() if is_matrix(name, p)]
         rest = [p for name, p in self.model.named_parameters() if not is_matrix(name, p)]
         self.optimizers = (
-            torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(inner, lr=0.008, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=0.0015, betas=(0.9, 0.95), weight_decay=0.0),
         )
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.progress = Progress()
@@ -177,6 +176,14 @@ def train(corpus: Path, folder: Path, tokens: int) -> None:
             trainer.save("latest")
             saved = now
     trainer.save("latest")
+
+
+def newest(folder: Path) -> tuple[dict[str, Tensor], Progress]:
+    """The weights of the newest state of a run, and how far it had come."""
+    path = folder / "latest.safetensors"
+    tensors = load_file(path)
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    return weights, Progress(**json.loads(read_metadata(path)["progress"]))
 
 
 def finished_before(folder: Path, tokens: int) -> bool:

@@ -205,14 +205,23 @@ def test_saved_and_loaded(tmp_path: Path, lm: infopt.CausalLM) -> None:
     assert list(plain.generate([[1, 2], [3]], 8)) == wanted
 
 
-@pytest.mark.parametrize("options", [{"weights": "int8"}, {"compute": "bf16"}], ids=str)
-def test_options_reach_the_compiler(decoder: Decoder, options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "int8"}, {"compute": "bf16"}, {"kv": infopt.KV("int8")}],
+    ids=("weights", "compute", "kv"),
+)
+def test_options_reach_the_compiler(decoder: Decoder, options: dict[str, Any]) -> None:
     lm = infopt.compile_causal_lm(decoder, max_length=24, **options)
     with torch.no_grad():
         wanted = decoder(torch.tensor([[5, 6, 7, 8]]))[0, -1]
-    found = lm.prefill([5, 6, 7, 8]).logits[0]
+    found = lm.step(lm.prefill([5, 6, 7]), 8).logits[0]
     error = (found - wanted).norm() / wanted.norm()
     assert 1e-6 < error < 0.03
+
+
+def test_a_format_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="format: expected one of"):
+        infopt.KV("int7")
 
 
 def test_what_cannot_be_compiled_says_why(decoder: Decoder) -> None:
