@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "transformers' generate() with compiled decoders, token by token",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "table": "the tables of README and docs, from JSON files of encoders",
+    "gpu": "GPU kernels against their references, then against torch's best, in 9 minutes",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",
     "robustness": "killed, forked, interrupted: what readers, children and next calls find",
