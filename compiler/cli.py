@@ -12,7 +12,8 @@ from infopt.compiler.commands.native_output import native_output_to_stderr
 from infopt.compiler.settings import BadSetting, Settings
 
 SOURCE = (
-    "a folder with a transformers model, or module:callable; the callable returns "
+    "a folder with a transformers model, a torch.export archive (.pt2, unpickled by torch: only "
+    "from writers you trust), or module:callable; the callable returns "
     "(model, args), (model, args, kwargs) or (model, args, kwargs, dynamic_shapes)"
 )
 PASS = "a pass by name, as file.py:Class or module:Class; it is added to the default ones"

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from infopt.codegen.lower import LoweringDeclined
+from infopt.compiler.archive import load_archive
 from infopt.compiler.compiled import build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
 from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
@@ -32,7 +33,7 @@ from infopt.runtime.structure import Leaf
 
 
 def compile(
-    model: torch.nn.Module | ExportedProgram | Callable[..., Any],
+    model: torch.nn.Module | ExportedProgram | Callable[..., Any] | str | Path,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -43,7 +44,8 @@ def compile(
 ) -> Compiled | AsTorch:
     """Compile a model for its example arguments.
 
-    model           a module in the mode it shall run in, a function, or an ExportedProgram
+    model           a module in the mode it shall run in, a function, an ExportedProgram, or the
+                    path of a torch.export archive (.pt2) that you trust
     args, kwargs    example inputs; sizes are fixed except those named in dynamic_shapes
     target          "native", or a machine such as "cpu:avx2" or "cuda:sm90" (Target.parse); None:
                     where the example inputs are. Of several, "cpu:avx512;cuda:sm90", the first
@@ -58,6 +60,10 @@ def compile(
     Raises BadOption for unknown options, FallbackRefused with strict=True.
     """
     parsed = Options.parse(options)
+    if isinstance(model, str | Path):
+        model = load_archive(model)
+    if isinstance(model, ExportedProgram) and not args and not kwargs and model.example_inputs:
+        args, kwargs = model.example_inputs
     if not isinstance(args, tuple):
         raise BadOption(f"args: expected a tuple of example inputs, found {type(args).__name__}")
     named = (target,) if isinstance(target, Target) else Target.parse_list(target or "native")

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from infopt.compiler.report import Site as Site
     from infopt.compiler.rewrite import Rule as Rule
     from infopt.compiler.target import Target as Target
+    from infopt.compiler.transformers_exporter import (
+        register_with_transformers as register_with_transformers,
+    )
     from infopt.compiler.types import Dim as Dim
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
@@ -147,6 +150,7 @@ _HOMES = {
     "kernel_op": "codegen.kernel",
     "load": "runtime.loading",
     "op": "compiler.ops",
+    "register_with_transformers": "compiler.transformers_exporter",
     "sign": "runtime.loading",
     "verdicts": "runtime.verdict",
     "verify": "runtime.loading",
@@ -219,6 +223,7 @@ __all__ = [
     "kernel_op",
     "load",
     "op",
+    "register_with_transformers",
     "sign",
     "testing",
     "verdicts",

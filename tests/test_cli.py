@@ -143,7 +143,7 @@ class TestSource:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("nowhere", "expected a folder with a transformers model or module:callable"),
+            ("nowhere", r"expected a folder with a transformers model, a \.pt2 archive or module"),
             ("no_such_module:f", "No module named 'no_such_module'"),
             ("json:nothing", "has no attribute 'nothing'"),
         ],

@@ -26,7 +26,7 @@ def compile_source(args: argparse.Namespace) -> tuple[Source, Compiled | AsTorch
         source = load_source(args.source)
         bar.update(task, advance=1, description=f"compiling {source.name}")
         compiled = infopt.compile(
-            source.model,
+            source.program or source.model,
             source.args,
             source.kwargs,
             target=args.target,

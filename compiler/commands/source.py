@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+
+from infopt.compiler.archive import SUFFIX, load_archive
+from infopt.compiler.errors import BadOption
 
 
 class BadSource(ValueError):
@@ -16,13 +20,14 @@ class BadSource(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A model and the example it is compiled for."""
+    """A model and the example it is compiled for. program: what is compiled, if not the model."""
 
     name: str
     model: torch.nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
+    program: ExportedProgram | None = None
 
     def call(self, model: Any) -> Any:
         """`model` called with the example."""
@@ -33,9 +38,14 @@ def load_source(text: str) -> Source:
     """The model that `text` names, in eval mode. Raises BadSource saying what was expected."""
     if Path(text).is_dir():
         return _transformers_folder(Path(text))
+    if text.endswith(SUFFIX):
+        return _archive(text)
     module_name, colon, attribute = text.partition(":")
     if not colon or not attribute:
-        raise BadSource(f"{text!r}: expected a folder with a transformers model or module:callable")
+        raise BadSource(
+            f"{text!r}: expected a folder with a transformers model, a {SUFFIX} archive or "
+            "module:callable"
+        )
     sys.path.insert(0, "")  # as `python -m` would: modules of the working folder
     try:
         target: Any = importlib.import_module(module_name)
@@ -46,6 +56,18 @@ def load_source(text: str) -> Source:
     finally:
         sys.path.remove("")
     return _from_result(text, target())
+
+
+def _archive(text: str) -> Source:
+    """The program of a torch.export archive, with the example it was exported with."""
+    try:
+        program = load_archive(text)
+    except BadOption as error:
+        raise BadSource(str(error)) from error
+    if program.example_inputs is None:
+        raise BadSource(f"{text}: expected an archive with example inputs, found none")
+    args, kwargs = program.example_inputs
+    return Source(text, program.module(), args, kwargs, None, program)
 
 
 def _from_result(text: str, result: Any) -> Source:
