@@ -11,6 +11,7 @@ COMMANDS = {
     "random_programs": "random programs compared with eager through a front door",
     "zoo": "transformers architectures compared with eager at two sizes",
     "generate": "transformers' generate() with compiled decoders, token by token",
+    "decode": "tokens per second of decoders in every format, and how near memory is",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "table": "the tables of README and docs, from JSON files of encoders",
     "gpu": "GPU kernels against their references, then against torch's best, in 9 minutes",
