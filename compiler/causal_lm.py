@@ -1,9 +1,9 @@
 """infopt.compile_causal_lm: a decoder as one program over functional state.
 
 The program takes ids [B, T] with B and T open, how many tokens of each sequence the cache has, how
-many of ids are new, and the cache; it gives the logits of each sequence's last token and updates
-the cache in place. Prefill and decoding are calls of the same program, so that they share weights,
-and nothing is compiled again while sequences grow.
+many of ids are new, which of them logits are wanted for, and the cache; it gives those logits and
+updates the cache in place. Prefill and decoding are calls of the same program, so that they share
+weights, and nothing is compiled again while sequences grow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from infopt.runtime.forked import torch_threads
 from infopt.runtime.kv_layout import KV
 from infopt.runtime.structure import Leaf
 
-_TOKENS = 5  # of the example that is traced
+_TOKENS, _ROWS = 5, 3  # of the example that is traced
 
 
 def compile_causal_lm(
@@ -135,7 +135,9 @@ def _shapes(forward: Forward) -> tuple[list[LayerShape], int]:
 
 
 class _Step(torch.nn.Module):
-    """The program to trace: (ids, starts, counts, stores) -> (logits, the stores' next values)."""
+    """The program to trace: (ids, starts, counts, picks, stores) -> (logits, the stores' next
+    values). picks int64 [B, R]: the rows of ids whose logits [B, R, V] are wanted.
+    """
 
     def __init__(self, forward: Forward, model: torch.nn.Module, layout: KV) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class _Step(torch.nn.Module):
         self.through, self.layout = forward, layout
 
     def forward(
-        self, ids: Tensor, starts: Tensor, counts: Tensor, stores: list[Tensor]
+        self, ids: Tensor, starts: Tensor, counts: Tensor, picks: Tensor, stores: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         cache = TracingCache(stores, starts, counts, self.layout)
         last = (counts - 1).clamp(min=0)
@@ -151,14 +153,13 @@ class _Step(torch.nn.Module):
         inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
 
         def pick(x: Tensor) -> Tensor:
-            index = last[:, None, None].expand(-1, 1, x.shape[-1])
-            return x.gather(1, index)
+            return x.gather(1, picks[:, :, None].expand(-1, -1, x.shape[-1]))
 
         logits = self.through(ids, starts[:, None] + inside, cache, pick)
         if cache.read != set(range(len(stores) // 2)):
             unread = sorted(set(range(len(stores) // 2)) - cache.read)
             raise TraceDeclined(f"the attention of layers {unread} does not read their caches")
-        return logits[:, 0], cache.stores
+        return logits, cache.stores
 
 
 def _trace(
@@ -169,7 +170,8 @@ def _trace(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
     counts = torch.full((rows,), tokens)
-    sample = (ids, torch.zeros_like(counts), counts, spec.empty(rows))
+    picks = torch.arange(min(_ROWS, tokens)).repeat(rows, 1)
+    sample = (ids, torch.zeros_like(counts), counts, picks, spec.empty(rows))
     # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
     batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
     open_rows = {0: batch} if spec.batch > 1 else {}
@@ -178,6 +180,7 @@ def _trace(
         "ids": {**open_rows, 1: length},
         "starts": open_rows,
         "counts": open_rows,
+        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, spec.max_length))},
         "stores": [open_rows for _ in spec.stores],
     }
     step = _Step(forward, model, layout).eval()

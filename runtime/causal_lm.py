@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infopt.runtime.errors import BadTokens, ContextFull, StaleState, TooManySequences
 from infopt.runtime.plan_check import dtype_of
+from infopt.runtime.prompt_lookup import PromptLookup
 from infopt.runtime.sampling import Sampler
 
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
@@ -130,7 +131,20 @@ class CausalLM:
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = prompt
         stores = self.spec.empty(len(prompts)) if state is None else state.take()
-        return self._run(padded, stores, starts, torch.tensor(starts), torch.tensor(counts))
+        ends = torch.tensor(counts)
+        logits = self._run(padded, stores, torch.tensor(starts), ends, ends[:, None] - 1)
+        lengths = tuple([a + b for a, b in zip(starts, counts)])
+        return State(stores, lengths, torch.tensor(lengths), logits[:, 0])
+
+    def logits(self, ids: Prompts) -> Tensor:
+        """The logits after every token of one prompt, [T, V]: for perplexity.
+
+        Raises as prefill does.
+        """
+        (prompt,) = self._prompts(ids, None)
+        self._check_room([0], [len(prompt)])
+        rows, size = torch.arange(len(prompt))[None], torch.tensor([len(prompt)])
+        return self._run(prompt[None], self.spec.empty(1), torch.tensor([0]), size, rows)[0]
 
     def step(self, state: State, next_ids: Tensor | Sequence[int] | int) -> State:
         """The state after one more token of each sequence: int64 [B] or [B, 1], or a list.
@@ -166,12 +180,16 @@ class CausalLM:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        speculate: int = 0,
     ) -> Iterator[Any]:
         """The tokens that follow, as they come: ints for one prompt given as a flat list or
         [T]; lists of one int per sequence for several, None for those that have ended.
 
         max_new_tokens: None until the context is full. stop: ids that end a sequence; they are
         still given. temperature 0 is greedy; else choices are by chance (runtime/sampling.py).
+        speculate: so many tokens at most are guessed from the text so far and checked in one step,
+        for one prompt and greedily; the tokens stay those of greedy steps, as far as sums in
+        another order of rounding choose the same largest logit.
         Raises as prefill does, and ContextFull where max_new_tokens cannot fit: at once, before the
         first token is asked for.
         """
@@ -180,6 +198,8 @@ class CausalLM:
         stops = {stop} if isinstance(stop, int) else set(stop)
         sampler = Sampler(temperature, top_k, top_p, seed)
         counts = [len(p) for p in prompts]
+        if speculate and (temperature or not single or speculate < 0):
+            raise ValueError("speculate: expected 0 or more, one flat prompt and temperature 0")
         if max_new_tokens is not None:
             if max_new_tokens < 0:
                 raise ValueError(f"max_new_tokens: expected 0 or more, found {max_new_tokens}")
@@ -187,6 +207,9 @@ class CausalLM:
         else:
             max_new_tokens = self.spec.max_length - max(counts)
         state = self.prefill(prompts)
+        if speculate:
+            lookup = PromptLookup(prompts[0].tolist())
+            return self._guessed_tokens(state, max_new_tokens, stops, lookup, speculate)
         return self._tokens(state, max_new_tokens, stops, sampler, single)
 
     def _tokens(
@@ -208,6 +231,36 @@ class CausalLM:
             if number + 1 < count:
                 state = self._step(state, ids)
 
+    def _guessed_tokens(
+        self, state: State, count: int, stops: set[int], lookup: PromptLookup, most: int
+    ) -> Iterator[int]:
+        new = [int(state.logits.argmax())] if count else []
+        while True:
+            for token in new:
+                yield token
+                count -= 1
+                lookup.add(token)
+                if token in stops:
+                    return
+            if count <= 0:
+                return
+            new, state = self._verify(state, new[-1], lookup.draft(min(most, count - 1)))
+
+    def _verify(self, state: State, token: int, draft: list[int]) -> tuple[list[int], State]:
+        """One step over a token and guesses of what follows: (the guesses that are right and the
+        token after them, the state after the right ones)."""
+        stores, starts, (length,) = state.take(), state._starts, state.lengths
+        ids = torch.tensor([[token, *draft]])
+        rows = torch.arange(len(draft) + 1)[None]
+        logits = self._run(ids, stores, starts, torch.tensor([len(draft) + 1]), rows)[0]
+        best: list[int] = logits.argmax(-1).tolist()
+        right = 0
+        while right < len(draft) and draft[right] == best[right]:
+            right += 1
+        length += right + 1  # what was wrong lies behind the end, and is written over
+        made = State(stores, (length,), torch.tensor([length]), logits[right : right + 1])
+        return best[: right + 1], made
+
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the artifact; infopt.load reads it, without transformers. Options as those of
         Compiled.save; `attach`: files that travel along, such as a tokenizer's."""
@@ -216,23 +269,19 @@ class CausalLM:
         return self._save(path, **options)
 
     def _step(self, state: State, ids: Tensor) -> State:
-        lengths = state.lengths
+        lengths, starts = state.lengths, state._starts
         if max(lengths) >= self.spec.max_length:
             self._check_room(lengths, [1] * len(lengths))
-        starts = state._starts
-        return self._run(ids, state.take(), lengths, starts, torch.ones_like(starts))
+        stores, ones = state.take(), torch.ones_like(starts)
+        logits = self._run(ids, stores, starts, ones, torch.zeros_like(ids))
+        return State(stores, tuple([n + 1 for n in lengths]), starts + 1, logits[:, 0])
 
     def _run(
-        self,
-        ids: Tensor,
-        stores: list[Tensor],
-        lengths: Sequence[int],
-        starts: Tensor,
-        counts: Tensor,
-    ) -> State:
-        (logits,) = self.program.run([ids, starts, counts, *stores])
-        lengths = tuple([a + b for a, b in zip(lengths, counts.tolist())])
-        return State(stores, lengths, starts + counts, logits)
+        self, ids: Tensor, stores: list[Tensor], starts: Tensor, counts: Tensor, picks: Tensor
+    ) -> Tensor:
+        """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T]; the stores are written."""
+        (logits,) = self.program.run([ids, starts, counts, picks, *stores])
+        return logits
 
     def _prompts(self, ids: Prompts, mask: Tensor | None) -> list[Tensor]:
         """Each sequence's tokens, int64. Raises BadTokens, TooManySequences."""

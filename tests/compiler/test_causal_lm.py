@@ -10,6 +10,7 @@ import torch
 
 import infopt
 from infopt.models.decoder import SMALL, Decoder
+from infopt.runtime.prompt_lookup import PromptLookup
 from tests.compiler.causal_families import FAMILIES, VOCABULARY, build, expected, prompts
 
 FAST = ("mistral", "opt")  # rotary and a window; learned positions; the others are slow
@@ -101,6 +102,47 @@ def test_padded_batches(lm: infopt.CausalLM, side: str) -> None:
         at = slice(5 - len(text), 5) if side == "left" else slice(0, len(text))
         ids[row, at], mask[row, at] = torch.tensor(text), 1
     assert list(lm.generate(ids, 6, mask=mask)) == list(lm.generate(texts, 6))
+
+
+def test_logits_of_every_token(decoder: Decoder, lm: infopt.CausalLM) -> None:
+    with torch.no_grad():
+        wanted = decoder(torch.tensor([[5, 6, 7, 8, 9]]))[0]
+    torch.testing.assert_close(lm.logits([5, 6, 7, 8, 9]), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_guessed_tokens_are_those_of_greedy_steps(lm: infopt.CausalLM, most: int) -> None:
+    steps = []
+    original, lm._run = lm._run, lambda *a: steps.append(a[0].shape[1]) or original(*a)
+    try:
+        for prompt in ([7, 8, 9, 10] * 3, [3, 4]):
+            plain = list(lm.generate(prompt, 24))
+            assert list(lm.generate(prompt, 24, speculate=most)) == plain
+            ended = list(lm.generate(prompt, 24, speculate=most, stop=plain[20]))
+            assert ended == plain[: plain.index(plain[20]) + 1]
+    finally:
+        del lm._run
+    assert sum(n > 1 for n in steps) > 6  # six are the prompts
+    with pytest.raises(ValueError, match="one flat prompt"):
+        lm.generate([[1, 2]], 4, speculate=2)
+
+
+def test_what_is_right_of_a_guess_is_taken_and_what_is_wrong_is_not(lm: infopt.CausalLM) -> None:
+    plain = list(lm.generate([3, 4], 8))
+    wrong = plain[4] + 1
+    state = lm.prefill([3, 4])
+    tokens, state = lm._verify(state, plain[0], [*plain[1:4], wrong, 1])
+    assert tokens == plain[1:5] and state.lengths == (6,)
+    tokens, state = lm._verify(state, plain[4], [])
+    assert tokens == plain[5:6]
+
+
+def test_lookup_asks_the_longest_that_agrees() -> None:
+    lookup = PromptLookup([1, 2, 3, 9, 5, 2, 3, 8, 1, 2, 3])
+    assert lookup.draft(3) == [9, 5, 2]  # 1 2 3, not the later 2 3
+    lookup.add(7)
+    assert lookup.draft(3) == []
+    assert PromptLookup([4]).draft(2) == []
 
 
 def test_stop_ends_a_sequence_and_the_last_one_all(lm: infopt.CausalLM) -> None:
