@@ -18,36 +18,15 @@ from typing import Any
 from infopt.codegen.gpu.interpret import module
 from infopt.codegen.launch import ALIGNMENT, Launch
 from infopt.compiler.errors import InfoptError
+from infopt.compiler.target_gpu import ROWS, Gpu
 
 
 class CannotCompile(InfoptError):
     """A launch has no machine code for an architecture; the message names both and says why."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one architecture, from the vendors' programming guides.
-
-    backend, arch, warp  how Triton names it, and threads of a warp
-    shared               bytes that one block may have, and one multiprocessor has
-    registers            32-bit ones of a multiprocessor; of a thread at most
-    threads              of a multiprocessor at most
-    """
-
-    backend: str
-    arch: int | str
-    warp: int
-    shared: tuple[int, int]
-    registers: tuple[int, int]
-    threads: int
-
-
-LIMITS: Mapping[str, Limits] = {
-    "sm80": Limits("cuda", 80, 32, (163 << 10, 164 << 10), (65536, 255), 2048),
-    "sm90": Limits("cuda", 90, 32, (227 << 10, 228 << 10), (65536, 255), 2048),
-    "sm100": Limits("cuda", 100, 32, (227 << 10, 228 << 10), (65536, 255), 2048),
-    "gfx942": Limits("hip", "gfx942", 64, (64 << 10, 64 << 10), (131072, 512), 2048),
-}
+# The rows of targets by the architecture that code is made for.
+ARCHITECTURES: Mapping[str, Gpu] = {row.arch: row for row in ROWS.values()}
 
 
 @dataclass(frozen=True)
@@ -98,8 +77,8 @@ def compile_launch(launch: Launch, arch: str, unaligned: frozenset[int] = frozen
     unaligned: indices of arguments whose address may be no multiple of 16.
     Raises CannotCompile, also where a block would need more shared memory than there is.
     """
-    if arch not in LIMITS:
-        raise CannotCompile(f"{arch!r}: expected one of {', '.join(LIMITS)}")
+    if arch not in ARCHITECTURES:
+        raise CannotCompile(f"{arch!r}: expected one of {', '.join(ARCHITECTURES)}")
     divisible = tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
     constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
     text = (launch.source, launch.entry, launch.signature, divisible, constants)
@@ -114,7 +93,7 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    limits = LIMITS[arch]
+    gpu = ARCHITECTURES[arch]
     function = module(launch.source)[launch.entry]
     free = [n for n in function.arg_names if n not in launch.constants]
     signature = dict(zip(free, launch.signature, strict=True))
@@ -135,22 +114,22 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         "num_stages": launch.stages,
         "enable_fp_fusion": not launch.exact,
     }
-    target = GPUTarget(limits.backend, limits.arch, limits.warp)
+    target = GPUTarget(gpu.platform, int(arch[2:]) if gpu.platform == "cuda" else arch, gpu.warp)
     try:
         made = triton.compile(source, target=target, options=options)
     except Exception as error:  # of many kinds, from the parser to the assembler
         raise CannotCompile(f"{launch.entry} for {arch}: {error}") from error
     meta = made.metadata
-    if meta.shared > limits.shared[0]:
+    if meta.shared > gpu.shared:
         raise CannotCompile(
             f"{launch.entry} for {arch}: {meta.shared} bytes of shared memory, "
-            f"expected at most {limits.shared[0]}: choose smaller tiles or fewer stages"
+            f"expected at most {gpu.shared}: choose smaller tiles or fewer stages"
         )
     if meta.global_scratch_size or meta.profile_scratch_size:
         raise CannotCompile(f"{launch.entry} for {arch}: needs memory of Triton's own")
-    kind = "cubin" if limits.backend == "cuda" else "hsaco"
+    kind = "cubin" if gpu.platform == "cuda" else "hsaco"
     # warps may be more than asked for where Triton makes some of its own
-    threads = launch.warps * limits.warp
+    threads = launch.warps * gpu.warp
     registers, spills = (_cuda if kind == "cubin" else _hip)(made)
     return Compiled(
         arch=arch,
@@ -162,20 +141,19 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         threads=threads,
         shared=meta.shared,
         resources=Resources(
-            registers, spills, meta.shared, _occupancy(limits, registers, meta.shared, threads)
+            registers, spills, meta.shared, _occupancy(gpu, registers, meta.shared, threads)
         ),
     )
 
 
-def _occupancy(limits: Limits, registers: int, shared: int, threads: int) -> float:
+def _occupancy(gpu: Gpu, registers: int, shared: int, threads: int) -> float:
     """Threads that are resident at once, of the most possible."""
-    per_warp = -(-max(registers, 1) // 8) * 8 * limits.warp
-    blocks = min(
-        limits.threads // threads,
-        limits.registers[0] // (per_warp * (threads // limits.warp)),
-        limits.shared[1] // (shared + 1024) if shared else limits.threads,
-    )
-    return max(blocks, 1 if shared <= limits.shared[0] else 0) * threads / limits.threads
+    per_block = -(-max(registers, 1) // 8) * 8 * threads
+    reserved = 1024 if gpu.platform == "cuda" else 0  # of shared memory, for each block
+    blocks = min(gpu.blocks, gpu.threads // threads, gpu.registers // per_block)
+    if shared:
+        blocks = min(blocks, (gpu.shared + reserved) // (shared + reserved))
+    return blocks * threads / gpu.threads
 
 
 def _cuda(made: Any) -> tuple[int, int]:

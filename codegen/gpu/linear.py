@@ -285,8 +285,8 @@ SUM_BLOCK = 512
 # What the tuner may try, the usual first; "usual" leaves it to the sizes.
 TILES_SPACE = {
     "tile": (
-        *("usual", "128x256x64 w8 s3", "128x128x64 w8 s3", "128x128x64 w4 s3", "128x64x64 w4 s4"),
-        *("64x128x64 w4 s4", "64x64x64 w4 s4"),
+        *("usual", "128x256x64 w8 s3", "128x128x64 w8 s3", "128x64x64 w4 s4", "64x128x64 w4 s4"),
+        "64x64x64 w4 s4",
     ),
     "few": ("usual", "16x256 w4 s3", "8x512 w4 s4", "32x256 w8 s3"),
     "persistent": ("usual", True, False),
@@ -387,7 +387,9 @@ def _tiles(
     sides = 2 if end["GATED"] else 1
     tile = tile.fitted(target, (tile.m + tile.n) * dtype.itemsize)
     if sides == 2:  # half of the columns are the gate's, half the other's
-        tile = replace(tile, n=tile.n // 2)
+        # addresses of three operands and all sums do not fit registers on sm80
+        depth = min(tile.k, 32) if target.arch == "sm80" else tile.k
+        tile = replace(tile, n=tile.n // 2, k=depth)
     count = ceil_div(m, tile.m) * ceil_div(n, tile.n)
     persistent = cfg.persistent
     if persistent == "usual":

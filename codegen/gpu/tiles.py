@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-import torch
-
 from infopt.compiler.target import Target
 
-# Bytes of shared memory that a block may have.
-SHARED = {"sm80": 163 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx942": 64 << 10}
 _FORM = re.compile(r"(\d+)x(\d+)x(\d+) w(\d+) s(\d+)")
 
 
@@ -42,10 +38,5 @@ class Tile:
         stage = row_bytes * self.k
         # AMD's pipeline holds one stage fewer in shared memory than it counts
         spare = stage if target.arch.startswith("gfx") else 0
-        most = (SHARED[target.arch] + spare) // stage
+        most = (target.fast_memory + spare) // stage
         return replace(self, stages=max(1, min(self.stages, most)))
-
-
-def widest(dtype: torch.dtype) -> int:
-    """Elements along k that make 128 bytes: what one transaction of shared memory swizzles."""
-    return 128 // dtype.itemsize

@@ -14,7 +14,7 @@ import infopt.codegen.gpu  # noqa: F401
 from infopt.codegen.gpu.interpret import interpret
 from infopt.codegen.kernel import Config, Emitter, emitters
 from infopt.codegen.launch import Launch
-from infopt.codegen.triton_compile import LIMITS, CannotCompile, compile_launch
+from infopt.codegen.triton_compile import ARCHITECTURES, CannotCompile, compile_launch
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.ops import aten
 from infopt.compiler.target import Target
@@ -22,27 +22,15 @@ from infopt.compiler.types import TensorType, substitute
 
 pytest.importorskip("triton", minversion="3.6")
 
-ARCHES = tuple(LIMITS)
+ARCHES = tuple(ARCHITECTURES)
 every_arch = pytest.mark.parametrize("arch", ARCHES)
 OPEN = sympy.Symbol("s", integer=True, positive=True)
 
 
 def gpu(arch: str = "sm90", **changes: Any) -> Target:
     """A GPU with few multiprocessors, so that small cases meet persistent and split kernels."""
-    target = Target(
-        name=arch,
-        kind="gpu",
-        arch=arch,
-        features=frozenset(),
-        cores=4,
-        vector_bits=128,
-        caches=(1 << 17, 1 << 25, 1 << 25),
-        fast_memory=1 << 17,
-        peak={"f32": 1.0},
-        bandwidth=1.0,
-        launch_cost=1e-6,
-    )
-    return replace(target, **changes)
+    target = Target.parse(f"{ARCHITECTURES[arch].platform}:{arch}")
+    return replace(target, **{"cores": 4, **changes})
 
 
 def flat(value: Any) -> list[torch.Tensor]:
