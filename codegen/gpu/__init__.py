@@ -1,5 +1,21 @@
 """GPU kernels, one file per family of ops; importing this package registers them all."""
 
-from infopt.codegen.gpu import linear, norm, softmax
+from infopt.codegen.gpu import (
+    attention,
+    embedding,
+    linear,
+    norm,
+    quantized_linear,
+    rotary,
+    softmax,
+)
 
-__all__ = ["linear", "norm", "softmax"]
+__all__ = [
+    "attention",
+    "embedding",
+    "linear",
+    "norm",
+    "quantized_linear",
+    "rotary",
+    "softmax",
+]

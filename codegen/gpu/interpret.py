@@ -91,7 +91,8 @@ def interpreting() -> Iterator[None]:
       running live in one. What the interpreter puts in the place of the language is put there
       once, not at every call of a function.
     - Triton 3.6 to 3.9 interpret a conversion to bf16 by cutting digits off, and tl.dot of bf16 as
-      one of the bits taken for integers. Here torch converts, and products are of f32 values.
+      one of the bits taken for integers, as they do conversions of integers to it. Here torch
+      converts, by way of f32, and products are of f32 values.
     """
     from triton import language as tl
     from triton.runtime import interpreter
@@ -100,6 +101,7 @@ def interpreting() -> Iterator[None]:
     builder = interpreter.InterpreterBuilder
     scopes: dict[frozenset[str], Any] = {}
     patch, multiply = interpreter._patch_lang, builder.create_dot
+    cast = builder.cast_impl
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return interpreter.InterpretedFunction(self.fn)(*args, **kwargs)
@@ -117,6 +119,12 @@ def interpreting() -> Iterator[None]:
         data = _convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
         return interpreter.TensorHandle(data, tl.float32)
 
+    def cast_by_f32(self: Any, source: Any, wanted: Any) -> Any:
+        given, end = source.dtype.scalar, wanted.scalar
+        if tl.bfloat16 in (given, end) and tl.float32 not in (given, end):
+            source = cast(self, source, tl.float32)
+        return cast(self, source, wanted)
+
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return multiply(self, widened(a), widened(b), *rest)
 
@@ -126,6 +134,7 @@ def interpreting() -> Iterator[None]:
         for owner, name, replacement in (
             (JITFunction, "__call__", call),
             (builder, "create_dot", dot),
+            (builder, "cast_impl", cast_by_f32),
             (interpreter, "_patch_lang", patch_once),
             (interpreter, "_convert_float", _convert),
         ):

@@ -47,6 +47,17 @@ def finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
     tl.store(at, y.to(out.dtype.element_ty), mask=inside)
 '''
 
+PLACE = '''
+
+@triton.jit
+def place(tile, m_tiles, n_tiles, GROUP: tl.constexpr):
+    """(row, column) of a tile; bands of GROUP rows, so that tiles of one time share operands."""
+    band = tile // (GROUP * n_tiles)
+    height = tl.minimum(m_tiles - band * GROUP, GROUP)
+    within = tile % (GROUP * n_tiles)
+    return band * GROUP + within % height, within // height
+'''
+
 TILES = '''
 
 @triton.jit
@@ -93,15 +104,6 @@ def finish_tile(acc, acc_up, bias, up_bias, residual, out, rows, first, m, n,
     else:
         finish_half(acc, acc_up, bias, up_bias, residual, out, rows, first, m, n,
                     residual_stride, out_stride, ACTIVATION, GATED, PIECES)
-
-@triton.jit
-def place(tile, m_tiles, n_tiles, GROUP: tl.constexpr):
-    """(row, column) of a tile; bands of GROUP rows, so that tiles of one time share operands."""
-    band = tile // (GROUP * n_tiles)
-    height = tl.minimum(m_tiles - band * GROUP, GROUP)
-    within = tile % (GROUP * n_tiles)
-    return band * GROUP + within % height, within // height
-
 
 @triton.jit
 def product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride, GATED: tl.constexpr,
@@ -274,7 +276,7 @@ def linear_sum(parts, bias, up_bias, residual, out, m, n, residual_stride, out_s
            residual_stride, out_stride, ACTIVATION, GATED)
 '''
 
-SOURCE = HEADER + ACTIVATE + EPILOGUE + TILES
+SOURCE = HEADER + ACTIVATE + EPILOGUE + PLACE + TILES
 FEW_SOURCE = HEADER + ACTIVATE + EPILOGUE + FEW
 
 ROWS_OF_FEW = 16  # up to so many rows, the weight streams by instead of being tiled

@@ -60,6 +60,7 @@ def launch(
     grid: tuple[Size, ...],
     warps: int = 4,
     stages: int = 3,
+    exact: bool = False,
     **named: Argument | str | bool | None,
 ) -> Launch:
     """A launch with every parameter of the function by name, in the function's order.
@@ -75,4 +76,5 @@ def launch(
         grid,
         warps,
         stages,
+        exact,
     )

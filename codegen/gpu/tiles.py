@@ -33,10 +33,13 @@ class Tile:
     def __str__(self) -> str:
         return f"{self.m}x{self.n}x{self.k} w{self.warps} s{self.stages}"
 
-    def fitted(self, target: Target, row_bytes: int) -> Tile:
-        """With as many stages as fit the target, row_bytes: of operands for one step along k."""
+    def fitted(self, target: Target, row_bytes: int, others: int = 0) -> Tile:
+        """With as many stages as fit the target's shared memory beside `others` bytes.
+
+        row_bytes: of what is loaded for one element of k
+        """
         stage = row_bytes * self.k
         # AMD's pipeline holds one stage fewer in shared memory than it counts
         spare = stage if target.arch.startswith("gfx") else 0
-        most = (target.fast_memory + spare) // stage
+        most = (target.fast_memory + spare - others) // stage
         return replace(self, stages=max(1, min(self.stages, most)))

@@ -78,7 +78,7 @@ def attention_reason(
     return None
 
 
-def _legal(
+def attention_legal(
     target: Target,
     q: TensorType,
     k: TensorType,
@@ -151,7 +151,7 @@ def attention_call(
     )
 
 
-_LAYOUTS = {
+LAYOUTS = {
     "q": dense_last,
     "k": dense_last,
     "v": dense_last,
@@ -161,7 +161,7 @@ _LAYOUTS = {
 }
 
 
-@attention.kernel("cpu", legal=_legal, layouts=_LAYOUTS, out=by_token)
+@attention.kernel("cpu", legal=attention_legal, layouts=LAYOUTS, out=by_token)
 def _attention(
     cfg: Config,
     target: Target,
@@ -177,7 +177,7 @@ def _attention(
     return attention_call(q, k, v, mask, cfg.out, names, scale, causal)
 
 
-def _aten_legal(
+def aten_attention_legal(
     target: Target,
     q: TensorType,
     k: TensorType,
@@ -199,7 +199,10 @@ def _aten_legal(
 
 
 @aten_kernel(
-    "scaled_dot_product_attention.default", legal=_aten_legal, layouts=_LAYOUTS, out=by_token
+    "scaled_dot_product_attention.default",
+    legal=aten_attention_legal,
+    layouts=LAYOUTS,
+    out=by_token,
 )
 def _aten_attention(
     cfg: Config,

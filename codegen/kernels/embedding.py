@@ -24,14 +24,18 @@ from infopt.compiler.types import Size, TensorType
 _ROWS = 16  # of one task
 
 
-def _legal(target: Target, weight: TensorType, indices: TensorType, **attrs: Any) -> str | None:
+def embedding_legal(
+    target: Target, weight: TensorType, indices: TensorType, **attrs: Any
+) -> str | None:
     if weight.rank != 2 or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"a table {weight}"
     return None if indices.dtype in (torch.int64, torch.int32) else f"indices {indices}"
 
 
 @aten_kernel(
-    "embedding.default", legal=_legal, layouts={"weight": dense_last, "indices": contiguous}
+    "embedding.default",
+    legal=embedding_legal,
+    layouts={"weight": dense_last, "indices": contiguous},
 )
 def _embedding(
     cfg: Config, target: Target, weight: TensorType, indices: TensorType, **attrs: Any
@@ -82,7 +86,7 @@ def embedding_norm(ids, table, ids1, table1, ids2, table2, weight, bias, *, eps)
     return F.layer_norm(total, (table.shape[1],), weight, bias, eps)
 
 
-def _norm_legal(
+def embedding_norm_legal(
     target: Target,
     ids: TensorType,
     table: TensorType,
@@ -108,7 +112,7 @@ def _norm_legal(
 
 @embedding_norm.kernel(
     "cpu",
-    legal=_norm_legal,
+    legal=embedding_norm_legal,
     layouts={
         **dict.fromkeys(("table", "table1", "table2"), dense_last),
         **dict.fromkeys(("weight", "bias"), contiguous),
@@ -141,7 +145,7 @@ def _embedding_norm(
         elif index is None:
             numbers += [0, 0, 0, tokens, rows.strides[0] if rows.rank == 2 else 0]
         else:
-            numbers += [ELEMENT[index.dtype], *_steps(index), rows.shape[0], rows.strides[0]]
+            numbers += [ELEMENT[index.dtype], *id_strides(index), rows.shape[0], rows.strides[0]]
     names = [ids1 and "ids1", ids2 and "ids2"]
     tables = ["table", table1 and "table1", table2 and "table2"]
     return Call(
@@ -154,7 +158,7 @@ def _embedding_norm(
     )
 
 
-def _steps(ids: TensorType) -> tuple[Size, Size]:
+def id_strides(ids: TensorType) -> tuple[Size, Size]:
     """Strides of batch and token, 0 where the ids are broadcast."""
     sizes, strides = (1, *ids.shape)[-2:], (0, *ids.strides)[-2:]
     batch, token = (0 if n == 1 else s for n, s in zip(sizes, strides, strict=True))

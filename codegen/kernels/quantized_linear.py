@@ -127,7 +127,7 @@ _WIDE = (torch.float32, torch.bfloat16)
 _MOST_COLUMNS = 65536  # beyond, sums of products of bytes could leave 32 bits
 
 
-def _legal(
+def quantized_legal(
     target: Target,
     x: TensorType,
     values: TensorType,
@@ -153,7 +153,7 @@ def _legal(
     return None
 
 
-def _gated_legal(
+def quantized_gated_legal(
     target: Target,
     x: TensorType,
     gate: TensorType,
@@ -170,17 +170,17 @@ def _gated_legal(
         return "gate and up differ"
     if gate_bias is not None and gate_bias.dtype != up_bias.dtype:
         return "biases of gate and up differ"
-    return _legal(target, x, gate, gate_scales, gate_sums, gate_bias, None, **attrs)
+    return quantized_legal(target, x, gate, gate_scales, gate_sums, gate_bias, None, **attrs)
 
 
-_LAYOUTS = dict.fromkeys(
+LAYOUTS = dict.fromkeys(
     ("values", "scales", "sums", "bias", "gate", "gate_scales", "up", "up_scales"), dense_last
 )
-_LAYOUTS |= dict.fromkeys(("gate_bias", "up_bias"), dense_last)
-_LAYOUTS |= {"x": row_strides, "residual": row_strides}
+LAYOUTS |= dict.fromkeys(("gate_bias", "up_bias"), dense_last)
+LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
-@quantized_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
+@quantized_linear.kernel("cpu", legal=quantized_legal, layouts=LAYOUTS, **TILING)
 def _quantized_linear(
     cfg: Config,
     target: Target,
@@ -202,7 +202,7 @@ def _quantized_linear(
     return stored_products(cfg, target, x, stored, names, activation, bias, residual)
 
 
-@quantized_gated_linear.kernel("cpu", legal=_gated_legal, layouts=_LAYOUTS, **TILING)
+@quantized_gated_linear.kernel("cpu", legal=quantized_gated_legal, layouts=LAYOUTS, **TILING)
 def _quantized_gated(
     cfg: Config,
     target: Target,

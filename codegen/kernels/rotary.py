@@ -47,7 +47,7 @@ def rotary(q, k, cos, sin, *, interleaved=False):
     return _turned(q, cos, sin, interleaved), _turned(k, cos, sin, interleaved)
 
 
-def _legal(
+def rotary_legal(
     target: Target,
     q: TensorType,
     k: TensorType,
@@ -78,7 +78,7 @@ def _legal(
 
 @rotary.kernel(
     "cpu",
-    legal=_legal,
+    legal=rotary_legal,
     layouts={"q": dense_last, "k": dense_last, "cos": contiguous, "sin": contiguous},
 )
 def _rotary(
