@@ -216,8 +216,10 @@ def usual_block(depth: int, masked: bool, dtype: torch.dtype, target: Target) ->
         return "128x64 w8 s2" if depth <= 64 else "64x64 w4 s2"
     if target.arch == "sm90" and not masked:
         return "128x128 w8 s2"
+    if masked and depth > 64:
+        return "128x32 w8 s2"
     if target.arch == "gfx942" and depth > 64:
-        return "128x32 w8 s2" if masked else "64x64 w4 s2"
+        return "64x64 w4 s2"
     return "128x64 w8 s2"
 
 
@@ -261,7 +263,8 @@ def attention_launches(
     if target.batch_invariant or groups > 64:
         few = Le(1, 0)
     made = []
-    block = "16x32 w4 s2" if q.dtype is torch.float32 else "16x64 w4 s3"
+    narrow = q.dtype is torch.float32 or mask is not None
+    block = "16x32 w4 s2" if narrow else "16x64 w4 s3"
     tile = _tile(block, d, dv, q.dtype, target)
     split = _shares(b * kv, s, tile.n, target)
     parts = None

@@ -389,13 +389,18 @@ def _quantized_gated(
     activation: str,
     out: torch.dtype,
 ) -> list[Launch]:
-    given = {"gate": gate, "gate_scales": gate_scales, "gate_sums": gate_sums, "up": up}
+    given: dict[str, TensorType | None] = {
+        "gate": gate,
+        "gate_scales": gate_scales,
+        "gate_sums": gate_sums,
+        "up": up,
+    }
     given |= {"up_scales": up_scales, "up_sums": up_sums}
     given |= {"gate_bias": gate_bias, "up_bias": up_bias}
     found = {name: t and Pointer(name, t.dtype) for name, t in given.items()}
     names = ("gate", "gate_scales", "gate_sums", "up", "up_scales", "up_sums", "gate_bias")
     roles = ("values", "scales", "sums", "up", "up_scales", "up_sums", "bias")
-    tensors = {role: found[name] for role, name in zip(roles, names, strict=True)}
+    tensors: dict[str, Any] = {role: found[name] for role, name in zip(roles, names, strict=True)}
     tensors |= {"up_bias": found["up_bias"], "residual": None}
     layer = StoredLayer(
         FORMATS[format],
