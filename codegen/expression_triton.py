@@ -166,6 +166,8 @@ class TritonCode(Code):
             form = {"div": "{0} / {1}", "recip": "{one} / {0}"}.get(function, form)
             form = {"rroot": "{one} / tl.sqrt({0})", "logistic": _LOGISTIC64}.get(function, form)
             form = {"silu": _SILU64}.get(function, form)
+        if function == "invert" and of is torch.uint8:
+            form = "{0} ^ 255"
         one = self._constant_text(1, of) if "{one}" in form else ""
         text = form.format(*texts, one=one, type=TRITON_TYPES[of])
         return self.define(text, dtype, any(a.moves for a in args))

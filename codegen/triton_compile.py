@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import RLock
 from typing import Any
 
 from infopt.codegen.gpu.interpret import module
@@ -91,7 +92,6 @@ def compile_launch(launch: Launch, arch: str, unaligned: frozenset[int] = frozen
 def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     gpu = ARCHITECTURES[arch]
     function = module(launch.source)[launch.entry]
@@ -103,7 +103,7 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         for name, multiple in zip(free, divisible, strict=True)
         if multiple
     }
-    source = ASTSource(
+    source = _read_in_turn()(
         function,
         signature={n: signature.get(n, "constexpr") for n in function.arg_names},
         constexprs={(places[n],): v for n, v in launch.constants.items()},
@@ -125,7 +125,7 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
             f"{launch.entry} for {arch}: {meta.shared} bytes of shared memory, "
             f"expected at most {gpu.shared}: choose smaller tiles or fewer stages"
         )
-    if meta.global_scratch_size or meta.profile_scratch_size:
+    if any(getattr(meta, f"{of}_scratch_size", 0) for of in ("global", "profile")):
         raise CannotCompile(f"{launch.entry} for {arch}: needs memory of Triton's own")
     kind = "cubin" if gpu.platform == "cuda" else "hsaco"
     # warps may be more than asked for where Triton makes some of its own
@@ -173,6 +173,26 @@ def _hip(made: Any) -> tuple[int, int]:
     found = {k: int(v) for k, v in re.findall(r"\.(\w+): +(\d+)$", text, re.MULTILINE)}
     # what a thread has on the stack; a spill to the other register file costs no memory
     return found["vgpr_count"], found["private_segment_fixed_size"]
+
+
+@cache
+def _read_in_turn() -> Any:
+    """Triton's source of a kernel, for several threads: Python 3.11 counts the depth of the trees
+    it parses for all threads together, and may find another at the end than at the start."""
+    from triton.compiler import ASTSource
+
+    lock = RLock()
+
+    class ReadInTurn(ASTSource):  # type: ignore[misc]
+        def hash(self) -> Any:
+            with lock:
+                return super().hash()
+
+        def make_ir(self, *args: Any, **options: Any) -> Any:
+            with lock:
+                return super().make_ir(*args, **options)
+
+    return ReadInTurn
 
 
 @cache

@@ -6,6 +6,7 @@ from infopt.codegen.gpu import (
     linear,
     norm,
     quantized_linear,
+    reduce,
     rotary,
     softmax,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "linear",
     "norm",
     "quantized_linear",
+    "reduce",
     "rotary",
     "softmax",
 ]

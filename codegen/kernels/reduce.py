@@ -24,7 +24,7 @@ _OPS = {
 _TASK_TERMS = 16384  # elements that one task reads, about
 
 
-def _dims(x: TensorType, attrs: dict[str, Any]) -> tuple[int, ...]:
+def reduced_dims(x: TensorType, attrs: dict[str, Any]) -> tuple[int, ...]:
     dim = attrs.get("dim")
     if dim is None or dim == ():
         return tuple(range(x.rank))
@@ -51,7 +51,7 @@ def _merged(dims: Dims) -> Dims:
     return made
 
 
-def _split(x: TensorType, dims: tuple[int, ...]) -> tuple[Dims, Dims]:
+def split_dims(x: TensorType, dims: tuple[int, ...]) -> tuple[Dims, Dims]:
     """Kept and reduced dimensions, the result contiguous."""
     kept: Dims = []
     step: Size = 1
@@ -62,7 +62,7 @@ def _split(x: TensorType, dims: tuple[int, ...]) -> tuple[Dims, Dims]:
     return _merged(kept), _merged([(x.shape[d], x.strides[d], 0) for d in dims])
 
 
-def _legal(name: str, target: Target, x: TensorType, attrs: dict[str, Any]) -> str | None:
+def legal_reduction(name: str, target: Target, x: TensorType, attrs: dict[str, Any]) -> str | None:
     if x.dtype not in MEMORY_TYPES or x.rank == 0:
         return f"x is {x}"
     out = attrs.get("dtype")
@@ -74,11 +74,11 @@ def _legal(name: str, target: Target, x: TensorType, attrs: dict[str, Any]) -> s
         return f"{name} of uint8 is uint8"
     if name in ("amax", "amin") and x.dtype is torch.bool:
         return "extremes of bools"
-    kept, reduced = _split(x, _dims(x, attrs))
+    kept, reduced = split_dims(x, reduced_dims(x, attrs))
     return None if len(kept) <= 4 and len(reduced) <= 3 else "too many dimensions"
 
 
-def _result(name: str, dtype: torch.dtype) -> torch.dtype:
+def result_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     if name in ("any", "all"):
         return torch.bool
     return torch.int64 if name == "sum" and not dtype.is_floating_point else dtype
@@ -86,8 +86,8 @@ def _result(name: str, dtype: torch.dtype) -> torch.dtype:
 
 def reduce_call(name: str, symbol_of: str, x: TensorType, dims: tuple[int, ...]) -> Call:
     """name: sum, mean ...; symbol_of: the parameter that is reduced."""
-    kept, reduced = _split(x, dims)
-    out = _result(name, x.dtype)
+    kept, reduced = split_dims(x, dims)
+    out = result_dtype(name, x.dtype)
     mean = "true" if name == "mean" else "false"
     t, o, op = MEMORY_TYPES[x.dtype], MEMORY_TYPES[out], _OPS[name]
     vector = x.dtype in FLOATS and name not in ("any", "all")
@@ -131,11 +131,11 @@ def _declare(overload: str) -> None:
     name = overload.partition(".")[0]
 
     def legal(target: Target, x: TensorType, **attrs: Any) -> str | None:
-        return _legal(name, target, x, attrs)
+        return legal_reduction(name, target, x, attrs)
 
     @aten_kernel(overload, legal=legal)
     def emit(cfg: Config, target: Target, x: TensorType, **attrs: Any) -> Call:
-        return reduce_call(name, "self", x, _dims(x, attrs))
+        return reduce_call(name, "self", x, reduced_dims(x, attrs))
 
 
 for _name in (
