@@ -14,7 +14,7 @@ import torch
 
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.certify_program import Case, Program, cases_of, graph_for, inputs_for
-from infopt.compiler.dump import diff, text
+from infopt.compiler.counterexample import Broken, elements, message, shown
 from infopt.compiler.errors import CannotInfer, ContractBroken, IllegalGraph
 from infopt.compiler.exact import exact_difference
 from infopt.compiler.exact_tensor import NotExact
@@ -28,7 +28,6 @@ from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.compiler.verify import verify
 
-_SHOWN = 24  # elements of an input printed in a counterexample
 _OTHERS = 12
 _RESIDUES = 3  # independent draws; one for dtypes after the first, which mean the same function
 
@@ -119,7 +118,7 @@ def certify(
             break
         try:
             check_case(pass_, program, case, certificate)
-        except _Broken as broken:
+        except Broken as broken:
             if broken.is_loud and not strict:
                 certificate.failed[str(broken)] += 1
                 continue
@@ -142,16 +141,6 @@ def _turns(rounds: _Cases) -> _Cases:
     return [(p, cases[n : n + 1]) for n in range(longest) for p, cases in rounds]
 
 
-class _Broken(Exception):
-    """What is wrong, with the graphs and values where it is."""
-
-    is_loud = False  # an error was raised, no wrong result given
-
-    def __init__(self, what: str, before: Graph, after: Graph | None, inputs: Sequence[Any]):
-        super().__init__(what)
-        self.before, self.after, self.inputs = before, after, inputs
-
-
 def check_case(pass_: Pass, program: Program, case: Case, certificate: Certificate) -> None:
     """One graph. Cases that are no program at all are skipped."""
     inputs = inputs_for(program, case)
@@ -170,12 +159,12 @@ def check_case(pass_: Pass, program: Program, case: Case, certificate: Certifica
     certificate.applied += 1
     again, _, _ = _run(pass_, before, inputs)
     if again.key != after.key:
-        raise _Broken("makes another graph of the same one in a second run", after, again, inputs)
+        raise Broken("makes another graph of the same one in a second run", after, again, inputs)
     twice, _, _ = _run(pass_, after, inputs)
     if twice.key != after.key:
-        raise _Broken("is not idempotent: it changes its own result", after, twice, inputs)
+        raise Broken("is not idempotent: it changes its own result", after, twice, inputs)
     if _fresh(pass_).content.digest != certificate.key:
-        raise _Broken("was changed by running: its content is another", before, after, inputs)
+        raise Broken("was changed by running: its content is another", before, after, inputs)
     for given in _other_sizes(program, case, inputs):
         _compare(pass_, before, after, given, expected if given is inputs else None)
     if isinstance(pass_.accuracy, Exact):
@@ -194,7 +183,7 @@ def _run(pass_: Pass, graph: Graph, inputs: Sequence[Any]) -> tuple[Graph, Repor
     except Exception as error:
         legal = isinstance(error, ContractBroken | IllegalGraph)  # found by the pipeline's checks
         what = f"failed: {error}" if legal else f"raised {type(error).__name__}: {error}"
-        broken = _Broken(what, graph, None, inputs)
+        broken = Broken(what, graph, None, inputs)
         broken.is_loud = True
         raise broken from error
 
@@ -227,9 +216,9 @@ def _compare(
     try:
         found = interpret(after, given)
     except Exception as error:
-        raise _Broken(f"made a graph that fails: {error}", before, after, inputs) from error
+        raise Broken(f"made a graph that fails: {error}", before, after, inputs) from error
     if not all(torch.equal(_bits(a), _bits(b)) for a, b in zip(inputs, given, strict=True)):
-        raise _Broken("made a graph that writes to its inputs", before, after, inputs)
+        raise Broken("made a graph that writes to its inputs", before, after, inputs)
     wide = _wide(before, inputs)
     for position, (e, f) in enumerate(zip(wanted, found, strict=True)):
         if not isinstance(e, torch.Tensor):
@@ -238,9 +227,7 @@ def _compare(
         reason = pass_.accuracy.accepts(e, f, reference)
         if reason is not None:
             what = f"promises {pass_.accuracy}, but result {position}: {reason}"
-            raise _Broken(
-                f"{what}\nexpected {_shown(e)}\nfound    {_shown(f)}", before, after, inputs
-            )
+            raise Broken(f"{what}\nexpected {shown(e)}\nfound    {shown(f)}", before, after, inputs)
 
 
 def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
@@ -265,7 +252,7 @@ def _compare_exactly(
             reason = exact_difference(before, after, inputs, seed, derived)
             if reason is not None:
                 what = f"is another function: over exact arithmetic {reason}"
-                raise _Broken(what, before, after, inputs)
+                raise Broken(what, before, after, inputs)
     except NotExact as error:
         certificate.inexact[str(error).splitlines()[0]] += 1
     else:
@@ -285,7 +272,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(tensor) if tensor.is_floating_point() else tensor
 
 
-def _smallest(pass_: Pass, program: Program, case: Case, broken: _Broken) -> str:
+def _smallest(pass_: Pass, program: Program, case: Case, broken: Broken) -> str:
     """The message of the same failure at the smallest sizes and plainest values that show it."""
     plain = replace(case, layouts=("dense",) * len(case.layouts), values="normal")
     tried = [plain] if plain != case else []
@@ -297,41 +284,9 @@ def _smallest(pass_: Pass, program: Program, case: Case, broken: _Broken) -> str
     for candidate in tried:
         try:
             check_case(pass_, program, candidate, Certificate(pass_.name, pass_.content.digest))
-        except _Broken as smaller:
-            if _elements(smaller) < _elements(best):
+        except Broken as smaller:
+            if elements(smaller) < elements(best):
                 best = smaller
         except Exception:  # another failure than the one to show
             continue
-    return _message(pass_, best)
-
-
-def _elements(broken: _Broken) -> int:
-    return sum(t.numel() for t in broken.inputs if isinstance(t, torch.Tensor))
-
-
-def _message(pass_: Pass, broken: _Broken) -> str:
-    lines = [
-        f"pass {pass_.name} {broken}",
-        "counterexample, the graph before:",
-        text(broken.before),
-    ]
-    if broken.after is not None:
-        lines += [
-            "and after:",
-            text(broken.after),
-            "the change:",
-            diff(broken.before, broken.after),
-        ]
-    for index, value in enumerate(broken.inputs):
-        lines.append(f"x{index} = {_shown(value)}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
-    kind = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {value.stride()}"
-    if value.numel() > _SHOWN:
-        flat = [round(v, 6) for v in value.flatten()[:_SHOWN].tolist()]
-        return f"{kind} {flat} ..."
-    return f"{kind} {value.tolist()}"
+    return message(pass_, best)

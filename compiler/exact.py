@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from infopt.compiler import exact_field, exact_functions, exact_moves
 from infopt.compiler.exact_tensor import NotExact, Residue
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import bind_dims, evaluate
 from infopt.compiler.ops import CONST, INPUT
 from infopt.compiler.residue import HUGE, P, numbers
+
+DECLARED_IN = (exact_field, exact_functions, exact_moves)  # importing them makes the rules known
 
 
 def exact_difference(
