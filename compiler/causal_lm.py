@@ -61,6 +61,8 @@ def compile_causal_lm(
     for name, value in (("max_length", max_length), ("batch", batch)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadOption(f"{name}: expected a positive int, found {value!r}")
+    if kv is not None and not isinstance(kv, KV):
+        raise BadOption(f"kv: expected an infopt.KV, found {kv!r}")
     if max_length < 2:
         raise BadOption(f"max_length: expected 2 or more, found {max_length}")
     _check_positions(model, max_length)

@@ -225,6 +225,23 @@ def test_a_stepped_state_is_stale_and_a_copy_is_not(lm: infopt.CausalLM) -> None
     assert torch.equal(lm.step(kept, [4]).logits, after.logits)
 
 
+def test_texts_may_be_written_side_by_side(lm: infopt.CausalLM) -> None:
+    prompts = ([1, 2, 3], [[4], [5, 6]])
+    alone = [list(lm.generate(p, 10)) for p in prompts]
+    first, second = (lm.generate(p, 10) for p in prompts)
+    assert [list(pair) for pair in zip(*zip(first, second, strict=True), strict=True)] == alone
+
+
+def test_nothing_is_made_again_while_texts_grow(lm: infopt.CausalLM) -> None:
+    program = lm.program._built.program
+    state = lm.prefill([1] * 7)
+    state = lm.step(state, 3)
+    made, memory = program._made, [t.data_ptr() for t in state.stores]
+    _, state = lm.decode(state, 30)
+    assert program._made == made
+    assert [t.data_ptr() for t in state.stores] == memory
+
+
 def test_an_abandoned_iterator_leaves_nothing(lm: infopt.CausalLM) -> None:
     tokens = lm.generate([1, 2, 3], 20)
     next(tokens)
@@ -269,6 +286,8 @@ def test_a_format_that_there_is_not() -> None:
 def test_what_cannot_be_compiled_says_why(decoder: Decoder) -> None:
     with pytest.raises(infopt.TraceDeclined, match="no arguments positions and cache"):
         infopt.compile_causal_lm(torch.nn.Linear(2, 2).eval(), max_length=8)
+    with pytest.raises(infopt.BadOption, match="kv: expected an infopt"):
+        infopt.compile_causal_lm(decoder, max_length=8, kv="int8")  # type: ignore[arg-type]
     with pytest.raises(infopt.BadOption, match="max_length: expected a positive int"):
         infopt.compile_causal_lm(decoder, max_length=0)
     with pytest.raises(infopt.BadOption, match="the model has 128 positions, found 129"):
