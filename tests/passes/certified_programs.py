@@ -28,6 +28,7 @@ from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes import (
@@ -53,6 +54,7 @@ X, W, B = torch.randn(3, 6), torch.randn(6, 6) / 2, torch.randn(6)
 WIDE = torch.randn(8, 48, 64), torch.randn(64, 64), torch.randn(64)
 MASK = torch.rand(8, 48) > 0.5  # also when drawn: half of the tokens are real
 CONSTS = {"w0": W, "w1": W + 1, "b0": B, "b1": B - 1}
+CONSTS |= {"wide": torch.randn(96, 64) / 8, "deep": torch.randn(64, 96) / 8}
 
 
 def const(o: Any, name: str) -> Any:
@@ -66,6 +68,10 @@ def folds(o: Any, x: Any) -> Any:
 def merges(o: Any, x: Any) -> Any:
     first = o.linear(x, const(o, "w0"), const(o, "b0"))
     return o.mul(first, 2.0), o.linear(x, const(o, "w1"), const(o, "b1"))
+
+
+def quantizes(o: Any, x: Any) -> Any:
+    return o.linear(o.relu(o.linear(x, const(o, "wide"))), const(o, "deep"))
 
 
 def products(o: Any, x: Any, w: Any) -> Any:
@@ -174,6 +180,7 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
     ],
     MergeLinears: [("two", merges, [X])],
     NarrowCompute: [("two in a row", products, [X.repeat(6, 1), W])],
+    QuantizeWeights: [("two layers", quantizes, [torch.randn(5, 64)])],
     SimplifyMasks: [
         (name, build, [test_simplify_masks.M])
         for name, (build, *_) in test_simplify_masks.CASES.items()
@@ -198,8 +205,9 @@ def programs(cls: type[Pass], drawn: tuple[torch.dtype, ...] = NARROW) -> list[P
     """The examples of a pass as families."""
     found = []
     for name, build, inputs in EXAMPLES[cls]:
-        given = (torch.float32,) if cls in (FoldConstants, MergeLinears) else drawn
-        kept = CONSTS if cls in (FoldConstants, MergeLinears) else {}
+        has_constants = cls in (FoldConstants, MergeLinears, QuantizeWeights)
+        given = (torch.float32,) if has_constants else drawn
+        kept = CONSTS if has_constants else {}
         halves = {t.dtype for t in inputs} & {torch.bfloat16, torch.float16}
         found.append(Program.like(build, inputs, tuple(halves) or given, name, kept))
     return found
