@@ -14,6 +14,7 @@ COMMANDS = {
     "decode": "tokens per second of decoders in every format, and how near memory is",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "table": "the tables of README and docs, from JSON files of encoders",
+    "gpu_resources": "registers, spills, shared memory of GPU kernels; needs no GPU",
     "gpu": "GPU kernels against their references, then against torch's best, in 9 minutes",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",

@@ -387,11 +387,13 @@ def _tiles(
 ) -> Launch:
     m, n, k = sizes["m"], sizes["n"], sizes["k"]
     sides = 2 if end["GATED"] else 1
+    if dtype is torch.float32:  # from registers: larger tiles do not fit them
+        tile = replace(tile, m=min(tile.m, 64), n=min(tile.n, 64), k=min(tile.k, 16))
     tile = tile.fitted(target, (tile.m + tile.n) * dtype.itemsize)
     if sides == 2:  # half of the columns are the gate's, half the other's
-        # addresses of three operands and all sums do not fit registers on sm80
-        depth = min(tile.k, 32) if target.arch == "sm80" else tile.k
-        tile = replace(tile, n=tile.n // 2, k=depth)
+        # of wider ones something is spilled on sm80
+        most = 64 if target.arch == "sm80" else 128
+        tile = replace(tile, n=min(most, tile.n // 2))
     count = ceil_div(m, tile.m) * ceil_div(n, tile.n)
     persistent = cfg.persistent
     if persistent == "usual":
