@@ -6,10 +6,12 @@ import torch
 pytest.importorskip("triton")
 import infopt
 from infopt.codegen.interpreted_device import InterpretedDevice
+from infopt.codegen.load_gpu import gpu_program, lower_for_gpu
 from infopt.compiler import dynamo
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.machine import Machine, machine_for
 from infopt.compiler.target import Target
+from infopt.compiler.trace import from_fx
 from infopt.models.decoder import SMALL, Decoder
 from infopt.models.encoder import Encoder, EncoderConfig
 from infopt.runtime.errors import DeviceMissing
@@ -120,3 +122,23 @@ def test_several_devices_are_declined():
     with pytest.raises(TraceDeclined, match="on meta, expected the CPU or a GPU"):
         machine_for([meta])
     assert machine_for([3, torch.empty(2)]).target.kind == "cpu"
+
+
+def test_tensors_of_a_gpu_are_traced_as_those_of_the_cpu():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def f(x, w):
+        return torch.nn.functional.gelu(x @ w) + torch.arange(8, device=x.device)
+
+    with FakeTensorMode():
+        x, w = torch.empty(4, 8, device="cuda"), torch.empty(8, 8, device="cuda")
+        module = make_fx(f, pre_dispatch=True)(x, w)
+        mixed = make_fx(lambda x, w: (x.cpu() + 1, w * 2), pre_dispatch=True)(x, w)
+    graph = from_fx(module)
+    assert "device=cpu" in str(graph) and "cuda" not in str(graph)
+    made = gpu_program(lower_for_gpu(graph, Target.parse("cuda:sm90")), InterpretedDevice())
+    x, w = torch.randn(4, 8), torch.randn(8, 8)
+    close(made([x, w])[0], f(x, w))
+    with pytest.raises(TraceDeclined, match=r"several devices: input x_1 on cuda:0, .* on cpu"):
+        from_fx(mixed)
