@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import infopt.codegen.kernels
 from infopt.codegen import build, toolchain
 from infopt.codegen.cache import UnsafeCache, check_folder
 from infopt.codegen.kernel import kernel_names
+from infopt.codegen.load_gpu import has_triton
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.runtime.cuda_device import find_gpus
 from infopt.runtime.errors import LibraryError
 from infopt.runtime.native import load_executor
 
@@ -56,6 +59,10 @@ def examine() -> Health:
         "cores": f"{target.cores} usable, torch uses {torch.get_num_threads()}",
         "caches": ", ".join(f"{size / 2**20:.3g} MiB" for size in target.caches),
         "above level": _lacking(target),
+    }
+    health.sections["gpu"] = {
+        "found": ", ".join(map(str, find_gpus())) or "none that torch can use",
+        "triton": version("triton") if has_triton() else "not installed: compiles for no GPU",
     }
     _examine_compiler(health)
     _examine_libraries(health, target)

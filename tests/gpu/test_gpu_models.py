@@ -142,3 +142,11 @@ def test_tensors_of_a_gpu_are_traced_as_those_of_the_cpu():
     close(made([x, w])[0], f(x, w))
     with pytest.raises(TraceDeclined, match=r"several devices: input x_1 on cuda:0, .* on cpu"):
         from_fx(mixed)
+
+
+def test_without_triton_torch_runs_it_and_says_why(monkeypatch):
+    monkeypatch.setattr("infopt.codegen.load_gpu.has_triton", lambda: False)
+    model, x = torch.nn.GELU().eval(), torch.randn(5)
+    compiled = infopt.compile(model, (x,), target="cuda:sm90", device=InterpretedDevice())
+    close(compiled(x), model(x))
+    assert compiled.report.fallbacks == {"aten.gelu.default": "Triton is not installed"}
