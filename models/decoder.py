@@ -25,6 +25,7 @@ class DecoderConfig:
     hidden: int = 8192
     rope_base: float = 500000.0
     norm_eps: float = 1e-5
+    tied: bool = True  # the head shares the embedding's weight
 
     @property
     def head_width(self) -> int:
@@ -129,7 +130,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ids int64 [B, T] -> logits [B, T, vocabulary]; the head shares the embedding's weight.
+    """ids int64 [B, T] -> logits [B, T, vocabulary]; the head may share the embedding's weight.
 
     positions int64 [B, T], with a cache of earlier tokens: where the tokens stand.
     """
@@ -140,6 +141,9 @@ class Decoder(nn.Module):
         self.token = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocabulary, bias=False)
 
     def forward(
         self, ids: Tensor, positions: Tensor | None = None, cache: Cache | None = None
@@ -152,4 +156,5 @@ class Decoder(nn.Module):
             cos, sin = cos[:, None], sin[:, None]  # beside the heads
         for index, layer in enumerate(self.layers):
             x = layer(x, cos, sin, cache, index)
-        return F.linear(self.norm(x), self.token.weight)
+        head = self.token if self.head is None else self.head
+        return F.linear(self.norm(x), head.weight)
