@@ -111,6 +111,8 @@ def interpreting() -> Iterator[None]:
         seen = frozenset(m.__name__ for m in (tl, tl.core) if any(v is m for v in values))
         if seen not in scopes:
             scopes[seen] = patch(function)
+            # Triton 3.6 asks NumPy for the number in [n], which NumPy 2.4 no longer gives
+            scopes[seen].set_attr(tl.tensor, "__index__", lambda t: int(t.handle.data.item()))
         return interpreter._LangPatchScope()  # the executor would take its own back first
 
     def widened(handle: Any) -> Any:
