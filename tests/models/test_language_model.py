@@ -1,0 +1,66 @@
+"""The language model's run: cut off and continued it is the same run; its checkpoint loads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infopt.models.language_model import checkpoint, corpus, evaluation, training
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(training, "SHORT", (32, 16))
+    (tmp_path / "corpus").mkdir()
+    ids = np.random.default_rng(0).integers(1, corpus.VOCABULARY, 600).astype(np.uint16)
+    np.save(tmp_path / "corpus" / "train.npy", ids)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_goes_on_as_if_it_were_not(run: Path) -> None:
+    whole = training.Trainer(run / "corpus", run, 10**6)
+    whole.step()
+    whole.save("latest")
+    losses = [whole.step(), whole.step()]
+    again = training.Trainer(run / "corpus", run, 10**6)
+    assert again.resume("latest") and again.progress.tokens == 32
+    assert [again.step(), again.step()] == pytest.approx(losses, rel=1e-5)
+    assert again.progress == whole.progress
+
+    weights, progress = training.newest(run)
+    assert progress.step == 1
+    checkpoint.export(weights, run / "out", {})
+    model, theirs = (load(run / "out") for load in LOADERS)
+    ids = torch.randint(corpus.VOCABULARY, (1, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+LOADERS = (checkpoint.load_language_model, checkpoint.load_transformers)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(checkpoint.LanguageModelMissing, match="no checkpoint at"):
+        checkpoint.load_language_model(tmp_path)
+
+
+def test_copies_are_kept_once() -> None:
+    long, other = "x = 1  # " + "a" * 120, "y = 2  # " + "b" * 120
+    seen: set[bytes] = set()
+    assert corpus.without_copies(f"{long}\n\nshort\n\n{long}", seen) == f"{long}\n\nshort"
+    assert corpus.without_copies(f"{long.replace(' ', '  ')}\n\nshort\n\n{other}", seen) == (
+        f"short\n\n{other}"
+    )
+
+
+def test_perplexity_of_a_model_that_knows_nothing() -> None:
+    class Bytes:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return "ab" * len(ids)
+
+    ids = np.arange(101).astype(np.uint16) % 8
+    found = evaluation.perplexity(lambda x: torch.zeros(*x.shape, 8), ids, 10, 5, Bytes())
+    assert found.nats == pytest.approx(np.log(8)) and found.tokens == 50
+    assert found.bits_per_byte == pytest.approx(1.5)
