@@ -18,6 +18,7 @@ from infopt.runtime.errors import LibraryError
 from infopt.runtime.native import FOLDER, open_library
 
 LEVEL = "avx512"  # that the library is built for
+_BUSY = 8
 _SMALL = 1 << 20  # bytes that are hashed sooner than a thread takes them over
 
 
@@ -36,7 +37,8 @@ def sha256_of(pieces: Sequence[memoryview]) -> list[str]:
 
 def _digests(pieces: Sequence[memoryview]) -> list[str]:
     library = hashing_library()
-    if library is None or len(pieces) < 3:  # the lanes pay from the third piece on
+    # the lanes pay where half of them are busy: a piece alone in its lane is slow
+    if library is None or sum(map(len, pieces)) < _BUSY * max(map(len, pieces), default=0):
         return [hashlib.sha256(piece).hexdigest() for piece in pieces]
     count = len(pieces)
     held = [np.frombuffer(piece, np.uint8) for piece in pieces]  # what is read lives until then

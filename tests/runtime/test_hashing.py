@@ -32,10 +32,17 @@ def way(request, monkeypatch, compile_cpp):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 15, 16, 17, 33, 50])
-def test_pieces_of_all_sizes(way, count):
+def test_pieces_of_all_sizes(way, count, monkeypatch):
     generator = random.Random(count)
-    for _ in range(6):
+    for busy in (0, 0, 0, 0, hashing._BUSY, hashing._BUSY):
+        monkeypatch.setattr(hashing, "_BUSY", busy)
         pieces = [memoryview(os.urandom(generator.choice(SIZES))) for _ in range(count)]
+        assert hashing.sha256_of(pieces) == expected(pieces)
+
+
+def test_pieces_of_one_size_take_the_lanes(way):
+    for size in (0, 64, 1000):
+        pieces = [memoryview(os.urandom(size)) for _ in range(37)]
         assert hashing.sha256_of(pieces) == expected(pieces)
 
 
