@@ -1,8 +1,8 @@
 """`python -m benchmarks decode`: tokens per second of compiled decoders, and how near memory is.
 
-Random weights at public shapes: speed only. Every step of batch 1 must read all weights once, so
-its limit is weight bytes / measured read bandwidth. All forms of a model are alive at once and
-measured in turns (A B C A B C ...); eager is plain torch over a cache of the same kind.
+Random weights at public shapes: speed only. Every step of batch 1 must read all weights and the
+cache once, so its limit is these bytes / measured read bandwidth. All forms of a model are alive at
+once and measured in turns (A B C A B C ...); eager is plain torch over a cache of the same kind.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=16, help="tokens of one measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="measure plain torch too")
+    parser.add_argument("--llama-cpp", action="store_true", help="measure llama.cpp too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> int:
             arms = dict(made(MODELS[name], options, max(batches)))
         for batch in batches:
             ids = torch.randint(0, MODELS[name].vocabulary, (batch, options.prompt))
-            for row in measured(arms, ids, options, limits):
+            cached = cache_bytes(MODELS[name]) * (options.prompt + options.steps // 2)
+            for row in measured(arms, ids, cached, options, limits):
                 rows.append({"model": name} | row)
     console.print(table(rows))
     if options.json:
@@ -83,6 +85,12 @@ def made(config: DecoderConfig, options: Any, batch: int) -> Iterator[tuple[str,
     size = sum(p.numel() * p.itemsize for p in model.parameters())
     if options.eager:
         yield "eager", Arm(lambda ids: eager_prefill(model, ids, length), eager_steps, size)
+    if options.llama_cpp:
+        from benchmarks.llama_cpp_arm import QUANTIZED, LlamaCpp
+
+        for kind in QUANTIZED:
+            peer = LlamaCpp(model, kind, batch, length, options.threads)
+            yield f"llama.cpp {kind}", Arm(peer.prefill, peer.steps, peer.bytes)
     for form in options.forms.split(","):
         lm = infopt.compile_causal_lm(
             model, max_length=length, batch=batch, threads=options.threads, **FORMS[form]
@@ -96,8 +104,16 @@ def made(config: DecoderConfig, options: Any, batch: int) -> Iterator[tuple[str,
         yield form, Arm(lambda ids, lm=lm: [lm.prefill(ids)], steps, lm.report.memory["weights"])
 
 
-def measured(arms: dict[str, Arm], ids: Tensor, options: Any, limits: Limits) -> list[dict]:
-    """A row per arm, from turns over ids [batch, prompt]."""
+def cache_bytes(config: DecoderConfig) -> int:
+    """Keys and values of one token in bf16."""
+    width = config.layers * config.kv_heads * config.head_width
+    return 2 * width * torch.bfloat16.itemsize
+
+
+def measured(
+    arms: dict[str, Arm], ids: Tensor, cached: int, options: Any, limits: Limits
+) -> list[dict[str, Any]]:
+    """A row per arm, from turns over ids [batch, prompt]; cached: bytes of a sequence's cache."""
     rows, batch = [], len(ids)
     states = {name: arm.prefill(ids) for name, arm in arms.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -106,15 +122,16 @@ def measured(arms: dict[str, Arm], ids: Tensor, options: Any, limits: Limits) ->
         for name, arm in arms.items():
             spent = arm.steps(states[name], options.steps) / options.steps
             start = time.perf_counter()
-            if batch == 1:
-                arm.prefill(ids)
+            if batch == 1:  # where the arm has only one text, the next steps go on from this one
+                states[name] = arm.prefill(ids)
             if round:
                 times[name].append(spent)
                 prefills[name].append(time.perf_counter() - start)
     for name, arm in arms.items():
         step, prefill = spread(times[name]), spread(prefills[name])
-        least = arm.bytes / limits.bandwidth(arm.bytes)
-        row = {"form": name, "batch": batch, "bytes": arm.bytes, "step": step}
+        size = arm.bytes + batch * cached
+        least = size / limits.bandwidth(size)
+        row = {"form": name, "batch": batch, "weights": arm.bytes, "bytes": size, "step": step}
         row |= {"tokens": batch / step["median"], "share": least / step["min"]}
         if batch == 1:
             row["prefill_tokens"] = options.prompt / prefill["median"]

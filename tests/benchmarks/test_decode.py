@@ -39,6 +39,6 @@ def test_rows(monkeypatch, tmp_path):
     assert [(r["form"], r["batch"]) for r in rows] == [
         (form, batch) for batch in (1, 2) for form in ("eager", "bf16", "int8")
     ]
-    size = {r["form"]: r["bytes"] for r in rows}
+    size = {r["form"]: r["weights"] for r in rows}
     assert size["bf16"] >= size["eager"] > size["int8"] > size["eager"] / 2
     assert all(("prefill_tokens" in r) == (r["batch"] == 1) for r in rows)
