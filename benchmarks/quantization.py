@@ -158,4 +158,4 @@ def plot(rows: list[dict[str, Any]]) -> str:
         Series("layer by layer under a budget", of("budget", nearest_integers), joined=True),
         Series("the same, calibrated", of("budget", calibrated), joined=True),
     ]
-    return scatter(series, "MiB of weights (embeddings are f32)", "relative error of embeddings")
+    return scatter(series, "MiB of weights", "relative error of embeddings")
