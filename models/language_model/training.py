@@ -27,16 +27,18 @@ from infopt.models.language_model.checkpoint import CONTEXT, LANGUAGE_MODEL
 WARM_UP = 60  # steps
 DECAY = 0.2  # the share of the planned tokens over which the rate falls
 SAVE_EVERY = 300.0  # seconds
-# (tokens per step seen as one gradient, window): short windows first, they are cheaper per token
-SHORT = (4096, 512)
-LONG_FROM = {0.5: (8192, CONTEXT)}  # from this share of the planned tokens on
+# from this share of the planned tokens on: (tokens per step seen as one gradient, window). Small
+# steps and short windows first: they are cheaper, and enough while the model knows little
+STAGES = {0.0: (4096, 256), 0.25: (8192, 512), 0.75: (8192, CONTEXT)}
+# this share of the windows repeats a part of itself, which teaches copying from context earlier
+# than source alone does (induction heads: Olsson et al., 2022)
+REPEATED = 0.125
 
 
 @dataclass
 class Progress:
     step: int = 0
     tokens: int = 0
-    cursor: int = 0  # where in the corpus the next window begins
 
 
 class Trainer:
@@ -51,8 +53,8 @@ class Trainer:
         inner = [p for name, p in self.model.named_parameters() if is_matrix(name, p)]
         rest = [p for name, p in self.model.named_parameters() if not is_matrix(name, p)]
         self.optimizers = (
-            torch.optim.Muon(inner, lr=0.008, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=0.0015, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0),
         )
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.progress = Progress()
@@ -71,20 +73,17 @@ class Trainer:
 
     def sizes(self) -> tuple[int, int]:
         """(tokens per step, window) at this point of the run."""
-        share, chosen = self.progress.tokens / self.planned, SHORT
-        for start, sizes in LONG_FROM.items():
-            if share >= start:
-                chosen = sizes
-        return chosen
+        share = self.progress.tokens / self.planned
+        return next(sizes for start, sizes in reversed(STAGES.items()) if share >= start)
 
     def next_windows(self, count: int, window: int) -> Tensor:
-        """int64 [count, window + 1], strided through the corpus so that a step sees many files."""
-        room = len(self.ids) - window - 1
-        stride = room // count
-        starts = [(self.progress.cursor + i * stride) % room for i in range(count)]
-        self.progress.cursor = (self.progress.cursor + window) % room
-        rows = np.stack([self.ids[s : s + window + 1] for s in starts])
-        return torch.from_numpy(rows.astype(np.int64))
+        """int64 [count, window + 1], from anywhere in the corpus; the same again for a step."""
+        random = np.random.default_rng(self.progress.step)
+        starts = random.integers(0, len(self.ids) - window, count)
+        rows = np.stack([self.ids[s : s + window + 1] for s in starts]).astype(np.int64)
+        for index in np.flatnonzero(random.random(count) < REPEATED):
+            repeat_a_part(rows[index], random)
+        return torch.from_numpy(rows)
 
     def step(self) -> float:
         """One update; returns the mean loss in nats per token."""
@@ -138,6 +137,14 @@ class Trainer:
             optimizer.load_state_dict(whole)
         self.progress = Progress(**json.loads(read_metadata(path)["progress"]))
         return True
+
+
+def repeat_a_part(row: np.ndarray, random: np.random.Generator) -> None:
+    """Write a part of the row a second time further on, in place."""
+    size = int(random.integers(len(row) // 16, len(row) // 3))
+    first = int(random.integers(0, len(row) - 2 * size))
+    second = int(random.integers(first + size, len(row) - size + 1))
+    row[second : second + size] = row[first : first + size]
 
 
 def is_matrix(name: str, p: Tensor) -> bool:

@@ -11,7 +11,7 @@ from infopt.models.language_model import checkpoint, corpus, evaluation, trainin
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(training, "SHORT", (32, 16))
+    monkeypatch.setattr(training, "STAGES", {0.0: (32, 16)})
     (tmp_path / "corpus").mkdir()
     ids = np.random.default_rng(0).integers(1, corpus.VOCABULARY, 600).astype(np.uint16)
     np.save(tmp_path / "corpus" / "train.npy", ids)
@@ -64,3 +64,13 @@ def test_perplexity_of_a_model_that_knows_nothing() -> None:
     found = evaluation.perplexity(lambda x: torch.zeros(*x.shape, 8), ids, 10, 5, Bytes())
     assert found.nats == pytest.approx(np.log(8)) and found.tokens == 50
     assert found.bits_per_byte == pytest.approx(1.5)
+
+
+def test_a_repeated_part_stands_twice() -> None:
+    for seed in range(50):
+        row = np.arange(257)
+        training.repeat_a_part(row, np.random.default_rng(seed))
+        values, counts = np.unique(row, return_counts=True)
+        assert len(row) == 257 and (counts <= 2).all()
+        copied = values[counts == 2]
+        assert len(copied) >= 16 and (np.diff(copied) == 1).all()
