@@ -1,8 +1,9 @@
 """Small faults put into a module: what mutation testing asks the tests to find.
 
 One mutant is one change of the syntax tree. Left alone: annotations, decorators, assertions and
-`if TYPE_CHECKING` (they tell the type checker, not the program), docstrings and prose (strings with
-a space), and the arguments of `raise` (the tests of messages match parts of them).
+`if TYPE_CHECKING` (they tell the type checker, not the program), `strict=` of zip (an assertion
+too), docstrings and prose (strings with a space), and the arguments of `raise` (the tests of
+messages match parts of them).
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def _header(node: ast.stmt) -> tuple[int, int]:
 def _skipped(node: ast.AST, parent: ast.AST, field: str) -> bool:
     if isinstance(node, ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return True
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return isinstance(parent, ast.Call) and _called(parent) == "zip"
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name):
         return node.test.id == "TYPE_CHECKING"
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -7,8 +7,10 @@ rewritten files for each, would cost ten seconds of imports per mutant. A mutant
 failing test or by a run that takes far more processor time than before; one whose line no test
 runs survives.
 
---work holds what a later run goes on from: delete the file to begin anew. Mutants that change
-nothing a program can observe are listed with the reason in equivalent_mutants.json and not counted.
+--work holds what a later run goes on from: delete it to begin anew. After an edit of tests, name
+their files to --measure: what the others reach is kept, by lines that are found again. Mutants
+that change nothing a program can observe are listed with the reason in equivalent_mutants.json and
+not counted.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 
 from benchmarks import mutation_reach
 from benchmarks.mutants import Mutant, mutants_of, mutated
-from benchmarks.mutation_reach import FOLDERS, ROOT, Reach
+from benchmarks.mutation_reach import FOLDERS, ROOT, TESTS, Reach
 
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.json"
 KILLED, SURVIVED, SLOW, UNREACHED = "killed", "survived", "too slow", "not run by any test"
@@ -46,6 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--work", default="mutation", help="a folder for what is measured")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of tests per mutant")
     parser.add_argument("--survivors", action="store_true", help="try those that survived again")
+    parser.add_argument("--measure", nargs="+", metavar="FILE", help="tests that changed")
     parser.add_argument("--json", help="write the result to this file")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
@@ -53,7 +56,7 @@ def main(arguments: list[str]) -> int:
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     os.environ["INFOPT_CACHE"] = str((work / "cache").absolute())
-    reach = _reach(work / "reach.json")
+    reach = _reach(work / "reach.json", options.measure)
     equivalent = {e["name"]: e["reason"] for e in json.loads(EQUIVALENT.read_text())}
     mutants = sample(options.sample, options.seed, options.only)
     counted = [m for m in mutants if m.name not in equivalent]
@@ -150,11 +153,12 @@ def _install(mutant: Mutant) -> None:
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
-def _reach(path: Path) -> Reach:
-    if not path.exists():
+def _reach(path: Path, changed: Sequence[str] | None) -> Reach:
+    """What the tests reach: measured where it is not there yet, and of test files that changed."""
+    if changed or not path.exists():
         child = os.fork()
         if child == 0:
-            mutation_reach.measure(path)
+            mutation_reach.measure(path, changed if path.exists() and changed else TESTS)
             os._exit(0)
         os.waitpid(child, 0)
     return mutation_reach.load(path)

@@ -1,11 +1,18 @@
-"""Which test runs which line of compiler/ and passes/, and how long each test takes."""
+"""Which test runs which line of compiler/ and passes/, and how long each test takes.
+
+Measured once for all tests, then anew for the test files that changed. The text that was measured
+is kept: lines are found again in a text that was edited since, and a line that was written since
+counts as run by what runs the lines around it.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +26,7 @@ TESTS = (
     "tests/conformance",
     "tests/test_user_pass.py",
     "tests/test_cli.py",
+    "tests/test_cli_texts.py",
     "tests/test_demo.py",
 )
 FOLDERS = ("compiler", "passes")
@@ -53,17 +61,17 @@ class Reach:
 
 
 def load(path: Path) -> Reach:
-    held = json.loads(path.read_text())
-    names = held["tests"]
-    lines = {
-        file: {int(n): [names[i] for i in tests] for n, tests in by_line.items()}
-        for file, by_line in held["lines"].items()
-    }
+    """What was measured, by the lines of the sources as they are now."""
+    held = _moved(json.loads(path.read_text()))
+    lines = {file: {int(n): t for n, t in by.items()} for file, by in held["lines"].items()}
     return Reach(held["seconds"], lines, held["modules"])
 
 
-def measure(path: Path) -> None:
-    """Run the tests under coverage, one context per test, and write what they reach."""
+def measure(path: Path, tests: Sequence[str] = TESTS) -> None:
+    """Run the tests under coverage, one context per test, and write what they reach.
+
+    What `path` holds of other test files is kept.
+    """
     import coverage
     import pytest
 
@@ -72,38 +80,88 @@ def measure(path: Path) -> None:
     )
     record = _Record(cover)
     cover.start()
-    pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[record])
+    pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[record])
     cover.stop()
     data = cover.get_data()
-    names = sorted(record.seconds)
-    index = {name: i for i, name in enumerate(names)}
-    lines: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    lines: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for measured in data.measured_files():
         file = str(Path(measured).relative_to(ROOT))
         for line, contexts in data.contexts_by_lineno(measured).items():
-            lines[file][line] = sorted(index[c] for c in contexts if c in index)
+            lines[file][str(line)] = sorted(c for c in contexts if c in record.seconds)
     own = ("infopt", "tests", "benchmarks", "conftest", "coverage", "__main__")
-    modules = [m for m in sys.modules if m.partition(".")[0] not in own and "test" not in m]
-    path.write_text(
-        json.dumps({"tests": names, "seconds": record.seconds, "lines": lines, "modules": modules})
-    )
+    found = {
+        "seconds": record.seconds,
+        "lines": lines,
+        "modules": [m for m in sys.modules if m.partition(".")[0] not in own and "test" not in m],
+        "sources": {file: (ROOT / file).read_text() for file in lines},
+    }
+    if path.exists():
+        found = joined(_moved(json.loads(path.read_text())), found, record.files)
+    path.write_text(json.dumps(found))
+
+
+def joined(held: dict[str, Any], new: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
+    """What was held, but of these test files what is new."""
+    gone = {t for t in held["seconds"] if t.partition("::")[0] in set(files)}
+    lines: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for file, by in held["lines"].items():
+        lines[file] = {n: [t for t in tests if t not in gone] for n, tests in by.items()}
+    for file, by in new["lines"].items():
+        for n, tests in by.items():
+            lines[file][n] = sorted({*lines[file].get(n, []), *tests})
+    seconds = {t: s for t, s in held["seconds"].items() if t not in gone}
+    return {
+        "seconds": seconds | new["seconds"],
+        "lines": lines,
+        "modules": sorted({*held["modules"], *new["modules"]}),
+        "sources": held["sources"] | new["sources"],
+    }
+
+
+def _moved(held: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, at the lines where its text is now."""
+    lines, sources = {}, {}
+    for file, by in held["lines"].items():
+        if (ROOT / file).exists():
+            sources[file] = (ROOT / file).read_text()
+            lines[file] = moved(by, held["sources"][file], sources[file])
+    return held | {"lines": lines, "sources": sources}
+
+
+def moved(by: dict[str, list[str]], before: str, after: str) -> dict[str, list[str]]:
+    """Tests by line of an edited text. A new line has those of the lines around the edit."""
+    if before == after:
+        return by
+    found: dict[str, list[str]] = {}
+    a, b = before.splitlines(), after.splitlines()
+    for kind, i, end, j, stop in difflib.SequenceMatcher(None, a, b, False).get_opcodes():
+        if kind == "equal":
+            pairs = ((i + n, j + n) for n in range(end - i))
+            found |= {str(y + 1): by[str(x + 1)] for x, y in pairs if str(x + 1) in by}
+            continue
+        near = {t for n in range(max(i - 2, 0), end + 2) for t in by.get(str(n + 1), [])}
+        found |= {str(y + 1): sorted(near) for y in range(j, stop)}
+    return found
 
 
 class _Record:
-    """A plugin of pytest: switches the context at every test, keeps the time of those passed."""
+    """A plugin of pytest: switches the context at every test, keeps the processor time of those
+    that passed, and the files of all."""
 
     def __init__(self, cover: Any) -> None:
         self.cover = cover
         self.seconds: dict[str, float] = {}
+        self.files: set[str] = set()
         self.start = 0.0
 
     def pytest_runtest_setup(self, item: Any) -> None:
-        self.start = time.perf_counter()
+        self.files.add(item.nodeid.partition("::")[0])
+        self.start = time.process_time()
         self.cover.switch_context(item.nodeid)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = round(time.perf_counter() - self.start, 4)
+            self.seconds[report.nodeid] = round(time.process_time() - self.start, 4)
 
     def pytest_runtest_teardown(self) -> None:
         self.cover.switch_context("")

@@ -172,5 +172,5 @@ def _with_specials(value: torch.Tensor, seed: int) -> torch.Tensor:
     """Every fifth element or so is infinite, NaN, a negative zero or denormal."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, 5 * len(_SPECIAL), value.shape, generator=generator)
-    held = torch.tensor([*_SPECIAL, *[0.0] * 4 * len(_SPECIAL)])[chosen].to(value.dtype)
+    held = torch.tensor(_SPECIAL)[chosen % len(_SPECIAL)].to(value.dtype)
     return torch.where(chosen < len(_SPECIAL), held, value)

@@ -21,7 +21,7 @@ from infopt.compiler.broadcast_strides import misses_strides
 from infopt.compiler.errors import CannotInfer, DependsOnSize, TraceDeclined
 from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
 from infopt.compiler.graph import Graph, Node, Output, Type
-from infopt.compiler.infer import Builder
+from infopt.compiler.infer import builder_for
 from infopt.compiler.ops import Op, from_overload
 from infopt.compiler.types import Dim, Size, TensorType, as_size
 
@@ -81,7 +81,7 @@ class _Tracer:
         self.guard = guard
         self.weights = weights
         self.dims = dims_of(module)
-        self.o = Builder(self.dims)
+        self.o = builder_for(self.dims)
         self.values = Values(self.o)
         self.plain: dict[fx.Node, Any] = {}
         self.inputs: list[Node] = []

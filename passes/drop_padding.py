@@ -72,7 +72,7 @@ def _padding_mask(attention: Node) -> Node | None:
     if mask is None or mask.dtype is not torch.bool or attention.attr("causal"):
         return None
     batch, _, tokens, _ = q.shape
-    node, found = mask, False
+    node = mask
     while node.op is not INPUT:
         source = node.args[0] if node.args else None
         if node.op.name == "aten.expand.default" and node.tensor_type.rank == 4:
@@ -82,13 +82,10 @@ def _padding_mask(attention: Node) -> Node | None:
         elif node.op.name == "aten.reshape.default":
             if node.shape not in ((batch, 1, 1, tokens), (batch, tokens)):
                 return None
-        elif _is_nonzero(node):
-            found = True
-        else:
+        elif not _is_nonzero(node):
             return None
         node = source
-    found = found or node.dtype is torch.bool
-    return node if found and node.shape == (batch, tokens) and not node.attr("weight") else None
+    return node if node.shape == (batch, tokens) and not node.attr("weight") else None
 
 
 def _is_nonzero(node: Node) -> bool:
@@ -180,7 +177,7 @@ class _Region:
         return TOKENS if all(self.reading(a, node) for a in node.inputs) else None
 
     def is_by_token(self, node: Node | None) -> bool:
-        return node is None or self.forms.get(node, TOKENS) is TOKENS
+        return self.forms.get(node, TOKENS) is TOKENS
 
     def reading(self, arg: Node, node: Node) -> str | None:
         """Along what an operand of a pointwise node [B, T, ...] varies; None: in another way."""

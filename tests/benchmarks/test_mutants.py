@@ -11,7 +11,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are part of the source 
 
 from benchmarks.mutants import mutants_of, mutated
 from benchmarks.mutation import sample
-from benchmarks.mutation_reach import ROOT, Reach
+from benchmarks.mutation_reach import ROOT, Reach, joined, moved
 
 pytestmark = pytest.mark.checkout
 
@@ -70,10 +70,10 @@ def test_names_move_with_their_lines() -> None:
 
 
 def test_a_sample_is_the_begin_of_a_larger_one() -> None:
-    ten, twenty = sample(10, 3, "passes/"), sample(20, 3, "passes/")
+    ten, twenty = sample(10, 3, "passes/fold"), sample(20, 3, "passes/fold")
     assert ten == twenty[:10] and len({m.name for m in twenty}) == 20
-    assert ten != sample(10, 4, "passes/")
-    assert all(m.file.startswith("passes/") for m in twenty)
+    assert ten != sample(10, 4, "passes/fold")
+    assert all(m.file.startswith("passes/fold") for m in twenty)
 
 
 def test_which_tests_try_a_mutant() -> None:
@@ -89,8 +89,47 @@ def test_which_tests_try_a_mutant() -> None:
     assert reach.tests("compiler/g.py", 1, 1, budget=30) == []
 
 
+def test_lines_are_found_again_after_an_edit() -> None:
+    before = "a\nb\nc\nd\ne\nf\n"
+    by = {"1": ["t1"], "2": ["t2"], "3": [], "5": ["t5"], "6": ["t6"]}
+    assert moved(by, before, before) == by
+    assert moved(by, before, "new\n" + before)["7"] == ["t6"]
+    found = moved(by, before, "a\nb\nC\nC2\nd\ne\nf\n")
+    assert found["2"] == ["t2"] and found["6"] == ["t5"] and found["7"] == ["t6"]
+    assert found["3"] == found["4"] == ["t1", "t2", "t5"]  # new: run by what runs those around
+
+
+def test_test_files_measured_again_replace_what_was_held() -> None:
+    held = {
+        "seconds": {"tests/a.py::x": 1.0, "tests/b.py::y": 2.0, "tests/a.py::gone": 3.0},
+        "lines": {"f.py": {"1": ["tests/a.py::gone", "tests/a.py::x", "tests/b.py::y"]}},
+        "modules": ["torch"],
+        "sources": {"f.py": "old"},
+    }
+    new = {
+        "seconds": {"tests/a.py::x": 1.5},
+        "lines": {"f.py": {"2": ["tests/a.py::x"]}, "g.py": {"1": []}},
+        "modules": ["numpy"],
+        "sources": {"f.py": "new", "g.py": "x"},
+    }
+    assert joined(held, new, ["tests/a.py"]) == {
+        "seconds": {"tests/a.py::x": 1.5, "tests/b.py::y": 2.0},
+        "lines": {"f.py": {"1": ["tests/b.py::y"], "2": ["tests/a.py::x"]}, "g.py": {"1": []}},
+        "modules": ["numpy", "torch"],
+        "sources": {"f.py": "new", "g.py": "x"},
+    }
+
+
 def test_equivalent_mutants_have_a_reason() -> None:
     listed = json.loads((ROOT / "benchmarks" / "equivalent_mutants.json").read_text())
     assert listed and len({e["name"] for e in listed}) == len(listed)
     for entry in listed:
         assert len(entry["reason"].split()) > 3 and " -> " in entry["change"]
+
+
+def test_what_only_asserts_is_left_alone() -> None:
+    lines = "for a, b in zip(x, y, strict=True):\n    f(a, strict=True)\nassert a > 1\n"
+    assert [(m.line, m.change) for m in mutants_of("compiler/f.py", lines)] == [
+        (2, "f(a, strict=True) -> pass"),
+        (2, "True -> False"),
+    ]

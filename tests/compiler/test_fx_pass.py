@@ -68,3 +68,14 @@ def test_mistakes_are_named():
         run_pass(FxPass(replace_all(aten.relu.default, torch.sigmoid)), start)
     with pytest.raises(ContractBroken, match="returned int"):
         run_pass(FxPass(lambda module: 3), start)
+
+
+def test_another_number_of_results_is_refused():
+    def one_more(module):
+        end = module.graph.output_node()
+        end.args = ([*end.args[0], end.args[0][0]],)
+        return module
+
+    start = graph_of(lambda o, x: o.relu(x), [torch.randn(4)])
+    with pytest.raises(ContractBroken, match="changed the number of results to 2"):
+        run_pass(FxPass(one_more), start)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,8 @@ def test_relative_cache_does_not_move_with_the_working_folder() -> None:
 def test_a_size_is_a_number_with_a_unit(value: str) -> None:
     with pytest.raises(BadSetting, match=r"INFOPT_CACHE_SIZE=.*: expected bytes, or a number with"):
         Settings.from_environment({"INFOPT_CACHE_SIZE": value})
+
+
+def test_what_is_not_given_is_the_default() -> None:
+    asked = Settings.from_environment({"HOME": "/somewhere"})
+    assert replace(asked, cache=None) == Settings()

@@ -135,3 +135,9 @@ def test_interface(o: Builder) -> None:
     later = replace(graph, stage=Stage.FUSE)
     with pytest.raises(IllegalGraph, match="the stage went back from FUSE"):
         verify_same_interface(later, graph)
+
+
+def test_what_a_stage_ends_is_the_name_of_an_op() -> None:
+    for gone in GONE_AFTER.values():
+        for name, reason in gone.items():
+            assert find(name).name == name and reason

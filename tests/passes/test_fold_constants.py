@@ -1,5 +1,7 @@
 """fold-constants: rewrites, declines, accuracy, idempotence, gain."""
 
+from dataclasses import replace
+
 import torch
 
 from infopt.compiler.cost import graph_seconds
@@ -82,3 +84,19 @@ def test_gain() -> None:
     result, _ = run_pass(FoldConstants(), graph)
     target = Target.parse("cpu:scalar")
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+def test_a_name_that_is_taken_is_not_taken_again() -> None:
+    plain = program()
+    (name,) = run_pass(FoldConstants(), plain)[0].consts
+    o = Builder()
+    x, kept = plain.inputs[0], o.const(name, TensorType.dense((4,), torch.float32))
+    graph = replace(
+        plain,
+        outputs=(o.add(plain.outputs[0], o.mul(x, kept)),),
+        consts={**plain.consts, name: torch.randn(4)},
+    )
+    result, _ = run_pass(FoldConstants(), graph, [(X,)])
+    assert set(result.consts) == {name, name + "_"}
+    assert result.consts[name] is graph.consts[name]
+    torch.testing.assert_close(interpret(result, [X]), interpret(graph, [X]))

@@ -114,3 +114,10 @@ def test_infopts_own_passes_cannot_be_replaced(site: Path) -> None:
     install(site, "offers_six", {"canonicalize": "Clamps"}, "canonicalize")
     assert type(named_pass("canonicalize")) is BUILT_IN["canonicalize"]
     assert "offers_six" in [named.describe(e).split()[0] for e in named.offered()]
+
+
+def test_a_pass_is_named_after_its_file() -> None:
+    for name, cls in BUILT_IN.items():
+        words = cls.__module__.rpartition(".")[2].split("_")
+        assert cls.name == name == "-".join(words)
+        assert cls.__name__ == "".join(w.capitalize() for w in words)

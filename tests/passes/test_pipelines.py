@@ -96,8 +96,15 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("attention", "dynamic"),
+    [
+        ("sdpa", True),
+        ("eager", False),
+        pytest.param("sdpa", False, marks=pytest.mark.slow),
+        pytest.param("eager", True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_whole_models(kind: str, attention: str, dynamic: bool) -> None:
     made = model(kind, attention).eval()

@@ -265,3 +265,10 @@ def test_a_small_table_stays():
 
     compiled = infopt.compile(Rows().eval(), (torch.tensor([1, 0]),), weights="int8")
     assert "2 x 96 is too small to pay" in infopt.explain(compiled, "quantize-weights")
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(
+        infopt.BadOption, match="activations: expected 'none' or 'int8', found 'fp8'"
+    ):
+        QuantizeWeights(activations="fp8")

@@ -216,3 +216,21 @@ def test_causal_constants(mask: torch.Tensor, expected: bool) -> None:
     node = o.const("kept", TensorType.of(mask))
     graph = replace(graph_of(only, [M, M], SimplifyMasks()), consts={"kept": mask})
     assert causal_part(node, graph) is expected
+
+
+def test_a_part_that_may_be_false_stays():
+    def unknown(o, m):
+        return o.bitwise_not(o.bitwise_and(m, o.bitwise_and(o.ones([5], dtype=torch.bool), m)))
+
+    result, _ = run_pass(SimplifyMasks(), graph_of(unknown, [M]))
+    assert "aten.bitwise_and.Tensor" in names(result)
+    assert torch.equal(interpret(result, [M])[0], ~M)
+
+
+def test_both_parts_true_are_true():
+    def both(o, m):
+        ones = o.ones([5], dtype=torch.bool)
+        return o.bitwise_and(m, o.bitwise_and(ones, ones))
+
+    result, _ = run_pass(SimplifyMasks(), graph_of(lambda o, m: o.bitwise_not(both(o, m)), [M]))
+    assert names(result) == ["aten.bitwise_not.default"]

@@ -27,6 +27,11 @@ every_arch = pytest.mark.parametrize("arch", ARCHES)
 OPEN = sympy.Symbol("s", integer=True, positive=True)
 
 
+def most(*values: Any) -> list[Any]:
+    """Values of a parameter that only the slow run takes: the interpreter is slow."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def gpu(arch: str = "sm90", **changes: Any) -> Target:
     """A GPU with few multiprocessors, so that small cases meet persistent and split kernels."""
     target = Target.parse(f"{ARCHITECTURES[arch].platform}:{arch}")
@@ -151,4 +156,6 @@ def compiles(launches: Sequence[Launch], arch: str) -> None:
         assert not found.spills, f"{launch.entry} {dict(launch.constants)} {arch}: {found}"
 
 
-__all__ = ["ARCHES", "OPEN", "CannotCompile", "aten", "check", "compiles", "every_arch", "gpu"]
+__all__ = [
+    "ARCHES", "OPEN", "CannotCompile", "aten", "check", "compiles", "every_arch", "gpu", "most",
+]  # fmt: skip

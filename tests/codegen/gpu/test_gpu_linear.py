@@ -6,7 +6,7 @@ import torch
 from infopt.codegen.gpu.linear import TILES_SPACE
 from infopt.codegen.kernels.linear import ACTIVATIONS, gated_linear, linear_act
 from infopt.compiler.ops import aten
-from tests.codegen.gpu.launched import check, compiles, every_arch, gpu, launches_of
+from tests.codegen.gpu.launched import check, compiles, every_arch, gpu, launches_of, most
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 LINEAR = aten("linear.default")
@@ -25,12 +25,18 @@ def operands(m, n=50, k=70, dtype=torch.float32):
 @pytest.mark.parametrize("op", [linear_act, gated_linear], ids=lambda o: o.name)
 def test_cases(op):
     for args, attrs in op.cases():
-        check(op, args, attrs)
         check(op, args, attrs, choice=SMALL)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [linear_act, gated_linear], ids=lambda o: o.name)
+def test_cases_with_the_usual_tiles(op):
+    for args, attrs in op.cases():
+        check(op, args, attrs)
+
+
 @DTYPES
-@pytest.mark.parametrize("m", [1, 2, 16, 17, 70])
+@pytest.mark.parametrize("m", [1, 17, *most(2, 16, 70)])
 def test_odd_sizes(m, dtype):
     x, w, b = operands(m, dtype=dtype)
     check(LINEAR, (x, w, b), {}, choice=SMALL)
