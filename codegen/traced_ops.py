@@ -14,6 +14,7 @@ from infopt.codegen.kernels.kv_cache import (
     kv_attention,
     kv_attention_int8,
 )
+from infopt.codegen.kernels.kv_int4 import kv_append_int4, kv_attention_int4
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
@@ -31,7 +32,7 @@ def _declare(op: KernelOp, schema: str, fake) -> None:
     _OPS[f"infopt.{name}.default"] = op
 
 
-def _like_store(store: Tensor, x: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
+def _like_store(store: Tensor, *_: Tensor, **__: object) -> Tensor:
     return torch.empty_like(store)
 
 
@@ -45,6 +46,10 @@ def _like_queries_int8(
     return q.new_empty((*q.shape[:3], values.shape[3] - 4))
 
 
+def _like_queries_of_width(q: Tensor, *_: Tensor, width: int, **__: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], width))
+
+
 _APPEND = "(Tensor store, Tensor x, Tensor starts, Tensor counts) -> Tensor"
 _ATTENTION = (
     "(Tensor q, Tensor keys, Tensor values, Tensor starts, *, float scale, int window=0, "
@@ -54,6 +59,17 @@ _declare(kv_append, _APPEND, _like_store)
 _declare(kv_append_int8, _APPEND, _like_store)
 _declare(kv_attention, _ATTENTION, _like_queries)
 _declare(kv_attention_int8, _ATTENTION, _like_queries_int8)
+_declare(
+    kv_append_int4,
+    "(Tensor store, Tensor x, Tensor starts, Tensor counts, *, bool per_token) -> Tensor",
+    _like_store,
+)
+_declare(
+    kv_attention_int4,
+    "(Tensor q, Tensor keys, Tensor values, Tensor starts, Tensor counts, *, float scale, "
+    "int width, int window=0, float softcap=0.0) -> Tensor",
+    _like_queries_of_width,
+)
 
 
 def adopt_kernel_ops(graph: Graph) -> Graph:

@@ -78,7 +78,7 @@ def compile_causal_lm(
             for layer in layers
             for width in (layer.key_width, layer.value_width)
         )
-        spec = CausalSpec(vocabulary, max_length, batch, stores)
+        spec = CausalSpec(vocabulary, max_length, batch, stores, layout.group)
         exported, sample = _trace(forward, model, spec, layout)
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
     refuse_fallbacks(parsed, report)

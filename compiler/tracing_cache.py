@@ -63,20 +63,23 @@ class TracingCache:
     ) -> None:
         self.stores = list(stores)
         self.starts, self.counts = starts, counts
-        ops = torch.ops.infopt
-        if layout.format == "int8":
-            self._append, self._attend = ops.kv_append_int8, ops.kv_attention_int8
-        else:
-            self._append, self._attend = ops.kv_append, ops.kv_attention
+        self.layout = layout
         self.read: set[int] = set()
-        self._layers: list[tuple[Tensor, int]] = []  # what append returned, and for which layer
+        self._layers: list[tuple[Tensor, int, int]] = []  # keys, features of values, layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's new keys and values [B, H, T, D] come into the cache; the tokens that a
         later `attend` names by what is returned."""
+        ops = torch.ops.infopt
         for which, x in ((2 * layer, k), (2 * layer + 1, v)):
-            self.stores[which] = self._append(self.stores[which], x, self.starts, self.counts)
-        self._layers.append((k, layer))
+            given = self.stores[which], x, self.starts, self.counts
+            if self.layout.format == "int4":
+                self.stores[which] = ops.kv_append_int4(*given, per_token=bool(which % 2))
+            elif self.layout.format == "int8":
+                self.stores[which] = ops.kv_append_int8(*given)
+            else:
+                self.stores[which] = ops.kv_append(*given)
+        self._layers.append((k, v.shape[-1], layer))
         return k, v
 
     def attend(
@@ -90,16 +93,19 @@ class TracingCache:
         softcap: float | None = None,
     ) -> Tensor:
         """Attention of q [B, H, T, D] to all of the layer's tokens so far; k: from `append`."""
-        layer = next((n for x, n in self._layers if x is k), None)
-        if layer is None:
+        found = next(((width, n) for x, width, n in self._layers if x is k), None)
+        if found is None:
             raise TraceDeclined("attention reads keys that are not those its cache returned")
+        width, layer = found
         self.read.add(layer)
-        return self._attend(
-            q,
-            self.stores[2 * layer],
-            self.stores[2 * layer + 1],
-            self.starts,
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            window=window or 0,
-            softcap=softcap or 0.0,
-        )
+        given = q, self.stores[2 * layer], self.stores[2 * layer + 1], self.starts
+        options = {
+            "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+            "window": window or 0,
+            "softcap": softcap or 0.0,
+        }
+        ops = torch.ops.infopt
+        if self.layout.format == "int4":
+            return ops.kv_attention_int4(*given, self.counts, width=width, **options)
+        attend = ops.kv_attention_int8 if self.layout.format == "int8" else ops.kv_attention
+        return attend(*given, **options)

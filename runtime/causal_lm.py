@@ -23,12 +23,15 @@ class CausalSpec:
     """What a compiled causal model is made for.
 
     stores: of every store of the cache, its sizes behind the batch and its dtype's name
+    group: with every so many tokens the cache changes how it keeps them, and guesses end before;
+        0: never
     """
 
     vocabulary: int
     max_length: int
     batch: int
     stores: tuple[tuple[tuple[int, ...], str], ...]
+    group: int = 0
 
     def to_json(self) -> dict[str, Any]:
         stores = [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.stores]
@@ -37,12 +40,14 @@ class CausalSpec:
             "max_length": self.max_length,
             "batch": self.batch,
             "stores": stores,
+            "group": self.group,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
         stores = tuple((tuple(s["shape"]), str(s["dtype"])) for s in record["stores"])
-        return cls(record["vocabulary"], record["max_length"], record["batch"], stores)
+        sizes = (record["vocabulary"], record["max_length"], record["batch"])
+        return cls(*sizes, stores, record["group"])
 
     def empty(self, sequences: int) -> list[Tensor]:
         """The stores of so many sequences without a token."""
@@ -244,7 +249,14 @@ class CausalLM:
                     return
             if count <= 0:
                 return
-            new, state = self._verify(state, new[-1], lookup.draft(min(most, count - 1)))
+            room = min(most, count - 1, self._guessable(state.lengths[0]))
+            new, state = self._verify(state, new[-1], lookup.draft(room))
+
+    def _guessable(self, length: int) -> int:
+        """How many guesses may follow the next token in one step."""
+        if not self.spec.group:
+            return self.spec.max_length
+        return max(0, self.spec.group - length % self.spec.group - 2)
 
     def _verify(self, state: State, token: int, draft: list[int]) -> tuple[list[int], State]:
         """One step over a token and guesses of what follows: (the guesses that are right and the

@@ -8,9 +8,11 @@
 
 #include "attention_exp.h"
 #include "attention_mask.h"
+#include "attention_output.h"
 #include "attention_shape.h"
 #include "attention_tile.h"
 #include "kv_bytes.h"
+#include "kv_int4.h"
 
 namespace infopt {
 
@@ -75,6 +77,24 @@ static void stage_rows(const T *from, int64_t token_stride, int64_t stride, int6
     }
     for (int64_t d = depth; d < width; ++d) to[d] = from_float<Operand>(0.0f);
   }
+}
+
+// The keys or values of one head from `key` on, staged as above.
+template <class S, class Operand>
+static void stage_block(const AttentionShape &s, const S *head, bool values, int64_t key,
+                        int64_t keys, int64_t width, Operand *block) {
+  const int64_t depth = values ? s.value_depth : s.depth, *stride = values ? s.v : s.k;
+  if constexpr (kInGroups<S>)
+    stage_int4(Int4Pages(depth), head, s.keys / kGroupTokens, s.complete, values, key, keys, width,
+               block);
+  else
+    stage_rows(head + key * stride[2], stride[2], stride[3], keys, depth, width, block);
+}
+
+// How many of the keys from `key` on make one block: of groups of tokens, not also of those behind.
+template <class S>
+INFOPT_INLINE int64_t block_keys(const AttentionShape &s, int64_t key, int64_t last) {
+  return least(kKeyBlock, (kInGroups<S> && key < s.complete ? least(s.complete, last) : last) - key);
 }
 
 // Values of neighbouring keys side by side: block[token / 2][depth][2].
@@ -148,7 +168,7 @@ static void product_of(int64_t lanes, const typename Steps::Operand *a, int64_t 
 }
 
 // O[feature][row] of one block of rows, not yet divided by `total`. S: how keys and values are
-// stored, T itself or bytes.
+// stored, T itself, bytes or groups of tokens.
 template <class T, class Steps, class S>
 static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, const void *mask,
                    const QueryRows &rows, int64_t lanes, const AttentionScratch &scratch,
@@ -164,20 +184,23 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
     highest = rows.limit[i] > highest ? rows.limit[i] : highest;
     maximum[i] = -FLT_MAX, total[i] = 0;
   }
-  const auto [first, last] = key_range(s, lowest, highest);
+  auto [first, last] = key_range(s, lowest, highest);
+  if (kInGroups<S>) first -= first % kGroupTokens;
   const float unit = float(fabs(s.scale) * 1.4426950408889634);
   const int64_t depth = ceil_div(s.depth, kPerLane);
   const bool keys_in_place = sizeof(S) == sizeof(Operand) && s.k[3] == 1 && s.depth % kPerLane == 0;
   const bool values_in_place = !kPairs<Steps> && sizeof(S) == sizeof(Operand) && s.v[3] == 1;
-  for (int64_t key = first; key < last; key += kKeyBlock) {
-    const int64_t keys = least(kKeyBlock, last - key);
-    const S *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];
-    const S *v_block = v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2];
-    const Operand *k_rows = (const Operand *)k_block, *v_rows = (const Operand *)v_block;
+  const S *k_head = k + rows.batch * s.k[0] + kv_head * s.k[1];
+  const S *v_head = v + rows.batch * s.v[0] + kv_head * s.v[1];
+  for (int64_t key = first, keys; key < last; key += keys) {
+    keys = block_keys<S>(s, key, last);
+    const S *v_block = v_head + key * s.v[2];
+    const Operand *k_rows = (const Operand *)(k_head + key * s.k[2]);
+    const Operand *v_rows = (const Operand *)v_block;
     int64_t k_stride = s.k[2], v_stride = s.v[2];
     if (!keys_in_place) {
       k_stride = depth * kPerLane;
-      stage_rows(k_block, s.k[2], s.k[3], keys, s.depth, k_stride, (Operand *)scratch.keys);
+      stage_block(s, k_head, false, key, keys, k_stride, (Operand *)scratch.keys);
       k_rows = (const Operand *)scratch.keys;
     }
     product_of<Steps>(lanes, k_rows, k_stride, kPerLane, scratch.q, depth, scratch.scores, keys,
@@ -206,9 +229,9 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
     if constexpr (kPairs<Steps>) {
       const bf16 *rows_of_bf16 = (const bf16 *)v_block;
       int64_t stride = s.v[2], step_of_row = s.v[3];
-      if constexpr (kInBytes<S>) {  // behind the pairs, which need half of the memory
+      if constexpr (kInBytes<S> || kInGroups<S>) {  // behind the pairs, which need half of the memory
         bf16 *staged = (bf16 *)scratch.values + kKeyBlock * s.value_depth;
-        stage_rows(v_block, s.v[2], s.v[3], keys, s.value_depth, s.value_depth, staged);
+        stage_block(s, v_head, true, key, keys, s.value_depth, staged);
         rows_of_bf16 = staged, stride = s.value_depth, step_of_row = 1;
       }
       pair_values(rows_of_bf16, stride, step_of_row, keys, s.value_depth,
@@ -218,14 +241,15 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
     } else {
       if (!values_in_place) {
         v_stride = s.value_depth;
-        stage_rows(v_block, s.v[2], s.v[3], keys, s.value_depth, v_stride,
-                   (Operand *)scratch.values);
+        stage_block(s, v_head, true, key, keys, v_stride, (Operand *)scratch.values);
         v_rows = (const Operand *)scratch.values;
       }
       product_of<Steps>(lanes, v_rows, 1, v_stride, scratch.scores, keys, scratch.out,
                         s.value_depth, key != first);
     }
   }
+  for (int64_t i = 0; s.logsum && i < rows.count; ++i)
+    store_logsum(s, rows, i, maximum[i], total[i]);
   if (first >= last) memset(scratch.out, 0, size_t(s.value_depth * step) * sizeof(float));
 }
 

@@ -140,6 +140,51 @@ static float weigh_row(const AttentionShape &s, const void *mask, const QueryRow
   return factor[0];
 }
 
+// few_scores of one head's keys from `key` on, whatever they are stored as.
+template <class S, int Rows>
+static void block_scores(const AttentionShape &s, const S *head, int64_t key, int64_t keys,
+                         const AttentionScratch &scratch, int64_t q_stride) {
+  if constexpr (kInGroups<S>) {
+    const Int4Pages shape(s.depth);
+    if (key >= s.complete)
+      return few_scores<float, Rows>(ring_row(shape, head, s.keys / kGroupTokens, key), s.depth,
+                                     keys, s.depth, scratch.q, q_stride, scratch.scores);
+    for (int64_t i = 0; i < keys; i += kGroupTokens)
+      few_scores_int4<Rows>(shape, head + (key + i) / kGroupTokens * shape.page,
+                            least(kGroupTokens, keys - i), scratch.q, q_stride, scratch.keys,
+                            scratch.scores + i, kKeyBlock);
+  } else {
+    const S *block = head + key * s.k[2];
+    few_scores<S, Rows>(block, s.k[2], keys, s.depth, scratch.q, q_stride, scratch.scores);
+    if constexpr (kInBytes<S>)
+      times_factors<Rows>(block, s.k[2], s.depth, keys, kKeyBlock, scratch.scores);
+  }
+}
+
+// few_sums of one head's values from `key` on.
+template <class S, int Rows>
+static void block_sums(const AttentionShape &s, const S *head, int64_t key, int64_t keys,
+                       const AttentionScratch &scratch, const float *factor, int64_t o_stride) {
+  if constexpr (kInGroups<S>) {
+    const Int4Pages shape(s.value_depth);
+    if (key >= s.complete)
+      return few_sums<float, Rows>(ring_row(shape, head, s.keys / kGroupTokens, key),
+                                   s.value_depth, keys, s.value_depth, scratch.scores, factor,
+                                   scratch.out, o_stride);
+    constexpr float kKept[] = {1, 1, 1, 1};
+    for (int64_t i = 0; i < keys; i += kGroupTokens)
+      few_sums_int4<Rows>(shape, head + (key + i) / kGroupTokens * shape.page,
+                          least(kGroupTokens, keys - i), scratch.scores + i, kKeyBlock,
+                          i ? kKept : factor, scratch.out, o_stride);
+  } else {
+    const S *block = head + key * s.v[2];
+    if constexpr (kInBytes<S>)
+      times_factors<Rows>(block, s.v[2], s.value_depth, keys, kKeyBlock, scratch.scores);
+    few_sums<S, Rows>(block, s.v[2], keys, s.value_depth, scratch.scores, factor, scratch.out,
+                      o_stride);
+  }
+}
+
 template <class T, class S, int Rows>
 static void attend_few(const AttentionShape &s, const T *q, const S *k, const S *v,
                        const void *mask, const QueryRows &rows, const AttentionScratch &scratch,
@@ -159,26 +204,36 @@ static void attend_few(const AttentionShape &s, const T *q, const S *k, const S 
     maximum[r] = -FLT_MAX, total[r] = 0;
   }
   const KeyRange range = key_range(s, lowest, highest);
-  for (int64_t key = range.first; key < range.last; key += kKeyBlock) {
-    const int64_t keys = least(kKeyBlock, range.last - key);
-    const S *k_block = k + rows.batch * s.k[0] + kv_head * s.k[1] + key * s.k[2];
-    const S *v_block = v + rows.batch * s.v[0] + kv_head * s.v[1] + key * s.v[2];
-    few_scores<S, Rows>(k_block, s.k[2], keys, s.depth, scratch.q, q_stride, scratch.scores);
-    if constexpr (kInBytes<S>)
-      times_factors<Rows>(k_block, s.k[2], s.depth, keys, kKeyBlock, scratch.scores);
-    for (int r = 0; r < Rows; ++r)
-      factor[r] = weigh_row(s, mask, rows, r, key, keys, scratch.scores + r * kKeyBlock,
-                            &maximum[r], &total[r]);
-    if constexpr (kInBytes<S>)
-      times_factors<Rows>(v_block, s.v[2], s.value_depth, keys, kKeyBlock, scratch.scores);
-    few_sums<S, Rows>(v_block, s.v[2], keys, s.value_depth, scratch.scores, factor, scratch.out,
-                      o_stride);
+  const S *k_head = k + rows.batch * s.k[0] + kv_head * s.k[1];
+  const S *v_head = v + rows.batch * s.v[0] + kv_head * s.v[1];
+  const auto read = [&](int64_t first, int64_t last) {
+    for (int64_t key = first, keys; key < last; key += keys) {
+      keys = block_keys<S>(s, key, last);
+      if constexpr (kInGroups<S>)
+        if (key >= s.complete) keys = least(keys, kRingTokens - key % kRingTokens);
+      block_scores<S, Rows>(s, k_head, key, keys, scratch, q_stride);
+      for (int r = 0; r < Rows; ++r)
+        factor[r] = weigh_row(s, mask, rows, r, key, keys, scratch.scores + r * kKeyBlock,
+                              &maximum[r], &total[r]);
+      block_sums<S, Rows>(s, v_head, key, keys, scratch, factor, o_stride);
+    }
+  };
+  if (s.listed && s.queries == 1) {
+    const int64_t *page = s.listed + (rows.batch * s.kv_heads + kv_head) * s.list;
+    for (int64_t i = 0, run; i < s.list; i += run) {  // neighbouring pages are read as one
+      for (run = 1; i + run < s.list && page[i + run] == page[i] + run;) ++run;
+      read(greatest(range.first, page[i] * s.page),
+           least(range.last, (page[i] + run) * s.page));
+    }
+  } else {
+    read(range.first - (kInGroups<S> ? range.first % kGroupTokens : 0), range.last);
   }
   for (int r = 0; r < Rows; ++r) {
     const Vec scale = broadcast(total[r] == 0 ? 0 : 1 / total[r]);
     float *o = scratch.out + r * o_stride;
     for (int64_t d = 0; d < s.value_depth; d += 16) store(o + d, load(o + d) * scale);
     store_row(s, rows, r, o, out);
+    if (s.logsum) store_logsum(s, rows, r, maximum[r], total[r]);
   }
 }
 

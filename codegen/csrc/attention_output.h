@@ -80,6 +80,13 @@ static void store_row(const AttentionShape &s, const QueryRows &rows, int64_t i,
   if (s.panels) finish_panel_row(s, rows.batch * s.queries + rows.token[i], rows.head[i], out);
 }
 
+// maximum: in units of log2, as the weights that total sums are.
+INFOPT_INLINE void store_logsum(const AttentionShape &s, const QueryRows &rows, int64_t i,
+                                float maximum, float total) {
+  s.logsum[(rows.batch * s.heads + rows.head[i]) * s.queries + rows.token[i]] =
+      total == 0 ? -INFINITY : float((double(maximum) + log2(double(total))) / 1.4426950408889634);
+}
+
 template <class T>
 static void store_output(const AttentionShape &s, const QueryRows &rows, int64_t lanes,
                          const float *o, const float *total, T *out) {

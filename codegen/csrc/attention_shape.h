@@ -26,6 +26,10 @@ struct AttentionShape {
   int64_t group;             // query heads of one key head
   bool packed;               // a task's rows may belong to several heads of a group
   int64_t blocks;            // tasks of one (batch, key head)
+  int64_t complete;          // keys in groups of tokens: those from here on are not, yet
+  const int64_t *listed;     // [batch][key head][list]: the pages to read, ascending; null: all
+  int64_t list, page;        // their number, and the keys of one
+  float *logsum;             // [batch][head][query]: log of the sum of exponentials; null: not asked
 };
 
 INFOPT_INLINE AttentionShape attention_shape(const infopt_call *call) {
@@ -44,6 +48,7 @@ INFOPT_INLINE AttentionShape attention_shape(const infopt_call *call) {
   s.packed = s.group > 1 && s.queries <= 16;
   s.blocks = s.packed ? ceil_div(s.group * s.queries, kTaskRows)
                       : s.group * ceil_div(s.queries, kTaskRows);
+  s.complete = 0, s.listed = nullptr, s.logsum = nullptr;
   return s;
 }
 

@@ -36,6 +36,20 @@
 //
 // infopt_kv_attention_int8_{f32,bf16,f16}: the same with keys and values in bytes: rows of D bytes
 // and a factor (f32), so that strides count bytes.
+//
+// infopt_attention_part_{f32,bf16,f16}: infopt_attention, and of each row of scores the logarithm of
+// its sum of exponentials, so that results over parts of the keys can be merged
+//   pointers  q, k, v, mask, out, logsum (f32 [B, Hq, Tq])     numbers, tasks, scratch as above
+//
+// infopt_kv_attention_pages_{f32,bf16,f16}: infopt_kv_attention; where Tq is 1, only over the pages
+// that are listed, in ascending order
+//   pointers  q, keys, values, starts, pages (int64 [B, Hkv, numbers[34]]), out
+//   numbers   as above, 34 pages of a list   35 keys of a page     tasks, scratch as above
+//
+// infopt_kv_attention_int4_{f32,bf16,f16}: the same over groups of tokens in 4 bits (kv_int4.h);
+// pointer 5 is counts (int64 [B]): of sequence b, all groups that end at or before starts[b] +
+// counts[b] are complete. Strides of k and v count bytes, those of token and feature are not read;
+// Tk is a multiple of 32.
 #include "attention.h"
 #include "attention_decode.h"
 #include "attention_output.h"
@@ -57,8 +71,9 @@ static void attend_rows(const AttentionShape &s, const Operands<T, S> &o, int64_
                         const AttentionScratch &scratch) {
   QueryRows rows;
   float total[kTaskRows];
-  for (; row < stop; row += kMaxLanes * 16) {
-    const int64_t count = least(kMaxLanes * 16, stop - row), lanes = ceil_div(count, 16);
+  const int64_t most = s.listed && s.queries == 1 ? kFewRows : kMaxLanes * 16;
+  for (; row < stop; row += most) {
+    const int64_t count = least(most, stop - row), lanes = ceil_div(count, 16);
     query_rows(s, batch, kv_head, row, count, int(lanes), &rows);
     if (few_rows(s, count)) {
       attend_few_rows(s, o.q, o.k, o.v, o.mask, rows, scratch, o.out);
@@ -69,9 +84,10 @@ static void attend_rows(const AttentionShape &s, const Operands<T, S> &o, int64_
   }
 }
 
-template <class T, class Steps>
+template <class T, class Steps, bool Part = false>
 static void attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
-  const AttentionShape s = attention_shape(call);
+  AttentionShape s = attention_shape(call);
+  if (Part) s.logsum = pointer<float>(call, 5);
   const AttentionScratch scratch(s, call->scratch);
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
   for (int64_t task = first_task; task < last_task; ++task) {
@@ -86,15 +102,23 @@ static void attention(const infopt_call *call, int64_t first_task, int64_t last_
   }
 }
 
+// The first token that is not in a group: all before the last new one are where they belong.
+static int64_t complete_tokens(const AttentionShape &s, int64_t start, int64_t count) {
+  const int64_t end = least(start + least(count, s.queries), s.keys);
+  return end - end % kGroupTokens;
+}
+
 // The keys of a cache: how many of them a sequence sees is read from `starts`.
-template <class T, class Steps, class S = T>
+template <class T, class Steps, class S = T, bool Listed = false>
 static void kv_attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
   AttentionShape s = attention_shape(call);
+  if (Listed)
+    s.listed = pointer<int64_t>(call, 4), s.list = call->numbers[34], s.page = call->numbers[35];
   s.mask_kind = kNoMask;
   const int64_t *starts = pointer<int64_t>(call, 3);
   const AttentionScratch scratch(s, call->scratch);
   const Operands<T, S> operands = {pointer<T>(call, 0), pointer<S>(call, 1), pointer<S>(call, 2),
-                                   nullptr, pointer<T>(call, 4)};
+                                   nullptr, pointer<T>(call, Listed ? 5 : 4)};
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
   for (int64_t task = first_task; task < last_task; ++task) {
     const int64_t kv = task / s.blocks, block = task % s.blocks, batch = kv / s.kv_heads;
@@ -102,6 +126,7 @@ static void kv_attention(const infopt_call *call, int64_t first_task, int64_t la
     const int64_t end = s.packed ? s.group * s.queries : start + s.queries;
     const int64_t row = start + block % head_blocks * kTaskRows;
     s.offset = starts[batch];
+    if (kInGroups<S>) s.complete = complete_tokens(s, starts[batch], pointer<int64_t>(call, 5)[batch]);
     attend_rows<T, Steps, S>(s, operands, batch, kv % s.kv_heads, row,
                              least(end, row + kTaskRows), scratch);
   }
@@ -212,4 +237,61 @@ INFOPT_EXPORT void infopt_kv_attention_int8_bf16(const infopt_call *call, int64_
 INFOPT_EXPORT void infopt_kv_attention_int8_f16(const infopt_call *call, int64_t first,
                                                  int64_t last) {
   infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i8>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int4_f32(const infopt_call *call, int64_t first,
+                                               int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps, infopt::i4>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int4_bf16(const infopt_call *call, int64_t first,
+                                                int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::i4>(call, first, last);
+#else
+  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::i4>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_kv_attention_int4_f16(const infopt_call *call, int64_t first,
+                                               int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i4>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_attention_part_f32(const infopt_call *call, int64_t first,
+                                             int64_t last) {
+  infopt::attention<float, infopt::FloatSteps, true>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_attention_part_bf16(const infopt_call *call, int64_t first,
+                                              int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::attention<infopt::bf16, infopt::PairSteps, true>(call, first, last);
+#else
+  infopt::attention<infopt::bf16, infopt::FloatSteps, true>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_attention_part_f16(const infopt_call *call, int64_t first,
+                                             int64_t last) {
+  infopt::attention<infopt::f16, infopt::FloatSteps, true>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_pages_f32(const infopt_call *call, int64_t first,
+                                                 int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps, float, true>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_pages_bf16(const infopt_call *call, int64_t first,
+                                                  int64_t last) {
+#ifdef __AVX512BF16__
+  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::bf16, true>(call, first, last);
+#else
+  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::bf16, true>(call, first, last);
+#endif
+}
+
+INFOPT_EXPORT void infopt_kv_attention_pages_f16(const infopt_call *call, int64_t first,
+                                                 int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, true>(call, first, last);
 }

@@ -9,10 +9,16 @@
 //
 // infopt_kv_append_int8_{f32,bf16,f16}: the same into bytes: each row becomes round(row / factor)
 // in 8 bits, then its factor (f32), the largest magnitude / 127; 4 is D, strides of x in elements.
+//
+// infopt_kv_append_int4_{f32,bf16,f16}: the same into groups of tokens in 4 bits (kv_int4.h): rows go
+// to the ring, and a group that they complete becomes a page; 3 is pages * 32, 4 is D, strides of x
+// in elements, 8 store: 2 strides in bytes, of sequence and head, 10 1: values, else keys;
+// scratch 32 * wide floats.
 #include <float.h>
 #include <math.h>
 
 #include "kv_bytes.h"
+#include "kv_int4.h"
 
 namespace infopt {
 
@@ -37,7 +43,7 @@ static void row_to_bytes(const T *x, int64_t depth, int8_t *to) {
   float largest = 0;
   for (int64_t d = 0; d < depth; ++d) {
     const float size = fabsf(to_float(x[d]));
-    if (!(size <= largest)) largest = size;  // a NaN stays
+    if (size > largest || size != size) largest = size;  // a NaN stays
   }
   const float factor = largest / 127.0f, inverse = 127.0f / largest;
   const bool usual = inverse > 0 && inverse <= FLT_MAX;  // else the factor alone tells
@@ -63,6 +69,34 @@ static void kv_append_int8(const infopt_call *call, int64_t first, int64_t last)
   }
 }
 
+template <class T>
+static void kv_append_int4(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t *n = call->numbers;
+  const int64_t heads = n[1], tokens = n[2], room = n[3], pages = room / kGroupTokens;
+  const Int4Pages shape(n[4]);
+  const int64_t *starts = pointer<int64_t>(call, 1), *counts = pointer<int64_t>(call, 2);
+  float *group = static_cast<float *>(call->scratch);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t batch = task / heads, head = task % heads, start = starts[batch];
+    if (start < 0) continue;
+    const int64_t end = start + least(least(counts[batch], tokens), room - start);
+    const T *from = pointer<T>(call, 0) + batch * n[5] + head * n[6];
+    i4 *to = pointer<i4>(call, 3) + batch * n[8] + head * n[9];
+    for (int64_t token = start; token < end; ++token) {
+      const T *x = from + (token - start) * n[7];
+      float *row = const_cast<float *>(ring_row(shape, to, pages, token));
+      for (int64_t d = 0; d < shape.depth; ++d) row[d] = to_float(x[d]);
+      if ((token + 1) % kGroupTokens) continue;
+      const int64_t group_start = token + 1 - kGroupTokens;
+      memset(group, 0, size_t(kGroupTokens * shape.wide) * sizeof(float));
+      for (int64_t t = 0; t < kGroupTokens; ++t)
+        memcpy(group + t * shape.wide, ring_row(shape, to, pages, group_start + t),
+               size_t(shape.depth) * sizeof(float));
+      to_page(shape, group, n[10], to + group_start / kGroupTokens * shape.page);
+    }
+  }
+}
+
 }  // namespace infopt
 
 INFOPT_EXPORT void infopt_kv_append(const infopt_call *call, int64_t first, int64_t last) {
@@ -82,4 +116,19 @@ INFOPT_EXPORT void infopt_kv_append_int8_bf16(const infopt_call *call, int64_t f
 INFOPT_EXPORT void infopt_kv_append_int8_f16(const infopt_call *call, int64_t first,
                                               int64_t last) {
   infopt::kv_append_int8<infopt::f16>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int4_f32(const infopt_call *call, int64_t first,
+                                            int64_t last) {
+  infopt::kv_append_int4<float>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int4_bf16(const infopt_call *call, int64_t first,
+                                             int64_t last) {
+  infopt::kv_append_int4<infopt::bf16>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_int4_f16(const infopt_call *call, int64_t first,
+                                            int64_t last) {
+  infopt::kv_append_int4<infopt::f16>(call, first, last);
 }
