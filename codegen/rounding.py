@@ -18,10 +18,13 @@ _CLIPPING = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # shares of the extreme value tha
 
 
 class Moments:
-    """What was seen of the inputs [..., K] of a linear layer: the sum of x xᵀ over `rows` rows."""
+    """What was seen of the inputs [..., K] of a linear layer over `rows` rows.
+
+    sum: of x xᵀ, [K, K]. total: of x, [K].
+    """
 
     def __init__(self, k: int) -> None:
-        self.rows, self.sum = 0, torch.zeros(k, k)
+        self.rows, self.sum, self.total = 0, torch.zeros(k, k), torch.zeros(k)
 
     def add(self, x: torch.Tensor) -> None:
         """Rows with NaN or infinities say nothing and are left out."""
@@ -29,6 +32,7 @@ class Moments:
         rows = rows[rows.isfinite().all(-1)]
         self.rows += len(rows)
         self.sum.addmm_(rows.T, rows)
+        self.total += rows.sum(0)
 
     @cached_property
     def order(self) -> torch.Tensor:

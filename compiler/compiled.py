@@ -90,6 +90,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             compute=options.compute,
             weights=options.weights,
             activations=options.activations,
+            low_rank=options.low_rank,
             budget=options.budget,
         )
     certify_new(passes, settings, report)

@@ -125,7 +125,7 @@ def _compile(
     report.phases["trace"] = time.perf_counter() - start
     order = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor)]
     order += [i for i, v in enumerate(inputs) if not isinstance(v, torch.Tensor)]
-    freezing = Freezing.find(module, graph, order, inputs) if options.quantizes else None
+    freezing = Freezing.find(module, graph, order, inputs) if options.changes_weights else None
     if freezing is not None:
         graph, order = freezing.apply(inputs)
     samples = [tuple(_detached(inputs[i]) for i in order)]

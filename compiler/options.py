@@ -9,6 +9,7 @@ from typing import Any
 from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
+from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
 from infopt.passes.quantize_weights import Formats, weight_formats
 
@@ -25,6 +26,10 @@ class Options:
                patterns of their names to formats, {"lm_head*": "none", "*": "int4-g128"}; the
                first that matches counts
     activations  None, or "int8": what such layers read is rounded to bytes, row by row
+    low_rank   None, or the rank of the two thin factors that constant weights of linear layers
+               become: a share of the full rank, "energy-0.99" for the least rank that keeps such a
+               share of the outputs' power, or a dict of patterns of their names to those and
+               "none". What does not pay stays as it is. weights and compute apply to the factors
     passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
                infopt.default_passes()
     tune       how much measuring may choose kernels' schedules: 0 none, 1 quick, 2 thorough; None:
@@ -40,7 +45,8 @@ class Options:
     budget     the same as an object, infopt.Budget, with samples, a metric and formats of your own
     calibration  None, or inputs like those the model will see, tuples of arguments: integers of
                stored weights are then chosen for them together (codegen/rounding.py), not each
-               for itself. Only infopt.compile takes it. Errors are measured on the example inputs
+               for itself, and so are factors (codegen/factoring.py). Only infopt.compile takes it.
+               Errors are measured on the example inputs
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -51,6 +57,7 @@ class Options:
     compute: str | None = None
     weights: Formats | str | Mapping[str, str] | None = None
     activations: str | None = None
+    low_rank: Ranks | float | str | Mapping[str, float | str] | None = None
     passes: tuple[Pass, ...] | None = None
     tune: int | None = None
     strict: bool = False
@@ -75,8 +82,10 @@ class Options:
                 "activations='int8' is for layers whose weights are stored in few bits: "
                 "give weights too, such as weights='int8'"
             )
+        if self.low_rank is not None:
+            object.__setattr__(self, "low_rank", layer_ranks(self.low_rank))
         if self.passes is not None:
-            self._refuse_beside_passes("compute", "weights", "activations")
+            self._refuse_beside_passes("compute", "weights", "activations", "low_rank")
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")
@@ -100,15 +109,16 @@ class Options:
             object.__setattr__(self, "calibration", self._checked_calibration())
 
     @property
-    def quantizes(self) -> bool:
-        """True where weights may be stored in another format."""
-        return self.weights is not None or self.budget is not None
+    def changes_weights(self) -> bool:
+        """True where weights may be stored in another format, or as factors."""
+        asked = (self.weights, self.low_rank, self.budget)
+        return any(option is not None for option in asked)
 
     @property
     def is_lossy(self) -> bool:
         """True where passes may run whose error is measured."""
         asked = (self.compute, self.passes, self.max_error)
-        return self.quantizes or any(option is not None for option in asked)
+        return self.changes_weights or any(option is not None for option in asked)
 
     def _checked_budget(self) -> Budget | None:
         """`budget`, or what objective, max_error and max_memory make one."""
@@ -137,9 +147,10 @@ class Options:
             if not isinstance(inputs, tuple):
                 kind = type(inputs).__name__
                 raise BadOption(f"calibration[{index}]: expected a tuple of inputs, found {kind}")
-        if not self.quantizes:
+        if not self.changes_weights:
             raise BadOption(
-                "calibration is for weights stored in few bits: give weights or a budget too"
+                "calibration is for weights stored in few bits or as factors: give weights, "
+                "low_rank or a budget too"
             )
         return tuple(given)
 

@@ -17,6 +17,7 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
+from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fold_batch_norm import FoldBatchNorm
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
@@ -40,7 +41,8 @@ from infopt.passes.unfold_patches import UnfoldPatches
 GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
-    *(FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm, FuseGatedMlp),
+    *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
+    FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
     QuantizeWeights,

@@ -9,6 +9,7 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
+from infopt.passes.factor_low_rank import FactorLowRank, Ranks, layer_ranks
 from infopt.passes.fold_batch_norm import FoldBatchNorm
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
@@ -36,6 +37,7 @@ def default_passes(
     compute: str | None = None,
     weights: Formats | str | Mapping[str, str] | None = None,
     activations: str | None = None,
+    low_rank: Ranks | float | str | Mapping[str, float | str] | None = None,
     budget: Budget | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
@@ -43,14 +45,15 @@ def default_passes(
     add      passes of your own, or names of such that installed packages offer (see named.py):
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
-    compute, weights, activations, budget  as in infopt.compiler.options.Options
+    compute, weights, activations, low_rank, budget  as in infopt.compiler.options.Options
     """
     quantize: Pass | None = None
     if budget is not None:
         quantize = QuantizeToBudget(budget, (NarrowCompute(),) if compute == "bf16" else ())
     elif weights is not None:
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")
-    passes = list(_blocks(compute, quantize))
+    factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
+    passes = list(_blocks(compute, factor, quantize))
     unknown = sorted(set(remove) - {p.name for p in passes})
     if unknown:
         known = ", ".join(dict.fromkeys(p.name for p in passes))
@@ -67,7 +70,7 @@ def _in_bytes(quantize: Pass | None) -> bool:
     return isinstance(quantize, QuantizeWeights) and quantize.activations == "int8"
 
 
-def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
+def _blocks(compute: str | None, factor: Pass | None, quantize: Pass | None) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
@@ -91,6 +94,8 @@ def _blocks(compute: str | None, quantize: Pass | None) -> Iterable[Pass]:
     yield FuseLinearEpilogue()
     yield FuseConvPadding()
     yield FuseConvEpilogue()
+    if factor is not None:
+        yield factor
     if quantize is not None:
         yield quantize
     if compute == "bf16":

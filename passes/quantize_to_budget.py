@@ -20,7 +20,8 @@ from infopt.compiler.pipeline import Pass, PassContext, results_of
 from infopt.compiler.report import FrontierPoint
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
-from infopt.passes.quantizing import Quantizing, is_table
+from infopt.passes.layers import is_table, label_of
+from infopt.passes.quantizing import Quantizing
 
 _PROBES = 16
 _ATTEMPTS = 8  # end-to-end checks of an allocation
@@ -103,7 +104,7 @@ class _Search:
 
     def variants(self, node: Node) -> list[tuple[Node, str, str]]:
         """A layer in every format that has a kernel; where there is none, why."""
-        label, reason = self.label(node), self.quantizing.refusal(node)
+        label, reason = label_of(node), self.quantizing.refusal(node)
         found = []
         if not reason:
             for format in self.budget.formats:
@@ -207,7 +208,7 @@ class _Search:
                 reason = f"{chosen}, error {chosen.choice.error:.1e} of the results'"
             else:
                 reason = _why_not(forms, timed)
-            self.ctx.site(self.label(node), bool(index), reason, gain if index and timed else None)
+            self.ctx.site(label_of(node), bool(index), reason, gain if index and timed else None)
         self.ctx.report.frontier = self.frontier(picked, error)
         changes = self.changed(picked)
         if not changes:
@@ -239,9 +240,6 @@ class _Search:
             bytes=sum(f.choice.bytes for f in forms),
             formats=counts,
         )
-
-    def label(self, node: Node) -> str:
-        return " and ".join(self.quantizing.names(node)) or repr(node)
 
 
 def _why_not(forms: Sequence[_Form], timed: bool) -> str:

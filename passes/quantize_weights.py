@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
 
 from infopt.codegen.formats import FORMATS
@@ -13,6 +11,7 @@ from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
+from infopt.passes.layers import label_of, name_matches, names_of
 from infopt.passes.quantizing import Quantizing
 
 Formats: TypeAlias = "tuple[tuple[str, str], ...]"
@@ -51,9 +50,9 @@ class QuantizeWeights(Pass):
         quantizing = Quantizing(graph, ctx)
         changes: dict[Node, Node] = {}
         for node in quantizing.layers():
-            label = " and ".join(quantizing.names(node)) or repr(node)
+            label = label_of(node)
             reason = quantizing.refusal(node)
-            wanted = {self.format_of(name) for name in quantizing.names(node)}
+            wanted = {self.format_of(name) for name in names_of(node)}
             if not reason and len(wanted) > 1:
                 reason = f"one product of two formats, {', '.join(sorted(wanted))}"
             if not reason and wanted == {"none"}:
@@ -75,7 +74,7 @@ class QuantizeWeights(Pass):
     def format_of(self, name: str) -> str:
         """The format asked for the weight of that name."""
         for pattern, format in self.formats:
-            if fnmatchcase(_plain(name).removeprefix("p_"), _plain(pattern)):
+            if name_matches(name, pattern):
                 return format
         return "none"
 
@@ -102,7 +101,3 @@ def weight_formats(value: Formats | str | Mapping[str, str]) -> Formats:
                 + ", ".join(FORMATS)
             )
     return pairs
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^0-9A-Za-z*?\[\]]+", "_", name)

@@ -13,16 +13,20 @@ from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.rounding import Moments, rounded_for
 from infopt.compiler.accuracy import compare
-from infopt.compiler.alias import is_view
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.inline import inlined
-from infopt.compiler.interpret import evaluate, interpret
-from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import PassContext
 from infopt.compiler.types import TensorType
+from infopt.passes.layers import (
+    LINEARS,
+    is_table,
+    moments_of,
+    names_of,
+    source_of,
+    value_of,
+    weights_of,
+)
 
-_LINEARS = {"aten.linear.default": 1, "linear_act": 1, "gated_linear": 2}  # how many weights
-_TABLE = "aten.embedding.default"
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,17 +45,12 @@ class Quantizing:
 
     def layers(self) -> list[Node]:
         """The linear layers and the tables of rows, in order."""
-        return [n for n in self.graph.nodes() if n.op.name in _LINEARS or is_table(n)]
-
-    def names(self, node: Node) -> tuple[str, ...]:
-        """The names of a layer's weights; () where one of them is not a constant."""
-        sources = [_constant(w) for w in _weights(node)]
-        return () if None in sources else tuple(str(s.attr("name")) for s in sources if s)
+        return [n for n in self.graph.nodes() if n.op.name in LINEARS or is_table(n)]
 
     def refusal(self, node: Node) -> str:
         """Why no format at all is possible for the layer, "" where one is."""
-        weights = _weights(node)
-        if not self.names(node):
+        weights = weights_of(node)
+        if not names_of(node):
             return "its weight is not a constant"
         n, k = weights[0].shape
         for dtype in (*(w.dtype for w in weights), node.dtype):
@@ -63,8 +62,8 @@ class Quantizing:
         """The layer with weights in a format, or the reason why no kernel computes that."""
         if is_table(node):
             return self._table(node, format)
-        count, codec = _LINEARS[node.op.name], FORMATS[format]
-        x, weights, rest = node.args[0], _weights(node), node.args[count + 1 :]
+        count, codec = LINEARS[node.op.name], FORMATS[format]
+        x, weights, rest = node.args[0], weights_of(node), node.args[count + 1 :]
         op = quantized_gated_linear if count == 2 else quantized_linear
         attrs = {"format": format, "activations": activations, "out": node.dtype}
         if node.op.name != "aten.linear.default":
@@ -78,7 +77,7 @@ class Quantizing:
         return self.o.call(op, x, *parts, *rest, **attrs)
 
     def _table(self, node: Node, format: str) -> Node | str:
-        (table,), ids, codec = _weights(node), node.args[1], FORMATS[format]
+        (table,), ids, codec = weights_of(node), node.args[1], FORMATS[format]
         attrs = {"format": format, "width": table.shape[1], "out": node.dtype}
         held = self._placeholders(codec, *table.shape)[:2]  # no row sums: nothing is multiplied
         reason = self._no_kernel(self.o.call(quantized_embedding, ids, *held, **attrs))
@@ -94,13 +93,13 @@ class Quantizing:
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
-        return max(self._errors[w, format] for w in _weights(node))
+        return max(self._errors[w, format] for w in weights_of(node))
 
     def bytes(self, node: Node, format: str | None) -> int:
         """What a layer's weights occupy in a format; None: as they are."""
         if format is None:
-            return sum(int(w.tensor_type.nbytes) for w in _weights(node))
-        return sum(FORMATS[format].bytes(*w.shape) for w in _weights(node))  # type: ignore[arg-type]
+            return sum(int(w.tensor_type.nbytes) for w in weights_of(node))
+        return sum(FORMATS[format].bytes(*w.shape) for w in weights_of(node))  # type: ignore[arg-type]
 
     def _placeholders(self, codec: Integers, n: Any, k: Any) -> tuple[Node, ...]:
         """Inputs of the types that an encoded [n, k] weight has."""
@@ -116,20 +115,8 @@ class Quantizing:
     @cached_property
     def moments(self) -> dict[Node, Moments]:
         """What calibration inputs bring to the linear layers, by what a layer reads."""
-        found = {
-            node.args[0]: Moments(int(node.args[0].shape[-1]))  # type: ignore[union-attr]
-            for node in self.layers()
-            if not is_table(node) and not self.refusal(node)
-        }
-
-        def watch(node: Node, value: Any) -> None:
-            if node in found:
-                found[node].add(value)
-
-        for sample in self.ctx.calibration:
-            copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
-            interpret(self.graph, copies, watch)
-        return found  # type: ignore[return-value]
+        linear = [n for n in self.layers() if not is_table(n) and not self.refusal(n)]
+        return moments_of(self.graph, self.ctx, linear)
 
     def _parts(self, weight: Node, codec: Integers, x: Node | None) -> tuple[Node, ...]:
         """Constants with values, scales and row sums of a weight, made once; x: what it multiplies
@@ -137,9 +124,9 @@ class Quantizing:
         key = (weight, codec.name)
         if key in self._encoded:
             return self._encoded[key]
-        source = _constant(weight)
+        source = source_of(weight)
         assert source is not None
-        tensor = self._value(weight)
+        tensor = value_of(self.graph, weight)
         k = tensor.shape[1]
 
         def encode(w: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -167,29 +154,3 @@ class Quantizing:
                 self.ctx.derive(str(node.attr("name")), expression)
         self._encoded[key] = tuple(nodes)
         return self._encoded[key]
-
-    def _value(self, weight: Node) -> torch.Tensor:
-        """The tensor of a constant or of a view of one."""
-        if weight.op is CONST:
-            return self.graph.consts[str(weight.attr("name"))]
-        (source,) = weight.inputs
-        return evaluate(self.graph, weight, {source: self._value(source)}, {})
-
-
-def is_table(node: Node) -> bool:
-    """True for rows of a table by index, which multiply nothing."""
-    return node.op.name == _TABLE
-
-
-def _weights(node: Node) -> tuple[Node, ...]:
-    first = 0 if is_table(node) else 1
-    return node.args[first : first + _LINEARS.get(node.op.name, 1)]  # type: ignore[return-value]
-
-
-def _constant(node: Node) -> Node | None:
-    """The constant that a weight is, or is a view of."""
-    while node.op is not CONST:
-        if not is_view(node) or len(tuple(node.inputs)) != 1:
-            return None
-        (node,) = node.inputs
-    return node if node.tensor_type.is_static else None

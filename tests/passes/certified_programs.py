@@ -13,6 +13,7 @@ from infopt.compiler.testing import Program
 from infopt.compiler.types import TensorType
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
+from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fold_batch_norm import FoldBatchNorm
 from infopt.passes.fold_constants import FoldConstants
 from infopt.passes.fuse_activation import FuseActivation
@@ -55,6 +56,7 @@ WIDE = torch.randn(8, 48, 64), torch.randn(64, 64), torch.randn(64)
 MASK = torch.rand(8, 48) > 0.5  # also when drawn: half of the tokens are real
 CONSTS = {"w0": W, "w1": W + 1, "b0": B, "b1": B - 1}
 CONSTS |= {"wide": torch.randn(96, 64) / 8, "deep": torch.randn(64, 96) / 8}
+CONSTS |= {"thin": torch.randn(256, 32) @ torch.randn(32, 256) / 64}
 
 
 def const(o: Any, name: str) -> Any:
@@ -72,6 +74,10 @@ def merges(o: Any, x: Any) -> Any:
 
 def quantizes(o: Any, x: Any) -> Any:
     return o.linear(o.relu(o.linear(x, const(o, "wide"))), const(o, "deep"))
+
+
+def factors(o: Any, x: Any) -> Any:
+    return o.linear(o.relu(o.linear(x, const(o, "thin"))), const(o, "thin"))
 
 
 def products(o: Any, x: Any, w: Any) -> Any:
@@ -140,6 +146,7 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
     DropPadding: [
         ("one layer", padded, [*WIDE, MASK]),
     ],
+    FactorLowRank: [("two layers", factors, [torch.randn(5, 256)])],
     FoldBatchNorm: [
         (
             "behind a convolution",
@@ -205,7 +212,7 @@ def programs(cls: type[Pass], drawn: tuple[torch.dtype, ...] = NARROW) -> list[P
     """The examples of a pass as families."""
     found = []
     for name, build, inputs in EXAMPLES[cls]:
-        has_constants = cls in (FoldConstants, MergeLinears, QuantizeWeights)
+        has_constants = cls in (FactorLowRank, FoldConstants, MergeLinears, QuantizeWeights)
         given = (torch.float32,) if has_constants else drawn
         kept = CONSTS if has_constants else {}
         halves = {t.dtype for t in inputs} & {torch.bfloat16, torch.float16}

@@ -13,6 +13,7 @@ from infopt.compiler.pipeline import Pass
 from infopt.compiler.property_test import LAYOUTS, VALUES
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
+from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.named import BUILT_IN
 from infopt.passes.narrow_compute import NarrowCompute
@@ -21,10 +22,8 @@ from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
-LOSSY = (
-    NarrowCompute,
-    QuantizeWeights,
-)  # held to their bounds; there is no exact arithmetic for these
+# held to their bounds; there is no exact arithmetic for these
+LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 # It chooses by samples of the whole program, which generated graphs have not:
 # tests/passes/test_quantize_to_budget.py holds its choices to the budget.
 MEASURED = (QuantizeToBudget,)

@@ -165,7 +165,7 @@ def test_artifact_and_new_weights(x, tmp_path):
         ({"activations": "int8"}, "give weights too"),
         ({"weights": "int8", "activations": "int4"}, "expected None or 'int8', found 'int4'"),
         ({"weights": "int8", "passes": []}, "give one of the two"),
-        ({"calibration": [(torch.zeros(1, K),)]}, "give weights or a budget too"),
+        ({"calibration": [(torch.zeros(1, K),)]}, "low_rank or a budget too"),
         ({"weights": "int8", "calibration": []}, "expected a list of tuples of inputs, found []"),
         ({"weights": "int8", "calibration": [torch.zeros(1)]}, "calibration[0]: expected a tuple"),
     ],
