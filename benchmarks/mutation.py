@@ -161,7 +161,7 @@ def _reach(path: Path, changed: Sequence[str] | None) -> Reach:
             mutation_reach.measure(path, changed if path.exists() and changed else TESTS)
             os._exit(0)
         os.waitpid(child, 0)
-    return mutation_reach.load(path)
+    return mutation_reach.load(path).of_tests_that_exist()
 
 
 def _warm(reach: Reach) -> None:

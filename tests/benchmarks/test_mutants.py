@@ -89,6 +89,14 @@ def test_which_tests_try_a_mutant() -> None:
     assert reach.tests("compiler/g.py", 1, 1, budget=30) == []
 
 
+def test_tests_that_are_gone_are_not_asked() -> None:
+    here = f"tests/benchmarks/test_mutants.py::{test_tests_that_are_gone_are_not_asked.__name__}"
+    gone, file = f"{here}_any_more", "tests/test_that_is_gone.py::test_x"
+    lines = {"compiler/f.py": {1: [gone, here, file]}}
+    reach = Reach({here: 1.0, gone: 1.0, file: 1.0}, lines, ["torch"]).of_tests_that_exist()
+    assert reach == Reach({here: 1.0}, {"compiler/f.py": {1: [here]}}, ["torch"])
+
+
 def test_lines_are_found_again_after_an_edit() -> None:
     before = "a\nb\nc\nd\ne\nf\n"
     by = {"1": ["t1"], "2": ["t2"], "3": [], "5": ["t5"], "6": ["t6"]}
