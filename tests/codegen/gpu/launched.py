@@ -29,7 +29,8 @@ OPEN = sympy.Symbol("s", integer=True, positive=True)
 
 def most(*values: Any) -> list[Any]:
     """Values of a parameter that only the slow run takes: the interpreter is slow."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    slow = pytest.mark.slow
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=slow) for v in values]
 
 
 def gpu(arch: str = "sm90", **changes: Any) -> Target:
