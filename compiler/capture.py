@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from infopt.compiler.errors import TraceDeclined
-from infopt.compiler.trace import check_tensor
+from infopt.compiler.trace_refusals import check_tensor
 from infopt.compiler.vmap import without_vmap
 
 aten = torch.ops.aten

@@ -21,7 +21,8 @@ from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.rename import rename_dims
-from infopt.compiler.trace import check_tensor, from_fx
+from infopt.compiler.trace import from_fx
+from infopt.compiler.trace_refusals import check_tensor
 from infopt.compiler.types import Dim, as_size, substitute
 
 

@@ -68,6 +68,10 @@ class Values:
             key = self._alias[key]
         return key
 
+    def shares_memory(self, node: fx.Node, source: fx.Node) -> bool:
+        key = self.key(node)
+        return key is not None and key == self.key(source)
+
     def alias(self, node: fx.Node, source: fx.Node) -> None:
         """From now on these two count as one memory, although tracing gave them two."""
         mine, theirs = storage_key(node), self.key(source)

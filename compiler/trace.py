@@ -23,42 +23,25 @@ from infopt.compiler.functionalize import Values, disjoint, pure_form, view_of
 from infopt.compiler.graph import Graph, Node, Output, Type
 from infopt.compiler.infer import builder_for
 from infopt.compiler.ops import Op, from_overload
-from infopt.compiler.types import Dim, Size, TensorType, as_size
+from infopt.compiler.trace_dims import dims_of
+from infopt.compiler.trace_refusals import check_call, check_tensor, tensors_of
+from infopt.compiler.trace_results import IDENTITY_IN_EVAL, Results
+from infopt.compiler.types import TensorType, as_size
 
 aten = torch.ops.aten
 
-# Ops that change their arguments although their schemas do not say so, when training.
-_TRAINING_ARGUMENT = {
-    aten.batch_norm.default: 5,
-    aten.instance_norm.default: 5,
-    aten._batch_norm_impl_index.default: 5,
-    aten.cudnn_batch_norm.default: 5,
-}
 _DROPPED = {
     torch._C._set_grad_enabled,
     aten.sym_constrain_range_for_size.default,
     aten.sym_constrain_range.default,
     aten._assert_tensor_metadata.default,  # dtype and device are checked at the door of a call
 }
-# Ops that hand back their very input outside training; tracing shows a fresh tensor instead.
-_IDENTITY_IN_EVAL = {
-    aten.dropout.default: "train",
-    aten.feature_dropout.default: "train",
-    aten.alpha_dropout.default: "train",
-    aten.feature_alpha_dropout.default: "train",
-}
-# Ops whose shape rule in torch gives other strides than the operator itself (found by the operator
-# database): what a caller would see of them cannot be promised.
-_WRONG_STRIDES = {aten.max_unpool2d.default, aten.max_unpool3d.default}
 _SCALAR_FORM = {
     "Tensor": "Scalar",
     "Tensor_Tensor": "Tensor_Scalar",
     "Tensor_mode": "Scalar_mode",
     "default": "Scalar",
 }
-
-
-DEVICES = ("cpu", "cuda")
 
 
 def from_fx(module: fx.GraphModule, weights: Collection[int] = (), guard: bool = False) -> Graph:
@@ -235,7 +218,7 @@ class _Tracer:
         overload = node.target
         self.check_call(node)
         if any(
-            isinstance(v, torch.Tensor) and v.is_complex() for v in _tensors(node.meta.get("val"))
+            isinstance(v, torch.Tensor) and v.is_complex() for v in tensors_of(node.meta.get("val"))
         ):
             raise TraceDeclined(f"{overload} makes complex numbers")
         op = from_overload(overload)  # type: ignore[arg-type]
@@ -246,9 +229,9 @@ class _Tracer:
         except TypeError as error:
             raise TraceDeclined(f"{overload}: {error}") from error
         first = node.args[0] if node.args else None
-        if overload in _IDENTITY_IN_EVAL and not attrs[_IDENTITY_IN_EVAL[overload]]:  # type: ignore[index]
+        if overload in IDENTITY_IN_EVAL and not attrs[IDENTITY_IN_EVAL[overload]]:  # type: ignore[index]
             self.values.alias(node, first)  # type: ignore[arg-type]
-        if isinstance(first, fx.Node) and self.shares_memory(node, first):
+        if isinstance(first, fx.Node) and self.values.shares_memory(node, first):
             view = view_of(self.o, node, first, attrs)
             if view is not None:
                 self.values.define_view(node, view)
@@ -259,10 +242,6 @@ class _Tracer:
             self.values.define(node, made)
         else:
             self.multiple[node] = made
-
-    def shares_memory(self, node: fx.Node, source: fx.Node) -> bool:
-        key = self.values.key(node)
-        return key is not None and key == self.values.key(source)
 
     def make(self, node: fx.Node, op: Op, tensors: tuple, attrs: dict[str, Any]) -> Node:
         """The node of a call. A number in a tensor's place selects the Scalar overload."""
@@ -360,23 +339,9 @@ class _Tracer:
         return self.o.node(from_overload(found), tensors, tuple(attrs.items()), type)
 
     def check_call(self, node: fx.Node) -> None:
-        overload = node.target
-        if overload is aten.as_strided.default and node.args[0] not in self.input_nodes:
-            raise TraceDeclined(f"{overload} reads the memory layout of an intermediate value")
-        if overload in _WRONG_STRIDES:
-            raise TraceDeclined(f"{overload}: its shape rule in torch promises other strides")
-        position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[call-overload]
-        if position is not None and node.args[position]:
-            raise TraceDeclined(f"{overload} in training mode updates its running statistics")
-        for value in _tensors(node.meta.get("val")):
-            if value.device.type not in DEVICES or value.layout is not torch.strided:
-                raise TraceDeclined(f"{overload} gives a {value.layout} tensor on {value.device}")
-            self.devices.setdefault(value.device, f"the result of {overload}")
-        symbols = [
-            as_size(s) for v in _tensors(node.meta.get("val")) for s in (*v.shape, *v.stride())
-        ]
-        if any(str(t).startswith("u") for s in symbols for t in sympy.sympify(s).free_symbols):
-            raise TraceDeclined(f"{overload} gives a size that depends on data")
+        check_call(node, self.input_nodes)
+        for value in tensors_of(node.meta.get("val")):
+            self.devices.setdefault(value.device, f"the result of {node.target}")
 
     def check_one_device(self) -> None:
         if len(self.devices) > 1:
@@ -386,7 +351,7 @@ class _Tracer:
     def check_no_overlap(self, node: fx.Node, target: fx.Node) -> None:
         """In-place reads of the same memory through another view are order-dependent in torch."""
         for other in node.all_input_nodes:
-            if other is not target and self.shares_memory(other, target):
+            if other is not target and self.values.shares_memory(other, target):
                 if disjoint(self.values.views.get(other), self.values.views.get(target)):
                     continue
                 a, b = other.meta["val"], target.meta["val"]
@@ -396,34 +361,17 @@ class _Tracer:
     def finish(self, node: fx.Node) -> Graph:
         flat = node.args[0]
         flat = list(flat) if isinstance(flat, list | tuple) else [flat]
+        seen = Results(self.values, self.plain, self.input_nodes, self.inputs)
+        updates = seen.updates()
         outputs: list[Output] = []
         results: list[TensorType | None] = []
-        updates = []
-        for index, source in enumerate(self.input_nodes):
-            storage = self.values.storage(source)
-            if storage is not None and storage.base is source and storage.version:
-                if _overlaps_itself(TensorType.of(source.meta["val"])):
-                    raise TraceDeclined(f"{source.name}, which is written to, may overlap itself")
-                updates.append((index, self.values.read(source)))
-        written = {self.values.key(self.input_nodes[i]): i for i, _ in updates}
         for item in flat:
-            if isinstance(item, fx.Node) and item not in self.plain:
-                key = self.values.key(item)
-                if key in written:
-                    # the caller gets the very input back, or sees the write through a view of it
-                    very = _same_view(item, self.input_nodes[written[key]])
-                    outputs.append(self.inputs[written[key]] if very else self.values.read(item))
-                else:
-                    outputs.append(self.values.read(item))
+            if seen.is_tensor(item):
+                outputs.append(seen.value(item, updates))
                 results.append(self.values.type_of(item.meta["val"]))
-                if item.meta["val"].is_conj() or item.meta["val"].is_neg():
-                    raise TraceDeclined(f"the result {item.name} is a lazily conjugated view")
             else:
                 outputs.append(self.look_up(item))
                 results.append(None)
-        aliased = [self.values.key(i) for i in self.input_nodes]
-        if updates and len(set(aliased)) != len(aliased):
-            raise TraceDeclined("two inputs share memory and one of them is written to")
         graph = Graph(
             tuple(self.inputs),
             tuple(outputs),
@@ -432,80 +380,10 @@ class _Tracer:
             tuple(updates),
             results=tuple(results),
             scalars=tuple(self.scalars),
-            memory=self.memory(flat),
-            offsets=tuple(self.offset(item) for item in flat),
+            memory=seen.memory(flat),
+            offsets=tuple(map(seen.offset, flat)),
         )
         return graph.with_consts({})
-
-    def memory(self, results: list[Any]) -> tuple[int | str | None, ...]:
-        """Whose memory each result lies in, see Graph."""
-        owners: dict[int | None, int | str] = {
-            self.values.key(source): node.attr("name")
-            for source, node in reversed(list(zip(self.input_nodes, self.inputs, strict=True)))
-        }
-        names = dict(zip(self.input_nodes, self.inputs, strict=True))
-
-        def owner(item: Any) -> int | str | None:
-            if not isinstance(item, fx.Node) or item in self.plain:
-                return None
-            # two inputs may share memory: the one that this result is read from
-            root = self.root(item)
-            if root in names:
-                return str(names[root].attr("name"))
-            return owners.setdefault(self.values.key(item), len(owners))
-
-        return tuple(owner(item) for item in results)
-
-    def root(self, node: fx.Node) -> fx.Node:
-        """The value that a view, a view of a view .. is read from.
-
-        Raises TraceDeclined where tracing saw a copy in torch's place of the very same tensor.
-        """
-        while True:
-            view = self.values.views.get(node)
-            parent = view.parent if view is not None else node.args[0] if node.args else None
-            if not isinstance(parent, fx.Node) or not self.shares_memory(node, parent):
-                return node
-            if node.target in _IDENTITY_IN_EVAL and not _same_view(node, parent):
-                raise TraceDeclined(f"{node.target}: tracing gives it other strides than torch")
-            node = parent
-
-    def offset(self, item: Any) -> Size:
-        """Where in new memory, or from the begin of the input that it lies in, a result begins."""
-        if not isinstance(item, fx.Node) or item in self.plain:
-            return 0
-        value, root = item.meta["val"], self.root(item)
-        offset = as_size(value.storage_offset())
-        if root not in self.input_nodes:
-            return offset
-        source = root.meta["val"]
-        first = as_size(source.storage_offset())
-        if first != 0 and source.dtype.itemsize != value.dtype.itemsize:
-            raise TraceDeclined(f"the result {item.name} is a view of a part, in another dtype")
-        return offset - first
-
-
-def _overlaps_itself(type: TensorType) -> bool:
-    """Whether two elements may lie in one place: a step of 0, or one within another's span."""
-    steps = [(s, n) for n, s in zip(type.shape, type.strides, strict=True) if n != 1]
-    if any(s == 0 for s, _ in steps):
-        return True
-    if not all(isinstance(s, int) and isinstance(n, int) for s, n in steps) or 0 in type.shape:
-        return False
-    span = 0
-    for step, size in sorted(steps):  # type: ignore[type-var]
-        if step <= span:
-            return True
-        span += step * (size - 1)
-    return False
-
-
-def _same_view(item: fx.Node, source: fx.Node) -> bool:
-    a, b = TensorType.of(item.meta["val"]), TensorType.of(source.meta["val"])
-    offsets = [as_size(n.meta["val"].storage_offset()) for n in (item, source)]
-    return (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype) and offsets[0] == offsets[
-        1
-    ]
 
 
 def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:
@@ -513,52 +391,3 @@ def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:
     made = fx.Node(node.graph, node.name, "call_function", target, tuple(args), {})
     made.meta.update(node.meta)
     return made
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
-
-
-def check_tensor(name: str, value: torch.Tensor) -> None:
-    """Raises TraceDeclined for tensors that are not plain strided ones, on the CPU or a GPU."""
-    if value.device.type not in DEVICES:
-        raise TraceDeclined(f"{name} is on {value.device}, expected one of {', '.join(DEVICES)}")
-    if value.layout is not torch.strided or value.is_quantized:
-        raise TraceDeclined(f"{name} is a {value.layout} tensor")
-    if value.is_complex() or value.is_conj() or value.is_neg():
-        raise TraceDeclined(f"{name} is complex or lazily negated")
-    if isinstance(value, torch._subclasses.FakeTensor):
-        return
-    if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        raise TraceDeclined(f"{name} is a {type(value).__name__}, a tensor subclass")
-
-
-def dims_of(module: fx.GraphModule) -> tuple[Dim, ...]:
-    """The dynamic sizes of a program: every symbol in the types of its placeholders."""
-    dims: dict[sympy.Symbol, Dim] = {}
-    for node in module.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            sizes = [*value.shape, *value.stride()]
-        else:
-            sizes = [value] if isinstance(value, torch.SymInt) else []
-        for size in sizes:
-            if isinstance(size, torch.SymInt):
-                for symbol in size.node.expr.free_symbols:
-                    dims.setdefault(symbol, _dim(symbol, size.node.shape_env))
-    return tuple(sorted(dims.values(), key=lambda d: d.name))
-
-
-def _dim(symbol: sympy.Symbol, env: Any) -> Dim:
-    seen = getattr(env, "backed_var_to_val", None) or env.var_to_val
-    bounds = env.var_to_range.get(symbol)
-    if symbol not in seen:
-        raise TraceDeclined(f"the size {symbol} depends on data")
-    lo, hi = (bounds.lower, bounds.upper) if bounds is not None else (0, None)
-    lower = int(lo) if isinstance(lo, int | sympy.Integer) else 0
-    upper = int(hi) if isinstance(hi, int | sympy.Integer) and hi < 2**62 else None
-    return Dim(symbol, max(lower, 0), upper, int(seen[symbol]))
