@@ -78,7 +78,7 @@ class Reach:
 
 def load(path: Path) -> Reach:
     """What was measured, by the lines of the sources as they are now."""
-    held = _moved(json.loads(path.read_text()))
+    held = _moved(_read(path))
     lines = {file: {int(n): t for n, t in by.items()} for file, by in held["lines"].items()}
     return Reach(held["seconds"], lines, held["modules"])
 
@@ -112,8 +112,8 @@ def measure(path: Path, tests: Sequence[str] = TESTS) -> None:
         "sources": {file: (ROOT / file).read_text() for file in lines},
     }
     if path.exists():
-        found = joined(_moved(json.loads(path.read_text())), found, record.files)
-    path.write_text(json.dumps(found))
+        found = joined(_moved(_read(path)), found, record.files)
+    _write(path, found)
 
 
 def joined(held: dict[str, Any], new: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
@@ -132,6 +132,25 @@ def joined(held: dict[str, Any], new: dict[str, Any], files: Iterable[str]) -> d
         "modules": sorted({*held["modules"], *new["modules"]}),
         "sources": held["sources"] | new["sources"],
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    held: dict[str, Any] = json.loads(path.read_text())
+    names = list(held["seconds"])
+    lines = {
+        f: {n: [names[i] for i in t] for n, t in by.items()} for f, by in held["lines"].items()
+    }
+    return held | {"lines": lines}
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    """Tests by their number: a line may have a thousand of them."""
+    number = {name: i for i, name in enumerate(found["seconds"])}
+    lines = {
+        f: {n: [number[t] for t in tests] for n, tests in by.items()}
+        for f, by in found["lines"].items()
+    }
+    path.write_text(json.dumps(found | {"lines": lines}))
 
 
 def _moved(held: dict[str, Any]) -> dict[str, Any]:

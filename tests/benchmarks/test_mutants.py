@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
 
+from benchmarks import mutation_reach
 from benchmarks.mutants import mutants_of, mutated
 from benchmarks.mutation import sample
 from benchmarks.mutation_reach import ROOT, Reach, joined, moved
@@ -105,6 +107,22 @@ def test_lines_are_found_again_after_an_edit() -> None:
     found = moved(by, before, "a\nb\nC\nC2\nd\ne\nf\n")
     assert found["2"] == ["t2"] and found["6"] == ["t5"] and found["7"] == ["t6"]
     assert found["3"] == found["4"] == ["t1", "t2", "t5"]  # new: run by what runs those around
+
+
+def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
+    tests = ["tests/a.py::x", "tests/b.py::y"]
+    file = "passes/named.py"
+    held = {
+        "seconds": dict.fromkeys(tests, 1.0),
+        "lines": {file: {"3": tests, "4": []}, "passes/gone.py": {"1": tests}},
+        "modules": ["torch"],
+        "sources": {file: (ROOT / file).read_text(), "passes/gone.py": ""},
+    }
+    mutation_reach._write(tmp_path / "reach.json", held)
+    expected = {file: {3: tests, 4: []}}
+    assert mutation_reach.load(tmp_path / "reach.json") == Reach(
+        held["seconds"], expected, ["torch"]
+    )
 
 
 def test_test_files_measured_again_replace_what_was_held() -> None:
