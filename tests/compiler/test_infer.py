@@ -5,7 +5,7 @@ import sympy
 import torch
 
 from infopt.compiler.errors import CannotInfer, DependsOnSize
-from infopt.compiler.infer import Builder, builder_for
+from infopt.compiler.infer import Builder, FakeWorld, builder_for, shapes_of, types_of
 from infopt.compiler.ops import from_overload
 from infopt.compiler.types import Dim, TensorType
 
@@ -121,3 +121,28 @@ def test_rebuilding_keeps_what_torch_decided_under_guards() -> None:
     assert made.shape == (s - 1, 4) and made.tensor_type.strides == (1, t)
     with pytest.raises(CannotInfer):
         o.rebuild(node, (wide,))
+
+
+def test_builders_have_no_private_ops(o: Builder) -> None:
+    with pytest.raises(AttributeError, match="_relu"):
+        _ = o._relu
+    parts = o.call("aten.topk.default", o.input("x", TensorType.dense((4,), F32)), 2)
+    assert o.getitem(parts, 1).dtype is torch.int64
+    with pytest.raises(CannotInfer, match="has several results"):
+        o.relu(parts)
+
+
+def test_nested_arguments_have_nested_types() -> None:
+    x = Builder().input("x", TensorType.dense((4,), F32))
+    assert types_of(((x, None), x)) == ((x.type, None), x.type)
+    assert shapes_of((None, (x,))) == (None, (((4,), F32),))
+
+
+def test_an_interrupted_run_leaves_no_world_behind(o: Builder, monkeypatch) -> None:
+    x = o.input("x", TensorType.dense((S,), F32))
+    o.relu(x)
+    world = o._fake
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FakeWorld, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        o.gelu(x)
+    assert o._fake is None and o.gelu(x).shape == (S,) and o._fake is not world

@@ -323,3 +323,95 @@ def test_sums_fit_in_either_order_unless_scaled() -> None:
         x = torch.randn(3)
         _, report = run_pass(Scaled(), graph_of(build, [x, x + 1]), [(x, x + 1)])
         assert len(report.applied) == count
+
+
+class JoinToDouble(Rule):
+    """cat([x, x]) -> repeat(x)"""
+
+    name, always = "join-to-double", True
+
+    def pattern(self, o, x):
+        return o.cat([x, x], o.any("dim"))
+
+    def rewrite(self, o, x, dim):
+        return o.repeat(x, [2 if i == dim % x.tensor_type.rank else 1 for i in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda o, a, b: o.cat([a, a], 1), ""),
+        (lambda o, a, b: o.cat([a, a, a], 1), "a list of another length"),
+        (lambda o, a, b: o.cat([a], 1), "a list of another length"),
+        (lambda o, a, b: o.cat([a, b], 1), "x is two different values"),
+    ],
+)
+def test_lists_of_tensors_match_one_by_one(build, reason) -> None:
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    graph = graph_of(build, [a, b])
+    found, report = run_pass(JoinToDouble(), graph)
+    names = [n.op.name for n in found.nodes() if n.args]
+    assert names == ["aten.cat.default" if reason else "aten.repeat.default"]
+    assert [s.reason for s in report.declined] == ([reason] if reason else [])
+    torch.testing.assert_close(interpret(found, [a, b]), interpret(graph, [a, b]))
+
+
+def test_a_rule_defines_pattern_and_rewrite() -> None:
+    class Nothing(Rule):
+        name = "nothing"
+
+    class Half(DoubleToMul):
+        name = "half"
+        rewrite = Rule.rewrite
+
+    graph = graph_of(lambda o, x: o.add(x, x), [torch.randn(3)])
+    with pytest.raises(NotImplementedError, match="Nothing must define pattern"):
+        run_pass(Nothing(), graph)
+    with pytest.raises((NotImplementedError, PatternError)):
+        run_pass(Half(), graph)
+
+
+def test_what_a_rewrite_returns_is_checked() -> None:
+    class NotANode(DoubleToMul):
+        name = "not-a-node"
+
+        def rewrite(self, o, x):
+            return 3
+
+    class Unknown(DoubleToMul):
+        name = "unknown"
+
+        def rewrite(self, o, x, scale):
+            return x
+
+    class Refused(DoubleToMul):
+        name = "refused"
+
+        def rewrite(self, o, x):
+            return o.mm(x, x)
+
+    class Itself(DoubleToMul):
+        name = "itself"
+
+        def rewrite(self, o, x):
+            return o.add(x, x)
+
+    graph = graph_of(lambda o, x: o.add(x, x), [torch.randn(3)])
+    with pytest.raises(ContractBroken, match="rewrite must return a node, found 3"):
+        run_pass(NotANode(), graph)
+    with pytest.raises(
+        PatternError, match=r"rewrite asks for \['scale'\], the pattern has \['x'\]"
+    ):
+        run_pass(Unknown(), graph)
+    found, report = run_pass(Refused(), graph)
+    assert found is graph and "aten.mm.default" in report.declined[0].reason
+    found, report = run_pass(Itself(), graph)
+    assert found is graph and not report.sites
+
+
+def test_a_match_knows_its_variables_only() -> None:
+    graph = graph_of(lambda o, x: o.add(x, x), [torch.randn(3)])
+    found = match(PatternBuilder().add(Var("x"), Var("x")), graph, graph.outputs[0])
+    assert found.x is graph.inputs[0]
+    with pytest.raises(AttributeError, match="the pattern has no variable 'y'"):
+        _ = found.y

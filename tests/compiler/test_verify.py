@@ -137,7 +137,49 @@ def test_interface(o: Builder) -> None:
         verify_same_interface(later, graph)
 
 
-def test_what_a_stage_ends_is_the_name_of_an_op() -> None:
-    for gone in GONE_AFTER.values():
-        for name, reason in gone.items():
-            assert find(name).name == name and reason
+def test_strides_are_one_per_size(o: Builder) -> None:
+    x = o.input("x", TensorType((2, 3), F32, (1,)))
+    with pytest.raises(IllegalGraph, match="2 sizes but 1 strides"):
+        verify(Graph((x,), (x,), results=(dense(2, 3),)))
+
+
+def test_results_have_a_type_each(o: Builder) -> None:
+    x = o.input("x", dense(2))
+    with pytest.raises(IllegalGraph, match="2 results but 1 result types"):
+        verify(Graph((x,), (o.relu(x), 3), results=(dense(2),)))
+    with pytest.raises(IllegalGraph, match=r"result 0 is 3, expected f32\[2\]"):
+        verify(Graph((x,), (3,), results=(dense(2),)))
+    with pytest.raises(IllegalGraph, match=r"result 0 is f32\[2\], callers expect None"):
+        verify(Graph((x,), (o.relu(x),), results=(None,)))
+
+
+def test_a_dim_counts_an_input_that_is_there() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    o = Builder((Dim(s, 2, None, 5, counts="mask"),))
+    mask = o.input("mask", dense(8))
+    verify(Graph((mask,), (mask,), dims=o.dims))
+    other = o.input("other", dense(8))
+    with pytest.raises(IllegalGraph, match="counts an input that is not there"):
+        verify(Graph((other,), (other,), dims=o.dims))
+
+
+def test_strides_do_not_matter_along_axes_that_nobody_steps_along(o: Builder) -> None:
+    x = o.input("x", TensorType((1, 3), F32, (3, 1)))
+    verify(Graph((x,), (Node(find("relu"), (x,), (), TensorType((1, 3), F32, (77, 1))),)))
+    none = o.input("x", TensorType((0, 3), F32, (3, 1)))
+    verify(Graph((none,), (Node(find("relu"), (none,), (), TensorType((0, 3), F32, (9, 9))),)))
+    other = Node(find("relu"), (x,), (), TensorType((1, 3), torch.float64, (3, 1)))
+    with pytest.raises(IllegalGraph, match="its reference gives"):
+        verify(Graph((x,), (other,)))
+    several = o.call("aten.topk.default", x, 2)
+    fewer = Node(several.op, several.args, several.attrs, several.type[:1])
+    with pytest.raises(IllegalGraph, match="its reference gives"):
+        verify(Graph((x,), (o.getitem(fewer, 0),)))
+
+
+def test_an_input_is_not_replaced_by_another_of_its_name(o: Builder) -> None:
+    x = o.input("x", dense(2))
+    graph = Graph((x,), (o.relu(x),))
+    weight = o.input("x", dense(2), weight=True)
+    with pytest.raises(IllegalGraph, match="another node of the same name"):
+        verify_same_interface(graph, replace(graph, inputs=(weight,)))

@@ -9,6 +9,7 @@ from torch import nn
 import infopt
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.cost import graph_seconds
+from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pipeline
 from infopt.compiler.target import Target
 from infopt.compiler.testing import graph_of, run_pass
@@ -96,8 +97,6 @@ def test_declines_an_example_without_padding() -> None:
 def test_accuracy(counts) -> None:
     graph, result, _ = packed(pooled)
     inputs = [X, W, BIAS, lengths(*counts)]
-    from infopt.compiler.interpret import interpret
-
     (expected,), (found,) = interpret(graph, inputs), interpret(result, inputs)
     assert Exact().accepts(expected, found) is None
 
@@ -194,3 +193,42 @@ def test_runs_after_other_passes_see_an_fx_module_of_it() -> None:
     (expected,) = graph.to_fx()(*INPUTS)
     assert Exact().accepts(expected, found) is None
     assert Pipeline((Canonicalize(), FuseAttention(), DropPadding()))
+
+
+def zero_where_hidden(form: str):
+    """The masked sum of `pooled`, with the padding set to zero in another way."""
+
+    def before(o, x, w, b, mask):
+        y, rows = attend(o, x, w, b, mask), o.reshape(mask, [B, T, 1])
+        real = o.call("aten.to.dtype", rows, torch.bool)
+        kept = {
+            "where": lambda: o.call("aten.where.ScalarOther", real, y, 0),
+            "where 1": lambda: o.call("aten.where.ScalarOther", real, y, 1),
+            "not": lambda: o.call("aten.masked_fill.Scalar", y, o.logical_not(real), 0),
+            "bitwise not": lambda: o.call("aten.masked_fill.Scalar", y, o.bitwise_not(real), 0),
+            "equal 0": lambda: o.call(
+                "aten.masked_fill.Scalar", y, o.call("aten.eq.Scalar", rows, 0), 0
+            ),
+            "equal 1": lambda: o.call(
+                "aten.masked_fill.Scalar", y, o.call("aten.eq.Scalar", rows, 1), 0
+            ),
+            "filled with 1": lambda: o.call("aten.masked_fill.Scalar", y, o.logical_not(real), 1),
+            "the mask itself": lambda: o.call("aten.masked_fill.Scalar", y, real, 0),
+        }[form]()
+        return o.call("aten.sum.dim_IntList", kept, [1])
+
+    return before
+
+
+@pytest.mark.parametrize("form", ["where", "not", "bitwise not", "equal 0"])
+def test_padding_may_be_zeroed_in_every_way(form) -> None:
+    graph, result, entry = packed(zero_where_hidden(form))
+    assert [s.applied for s in entry.sites] == [True]
+    (expected,), (found,) = interpret(graph, INPUTS), interpret(result, INPUTS)
+    assert Exact().accepts(expected, found) is None
+
+
+@pytest.mark.parametrize("form", ["where 1", "equal 1", "filled with 1", "the mask itself"])
+def test_what_does_not_zero_the_padding_reads_it(form) -> None:
+    _, _, entry = packed(zero_where_hidden(form))
+    assert "reads padded tokens" in entry.sites[0].reason

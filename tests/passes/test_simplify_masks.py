@@ -13,7 +13,7 @@ from infopt.compiler.interpret import interpret
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import Dim, TensorType
-from infopt.passes.simplify_masks import SimplifyMasks, causal_part
+from infopt.passes.simplify_masks import SimplifyMasks, causal_part, counted
 from tests.compiler.traced import names
 
 M = torch.rand(3, 5) > 0.4
@@ -234,3 +234,22 @@ def test_both_parts_true_are_true():
 
     result, _ = run_pass(SimplifyMasks(), graph_of(lambda o, m: o.bitwise_not(both(o, m)), [M]))
     assert names(result) == ["aten.bitwise_not.default"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "where", "found"),
+    [
+        (torch.arange(5), [5], (0, 5)),
+        (torch.arange(5, dtype=torch.int32), [1, 5, 1], (1, 5)),
+        (torch.arange(1), [1, 1], (None, 1)),
+        (torch.arange(1, 6), [5], None),
+        (torch.arange(5.0), [5], None),
+        (torch.arange(6).reshape(2, 3), [2, 3], None),
+        (torch.arange(6).reshape(2, 3), [6], None),
+    ],
+)
+def test_constants_that_count(tensor, where, found) -> None:
+    o = Builder()
+    const = o.const("c", TensorType.of(tensor))
+    node = const if list(tensor.shape) == where else o.reshape(const, where)
+    assert counted(node, Graph((), (node,), {"c": tensor})) == found
