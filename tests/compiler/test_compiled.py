@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import infopt
-from infopt.compiler.compiled import Built, build
+from infopt.compiler.compiled import Built, _check_program, build
+from infopt.compiler.errors import ContractBroken
 from infopt.compiler.export import export
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
@@ -51,3 +53,17 @@ def test_memory_is_counted() -> None:
     report = infopt.compile(layer, (X,)).report
     assert report.memory["weights"] >= 4 * (8 * 16 + 16)
     assert report.memory["arena"] >= 0
+
+
+def test_the_program_is_checked_against_its_graph(monkeypatch) -> None:
+    monkeypatch.setenv("INFOPT_CHECK", "2")
+    report = Report()
+    made = built(report)
+    assert report.native_nodes == 2
+
+    def off_by_one(inputs):
+        return [t + 1 for t in made.program(inputs)]
+
+    with pytest.raises(ContractBroken, match=r"the program's result 0 .*: a kernel is wrong"):
+        _check_program(made.graph, off_by_one, [(X,)])
+    _check_program(made.graph, made.program, [(X,)])

@@ -8,7 +8,7 @@ import torch
 import infopt
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.property_test import LAYOUTS, VALUES, tensor
-from infopt.compiler.testing import property_test
+from infopt.compiler.testing import check_pass, property_test
 
 
 class ScaledSum(infopt.Rule):
@@ -106,3 +106,33 @@ def test_kinds_of_values() -> None:
 def test_the_test_has_the_name_of_its_pass() -> None:
     made = property_test(ScaledSum(), before, [("n",), ("n",)], examples=1)
     assert made.__name__ == "test_scaled_sum"
+
+
+def test_check_pass_says_what_is_wrong() -> None:
+    class Twice(infopt.Pass):
+        """relu(x) -> relu(relu(x)), again and again"""
+
+        name = "twice"
+
+        def run(self, graph, ctx):
+            old = [n for n in graph.nodes() if n.op.name == "aten.relu.default"]
+            return ctx.exchange(graph, {n: ctx.builder.relu(n) for n in old[-1:]})
+
+    class Halved(infopt.Rule):
+        """x + x -> x, and its accuracy is exact"""
+
+        name, always = "halved", True
+
+        def pattern(self, o, x):
+            return o.add(x, x)
+
+        def rewrite(self, o, x):
+            return o.mul(x, 1.5)
+
+    x = torch.randn(4)
+    with pytest.raises(AssertionError, match="twice is not idempotent"):
+        check_pass(Twice(), lambda o, x: o.relu(x), lambda o, x: o.relu(o.relu(x)), [x])
+    with pytest.raises(AssertionError, match="twice made another graph than expected"):
+        check_pass(Twice(), lambda o, x: o.relu(x), lambda o, x: o.relu(x), [x])
+    with pytest.raises(ContractBroken, match="halved"):
+        check_pass(Halved(), lambda o, x: o.add(x, x), lambda o, x: o.mul(x, 1.5), [x])

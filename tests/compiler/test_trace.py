@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.graph import Graph
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.target import Target
+from infopt.compiler.trace import from_fx
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.fold_constants import FoldConstants
 from tests.compiler.traced import check, declined, names, same
@@ -314,3 +316,83 @@ def test_strides_of_a_broadcast_of_open_sizes_are_asked_of_several_sizes():
     assert "strides" in declined(
         lambda a, b: torch.copysign(a.t(), b), x(2, 15), x(2), dynamic=True
     )
+
+
+def written_in_another_dtype(a):
+    b = (a * 4).to(torch.int64)
+    b.gt_(1)
+    return b
+
+
+def test_what_is_written_keeps_its_dtype() -> None:
+    check(written_in_another_dtype, x(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("fn", "inputs", "reason"),
+    [
+        (
+            lambda a: a.view(torch.int16),
+            [x(10)[2:]],
+            "is a view of a part, in another dtype",
+        ),
+        (
+            lambda a: (torch._assert_async((a > -99).any()), a + 1)[1],
+            [x(3)],
+            "is run for its effect|no pure form",
+        ),
+        (lambda a: a.nonzero() + 1, [x(3)], "a size that depends on data"),
+    ],
+)
+def test_declines_what_no_pure_graph_says(fn, inputs, reason: str) -> None:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        found = declined(fn, *inputs)
+    assert re.search(reason, found), found
+
+
+def module_of(*nodes: tuple) -> torch.fx.GraphModule:
+    """A module written by hand: (op, target, values) each; the last one is the output."""
+    graph = torch.fx.Graph()
+    made: list[torch.fx.Node] = []
+    for op, target, args, value in nodes:
+        made.append(graph.create_node(op, target, tuple(made[i] for i in args), {}))
+        made[-1].meta["val"] = value
+    graph.output(tuple(made[-1:]))
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+def test_modules_that_are_no_aten_programs() -> None:
+    a = torch.randn(3)
+    given = ("placeholder", "a", (), a)
+    with pytest.raises(TraceDeclined, match="call_method relu is not an operator call"):
+        from_fx(module_of(given, ("call_method", "relu", (0,), a)))
+    with pytest.raises(TraceDeclined, match="relu is not an operator"):
+        from_fx(module_of(given, ("call_function", torch.relu, (0,), a)))
+    with pytest.raises(TraceDeclined, match="input b is a str, not a tensor or size"):
+        from_fx(
+            module_of(
+                ("placeholder", "b", (), "text"),
+                ("call_function", torch.ops.aten.relu.default, (0,), a),
+            )
+        )
+    with pytest.raises(TraceDeclined, match="a number that depends on data"):
+        from_fx(
+            module_of(
+                given,
+                ("call_function", torch.ops.aten.item.default, (0,), torch.SymFloat(1.0)),
+                ("call_function", torch.ops.aten.mul.Tensor, (0, 1), a),
+            )
+        )
+    empty = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+    with pytest.raises(TraceDeclined, match="the program has no output"):
+        from_fx(empty)
+
+
+def test_one_of_two_inputs_of_one_memory_is_written() -> None:
+    a = torch.randn(3)
+    fill = torch.ops.aten.relu_.default
+    twice = module_of(
+        ("placeholder", "a", (), a), ("placeholder", "b", (), a), ("call_function", fill, (0,), a)
+    )
+    with pytest.raises(TraceDeclined, match="two inputs share memory and one of them is written"):
+        from_fx(twice)

@@ -57,6 +57,29 @@ REWRITES = {
         lambda o, x: o.permute(x, [1, 0, 2]),
         [X],
     ),
+    "transpose of a number": (
+        lambda o, x: o.relu(o.transpose(o.sum(x), 0, -1)),
+        lambda o, x: o.relu(o.sum(x)),
+        [X],
+    ),
+    "movedim of a number": (
+        lambda o, x: o.relu(o.call("aten.movedim.int", o.sum(x), 0, 0)),
+        lambda o, x: o.relu(o.sum(x)),
+        [X],
+    ),
+    "divided by 1": (lambda o, x: o.relu(o.div(x, 1)), lambda o, x: o.relu(x), [X]),
+    "softmax as it is lowered": (
+        lambda o, x: o.call("aten._softmax.default", x, -1, False),
+        lambda o, x: o.softmax(x, -1),
+        [X],
+    ),
+    "a copy in order of a transposed value": (
+        lambda o, x: o.relu(
+            o.clone(o.permute(x, [1, 0, 2]), memory_format=torch.contiguous_format)
+        ),
+        lambda o, x: o.relu(o.contiguous(o.permute(x, [1, 0, 2]))),
+        [X],
+    ),
     "twice transposed": (lambda o, x: o.mT(o.transpose(x, 1, 2)), as_is, [X]),
     "view": (lambda o, x: o.view(x, [6, -1]), lambda o, x: o.reshape(x, [6, 4]), [X]),
     "flatten": (lambda o, x: o.flatten(x, 1), lambda o, x: o.reshape(x, [2, 12]), [X]),
@@ -176,6 +199,11 @@ KEPT = {
     "-0.0 + 0.0 is 0.0": (lambda o, x: o.add(x, 0.0), [X]),
     "divided by 3": (lambda o, x: o.div(x, 3.0), [X]),
     "times 2": (lambda o, x: o.mul(x, 2.0), [X]),
+    "divided by a tiny power of two": (lambda o, x: o.div(x, 2.0**-20), [X]),
+    "cat of another dtype and nothing": (
+        lambda o, x, y: o.cat([x, y], 0),
+        [X, torch.randn(0, 3, 4, dtype=torch.float64)],
+    ),
     "plus 1": (lambda o, x: o.add(x, 1), [INTS]),
     "plus 0 that promotes": (lambda o, x: o.add(x, 0.0), [INTS]),
     "expanded": (lambda o, x: o.expand(x, [4, 2, 3, 4]), [X]),

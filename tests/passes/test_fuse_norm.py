@@ -106,6 +106,21 @@ DECLINED = {
         [X, X + 1],
     ),
     "expected aten.add.Scalar": (lambda o, x: o.rsqrt(o.mean(o.pow(x, 2), [-1], True)), [X]),
+    "eps is": (
+        lambda o, x: o.mul(x, o.rsqrt(o.add(o.mean(o.pow(x, 2), [-1], True), 1e-5, alpha=2))),
+        [X],
+    ),
+    "to the power -0.25": (
+        lambda o, x: o.mul(x, o.pow(o.add(o.mean(o.pow(x, 2), [-1], True), 1e-5), -0.25)),
+        [X],
+    ),
+    "the mean of torch.float32 is torch.float64": (
+        lambda o, x: o.mul(
+            to(o, x, torch.float64),
+            o.rsqrt(o.add(o.mean(o.pow(x, 2), [-1], True, dtype=torch.float64), 1e-5)),
+        ),
+        [X],
+    ),
     "not divided by": (
         lambda o, x: o.div(o.sqrt(o.add(o.mean(o.pow(x, 2), [-1], True), 1e-5)), x),
         [X],
