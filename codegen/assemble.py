@@ -23,6 +23,9 @@ class Part:
     expanded: Callable[[Layout], Layout] | None = None
 
 
+# Every element of the result is of one operand: its parts may be written in any order.
+DISJOINT = {f"aten.{name}.default" for name in ("cat", "concat", "concatenate", "stack")}
+
 Parts = Callable[[Node, Layout, Sizes], "list[Part] | None"]
 _TABLE: dict[str, Parts] = {}
 

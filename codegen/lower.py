@@ -17,7 +17,7 @@ import torch
 import infopt.codegen.gpu
 import infopt.codegen.kernels  # noqa: F401  declares the kernels
 from infopt.codegen import pointwise, views
-from infopt.codegen.assemble import can_assemble
+from infopt.codegen.assemble import DISJOINT, can_assemble
 from infopt.codegen.assemble import parts as assembled_parts
 from infopt.codegen.calls import Calls
 from infopt.codegen.doors import Doors
@@ -35,6 +35,7 @@ from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import CONST, GETITEM, INPUT
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
+from infopt.runtime.lifetime import arena_bytes
 from infopt.runtime.plan import (
     Mutation,
     Output,
@@ -85,6 +86,12 @@ class Lowered:
     names: tuple[str, ...] = ()
     kernels: tuple[KernelText, ...] = ()
     kind: str = "cpu"
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes that a call of fixed sizes needs beside inputs, constants and results, scratch of
+        threads aside: known before anything is built."""
+        return arena_bytes(self.plan)
 
 
 def lower(
@@ -189,15 +196,44 @@ class _Lowering:
         out = self.define(node)
         found = assembled_parts(node, out.layout, self.sizes)
         assert found is not None
+        landed: dict[int, Value] = {}
         for part in found:
             target = Value(out.buffer, part.target)
             if part.source is None:
                 fill(self, self.regions, part.fill, target)
                 continue
             source = self.value(part.source)
+            if part.expanded is None and self.can_land(part.source, node, source, target, landed):
+                landed[source.buffer] = target
+                continue
             if part.expanded is not None:
                 source = Value(source.buffer, part.expanded(source.layout))
             copy(self, self.regions, source, target)
+        self.writer.land(landed)
+
+    def can_land(
+        self,
+        node: Node,
+        user: Node,
+        source: Value,
+        target: Value,
+        landed: Mapping[int, Value],
+    ) -> bool:
+        """Whether what was computed for `user` alone can be computed in its place there instead:
+        memory of its own that is laid out as the place is."""
+        buffer = self.writer.buffers[source.buffer]
+        own = node in self.values and self.grouping.kinds[node] not in (VIEW, MADE)
+        alone = self.graph.users(node) == (user,) and not self.graph.is_output(node)
+        here, there = source.layout, target.layout
+        return (
+            user.op.name in DISJOINT
+            and buffer.kind == "arena"
+            and own
+            and alone
+            and source.buffer not in landed
+            and here.offset == 0
+            and (here.shape, here.strides, here.dtype) == (there.shape, there.strides, there.dtype)
+        )
 
     # Values
 

@@ -134,6 +134,31 @@ class PlanWriter:
             return {"complex": [value.real, value.imag]}
         raise LoweringDeclined(f"an argument {value!r} has no form in a plan")
 
+    def land(self, places: Mapping[int, Value]) -> None:
+        """What the steps so far wrote to these buffers, they write to parts of others instead."""
+        if not places:
+            return
+        slot = self.sizes.slot
+        starts = {b: slot(v.layout.offset * v.layout.dtype.itemsize) for b, v in places.items()}
+
+        def moved(pointer: tuple[int, int]) -> tuple[int, int]:
+            place = places.get(pointer[0])
+            if place is None:
+                return pointer
+            return place.buffer, self.sizes.added(pointer[1], starts[pointer[0]])
+
+        for i, step in enumerate(self.steps):
+            if isinstance(step, NativeStep) and any(b in places for b, _ in step.pointers):
+                self.steps[i] = replace(step, pointers=tuple(map(moved, step.pointers)))
+            elif isinstance(step, LaunchStep) and any(b in places for b, _ in step.arguments):
+                self.steps[i] = replace(step, arguments=tuple(map(moved, step.arguments)))
+        for i, view in enumerate(self.views):
+            if view.buffer in places:
+                buffer, offset = moved((view.buffer, view.offset))
+                self.views[i] = replace(view, buffer=buffer, offset=offset)
+        for b in places:
+            self.buffers[b] = replace(self.buffers[b], bytes=slot(0))
+
     def hand_out(self, value: Value) -> None:
         """The memory of this value goes to the caller: it is allocated by torch in every call."""
         buffer = self.buffers[value.buffer]

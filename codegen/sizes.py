@@ -58,6 +58,13 @@ class Sizes:
     def slots(self, values: tuple[Size, ...] | list[Size]) -> tuple[Slot, ...]:
         return tuple([self.slot(v) for v in values])
 
+    def added(self, a: Slot, b: Slot) -> Slot:
+        """The slot of the sum of two."""
+        tokens = (*self.expressions[a], *self.expressions[b])
+        if len(tokens) == 2 and all(isinstance(t, int) for t in tokens):
+            return self._slot_of((sum(tokens),))  # type: ignore[arg-type]
+        return self._slot_of((*tokens, "+"))
+
     def _slot_of(self, tokens: Expression) -> Slot:
         found = self._by_tokens.get(tokens)
         if found is None:

@@ -92,6 +92,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             activations=options.activations,
             low_rank=options.low_rank,
             budget=options.budget,
+            max_activations=options.max_activations,
         )
     certify_new(passes, settings, report)
     original = graph

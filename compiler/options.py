@@ -12,6 +12,7 @@ from infopt.compiler.pipeline import Pass
 from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
 from infopt.passes.quantize_weights import Formats, weight_formats
+from infopt.passes.slice_runs import SliceRuns
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -43,6 +44,9 @@ class Options:
                "latency", "memory" or "size" (compiler/budget.py)
     max_memory bytes that weights may occupy, for an objective
     budget     the same as an object, infopt.Budget, with samples, a metric and formats of your own
+    max_activations  None, or bytes that a call may use beside inputs, weights and results, scratch
+               of threads aside: runs of ops are computed slice by slice until it is enough, at the
+               least estimated cost. UnreachableBudget says what is possible. Sizes must be fixed
     calibration  None, or inputs like those the model will see, tuples of arguments: integers of
                stored weights are then chosen for them together (codegen/rounding.py), not each
                for itself, and so are factors (codegen/factoring.py). Only infopt.compile takes it.
@@ -66,6 +70,7 @@ class Options:
     objective: str | None = None
     max_memory: int | None = None
     budget: Budget | None = None
+    max_activations: int | None = None
     calibration: tuple[tuple[Any, ...], ...] | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
@@ -84,8 +89,12 @@ class Options:
             )
         if self.low_rank is not None:
             object.__setattr__(self, "low_rank", layer_ranks(self.low_rank))
+        if self.max_activations is not None:
+            SliceRuns(self.max_activations)
         if self.passes is not None:
-            self._refuse_beside_passes("compute", "weights", "activations", "low_rank")
+            self._refuse_beside_passes(
+                "compute", "weights", "activations", "low_rank", "max_activations"
+            )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
             raise BadOption(f"tune: expected 0, 1 or 2, found {self.tune!r}")

@@ -36,6 +36,7 @@ from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.simplify_masks import SimplifyMasks
+from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
 
 GROUP = "infopt.passes"
@@ -45,7 +46,7 @@ _CLASSES: tuple[type[Pass], ...] = (
     FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
-    QuantizeWeights,
+    *(QuantizeWeights, SliceRuns),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

@@ -28,6 +28,7 @@ from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
 from infopt.passes.simplify_masks import SimplifyMasks
+from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
@@ -39,13 +40,15 @@ def default_passes(
     activations: str | None = None,
     low_rank: Ranks | float | str | Mapping[str, float | str] | None = None,
     budget: Budget | None = None,
+    max_activations: int | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
     add      passes of your own, or names of such that installed packages offer (see named.py):
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
-    compute, weights, activations, low_rank, budget  as in infopt.compiler.options.Options
+    compute, weights, activations, low_rank, budget, max_activations  as in Options
+             (infopt.compiler.options)
     """
     quantize: Pass | None = None
     if budget is not None:
@@ -54,6 +57,8 @@ def default_passes(
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
     passes = list(_blocks(compute, factor, quantize))
+    if max_activations is not None:
+        passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
     if unknown:
         known = ", ".join(dict.fromkeys(p.name for p in passes))

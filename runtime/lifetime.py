@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import insort
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infopt.runtime.expression import encode
+from infopt.runtime.expression import encode, evaluate
 from infopt.runtime.plan import LaunchStep, NativeStep, Plan, Step
 
 _KINDS = {"arena": 0, "input": 1, "const": 1, "output": 1, "torch": 1}
@@ -44,6 +45,28 @@ def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
         for buffer in buffers:
             found[buffer] = (found.get(buffer, (time, time))[0], time)
     return {i: found.get(i, (-1, -1)) for i, b in enumerate(plan.buffers) if b.kind == "arena"}
+
+
+def arena_bytes(plan: Plan, dims: Sequence[int] = ()) -> int:
+    """Bytes of the arena for these dim values, placed as csrc/arena.h does, without the threads'
+    scratch: what a program will need, known before it is built."""
+    slots = evaluate(plan.expressions, list(dims))
+    lives = lifetimes(plan)
+    sizes = {i: -(-slots[plan.buffers[i].bytes] // 64) * 64 for i in lives}
+    placed: list[tuple[int, int]] = []  # (offset, buffer), sorted
+    for i in sorted(lives, key=lambda i: -sizes[i]):
+        if not sizes[i]:
+            continue
+        first, last = lives[i]
+        offset = 0
+        for start, other in placed:
+            if lives[other][0] > last or first > lives[other][1]:
+                continue
+            if start >= offset + sizes[i]:
+                break
+            offset = max(offset, start + sizes[other])
+        insort(placed, (offset, i), key=lambda p: p[0])
+    return max((offset + sizes[i] for offset, i in placed), default=0)
 
 
 def native_words(plan: Plan) -> tuple[list[int], list[tuple[str, str]]]:

@@ -297,3 +297,26 @@ def test_size_expressions():
         sizes.slot(sympy.Symbol("c", integer=True))
     with pytest.raises(LoweringDeclined, match="no form in a plan"):
         sizes.slot(sympy.sin(a))
+
+
+@NATIVE
+def test_what_is_computed_for_a_cat_is_computed_where_it_ends_up(native):
+    x, y = torch.randn(6, 64), torch.randn(6, 64)
+
+    def rows(x, y):
+        return (torch.cat([x.abs(), y.neg(), x * y]) + 0,)
+
+    def kept(x, y):  # read elsewhere too, given out, twice the same, not the operand's layout
+        a, b, c = x.abs(), y.neg(), x * y
+        return torch.cat([a, a, b, c]), c, b.relu(), torch.cat([x.relu(), y.relu()], 1)
+
+    def overlapping(x, y):
+        return (torch.slice_scatter(x.abs(), y[:2].neg(), 0, 1, 3),)
+
+    made = check(rows, x, y, native=native)
+    check(kept, x, y, native=native)
+    check(overlapping, x, y, native=native)
+    if native:
+        sizes = evaluate(made.plan.expressions, [])
+        parts = [sizes[b.bytes] for b in made.plan.buffers if b.kind == "arena"]
+        assert sum(parts) <= 2 * 18 * 64 * 4, parts  # the sum, and what lies between

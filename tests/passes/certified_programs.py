@@ -31,6 +31,7 @@ from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.simplify_masks import SimplifyMasks
+from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes import (
     test_canonicalize,
@@ -82,6 +83,15 @@ def factors(o: Any, x: Any) -> Any:
 
 def products(o: Any, x: Any, w: Any) -> Any:
     return o.linear(o.relu(o.linear(x, w)), w)
+
+
+def mlp(o: Any, x: Any, w: Any, v: Any, b: Any) -> Any:
+    y = o.linear(o.gelu(o.linear(x, w)), v, b)
+    return o.layer_norm(o.add(x, y), [x.shape[-1]], b, b)
+
+
+def mlp_of_batches(o: Any, x: Any, w: Any, v: Any, b: Any) -> Any:
+    return o.permute(mlp(o, x, w, v, b), [0, 2, 1])
 
 
 def patches(o: Any, x: Any, w: Any, b: Any) -> Any:
@@ -191,6 +201,14 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
     SimplifyMasks: [
         (name, build, [test_simplify_masks.M])
         for name, (build, *_) in test_simplify_masks.CASES.items()
+    ],
+    SliceRuns: [
+        ("rows", mlp, [torch.randn(48, 6), torch.randn(24, 6), torch.randn(6, 24), B]),
+        (
+            "batch",
+            mlp_of_batches,
+            [torch.randn(4, 48, 6), torch.randn(24, 6), torch.randn(6, 24), B],
+        ),
     ],
     UnfoldPatches: [
         ("halves", patches, [torch.randn(2, 3, 6, 4), torch.randn(5, 3, 2, 2), torch.randn(5)])

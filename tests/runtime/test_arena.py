@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infopt.runtime.context import Context, NativeProgram
-from infopt.runtime.lifetime import lifetimes
+from infopt.runtime.lifetime import arena_bytes, lifetimes
 from infopt.runtime.plan import Buffer, Dim, InputSpec, NativeStep, Plan
 
 STEPS = st.lists(st.lists(st.integers(0, 11), max_size=4), min_size=1, max_size=15)
@@ -44,6 +44,7 @@ def test_buffers_in_use_at_once_lie_apart(executor, kernels_path, steps, sizes, 
         for i in range(12):
             assert starts[i] % 64 == 0
             assert starts[i] + sizes[i] * dim <= context.arena_bytes
+        assert max(arena_bytes(plan, [dim]), 64) == context.arena_bytes
         rounded = [-(-size * dim // 64) * 64 for size in sizes]
         assert context.arena_bytes <= max(64, sum(rounded))
 
