@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.certify_program import Case, Program, cases_of, graph_for, inputs_for
-from infopt.compiler.counterexample import Broken, elements, message, shown
+from infopt.compiler.certify_values import compare_results, copies_of
+from infopt.compiler.counterexample import Broken, elements, message
 from infopt.compiler.errors import CannotInfer, ContractBroken, IllegalGraph
 from infopt.compiler.exact import exact_difference
 from infopt.compiler.exact_tensor import NotExact
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
-from infopt.compiler.pattern_programs import mined_sizes, programs_of
+from infopt.compiler.mined_numbers import mined_sizes
+from infopt.compiler.pattern_programs import programs_of
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import Report
 from infopt.compiler.rewrite import Rule
@@ -147,7 +147,7 @@ def check_case(pass_: Pass, program: Program, case: Case, certificate: Certifica
     try:
         before = graph_for(program, case, pass_.stage)
         verify(before)
-        expected = interpret(before, _copies(inputs))
+        expected = interpret(before, copies_of(inputs))
     except (CannotInfer, IllegalGraph, RuntimeError, IndexError, ValueError, TypeError):
         return  # no program of these sizes and dtypes, or not at this stage
     certificate.graphs += 1
@@ -166,7 +166,7 @@ def check_case(pass_: Pass, program: Program, case: Case, certificate: Certifica
     if _fresh(pass_).content.digest != certificate.key:
         raise Broken("was changed by running: its content is another", before, after, inputs)
     for given in _other_sizes(program, case, inputs):
-        _compare(pass_, before, after, given, expected if given is inputs else None)
+        compare_results(pass_, before, after, given, expected if given is inputs else None)
     if isinstance(pass_.accuracy, Exact):
         residues = _RESIDUES if case.dtype is program.drawn[0] else 1
         seeds = [97 * case.seed + i for i in range(residues)]
@@ -205,40 +205,6 @@ def _other_sizes(program: Program, case: Case, inputs: list[Any]) -> Iterable[li
             yield inputs_for(program, replace(case, sizes=sizes))
 
 
-def _compare(
-    pass_: Pass, before: Graph, after: Graph, inputs: list[Any], expected: list[Any] | None
-) -> None:
-    try:
-        wanted = interpret(before, _copies(inputs)) if expected is None else expected
-    except (RuntimeError, IndexError, ValueError):
-        return  # the program itself cannot be of these sizes
-    given = _copies(inputs)
-    try:
-        found = interpret(after, given)
-    except Exception as error:
-        raise Broken(f"made a graph that fails: {error}", before, after, inputs) from error
-    if not all(torch.equal(_bits(a), _bits(b)) for a, b in zip(inputs, given, strict=True)):
-        raise Broken("made a graph that writes to its inputs", before, after, inputs)
-    wide = _wide(before, inputs)
-    for position, (e, f) in enumerate(zip(wanted, found, strict=True)):
-        if not isinstance(e, torch.Tensor):
-            continue
-        reference = None if wide is None else wide[position]
-        reason = pass_.accuracy.accepts(e, f, reference)
-        if reason is not None:
-            what = f"promises {pass_.accuracy}, but result {position}: {reason}"
-            raise Broken(f"{what}\nexpected {shown(e)}\nfound    {shown(f)}", before, after, inputs)
-
-
-def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
-    """The graph's results for the inputs in float64; None where its ops insist on their dtypes."""
-    wide = [t.double() if t.is_floating_point() else t for t in inputs]
-    try:
-        return interpret(graph, wide)
-    except (RuntimeError, ValueError):
-        return None
-
-
 def _compare_exactly(
     before: Graph,
     after: Graph,
@@ -257,19 +223,6 @@ def _compare_exactly(
         certificate.inexact[str(error).splitlines()[0]] += 1
     else:
         certificate.exact += 1
-
-
-def _copies(inputs: Sequence[Any]) -> list[Any]:
-    """Of the same strides, so that references take the same way."""
-    return [torch.empty_like(t).copy_(t) if _dense(t) else t.clone() for t in inputs]
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    return torch.empty_like(tensor).stride() == tensor.stride()
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.nan_to_num(tensor) if tensor.is_floating_point() else tensor
 
 
 def _smallest(pass_: Pass, program: Program, case: Case, broken: Broken) -> str:

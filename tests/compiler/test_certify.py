@@ -12,7 +12,8 @@ import infopt
 from infopt.compiler.certify import NotCertified
 from infopt.compiler.certify_program import Case, cases_of, inputs_for
 from infopt.compiler.gallery import GALLERY
-from infopt.compiler.pattern_programs import mined_sizes, programs_of
+from infopt.compiler.mined_numbers import mined_sizes
+from infopt.compiler.pattern_programs import programs_of
 from infopt.compiler.testing import Program, certify
 
 

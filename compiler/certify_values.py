@@ -1,0 +1,60 @@
+"""The results of a graph before and after a pass, held to what the pass promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from infopt.compiler.counterexample import Broken, shown
+from infopt.compiler.graph import Graph
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pipeline import Pass
+
+
+def compare_results(
+    pass_: Pass, before: Graph, after: Graph, inputs: list[Any], expected: list[Any] | None
+) -> None:
+    try:
+        wanted = interpret(before, copies_of(inputs)) if expected is None else expected
+    except (RuntimeError, IndexError, ValueError):
+        return  # the program itself cannot be of these sizes
+    given = copies_of(inputs)
+    try:
+        found = interpret(after, given)
+    except Exception as error:
+        raise Broken(f"made a graph that fails: {error}", before, after, inputs) from error
+    if not all(torch.equal(_bits(a), _bits(b)) for a, b in zip(inputs, given, strict=True)):
+        raise Broken("made a graph that writes to its inputs", before, after, inputs)
+    wide = _wide(before, inputs)
+    for position, (e, f) in enumerate(zip(wanted, found, strict=True)):
+        if not isinstance(e, torch.Tensor):
+            continue
+        reference = None if wide is None else wide[position]
+        reason = pass_.accuracy.accepts(e, f, reference)
+        if reason is not None:
+            what = f"promises {pass_.accuracy}, but result {position}: {reason}"
+            raise Broken(f"{what}\nexpected {shown(e)}\nfound    {shown(f)}", before, after, inputs)
+
+
+def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
+    """The graph's results for the inputs in float64; None where its ops insist on their dtypes."""
+    wide = [t.double() if t.is_floating_point() else t for t in inputs]
+    try:
+        return interpret(graph, wide)
+    except (RuntimeError, ValueError):
+        return None
+
+
+def copies_of(inputs: Sequence[Any]) -> list[Any]:
+    """Of the same strides, so that references take the same way."""
+    return [torch.empty_like(t).copy_(t) if _dense(t) else t.clone() for t in inputs]
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    return torch.empty_like(tensor).stride() == tensor.stride()
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(tensor) if tensor.is_floating_point() else tensor
