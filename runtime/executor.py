@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from infopt.runtime import aten
+from infopt.runtime.arena import allocate
 from infopt.runtime.call import Call
 from infopt.runtime.context import Context, NativeProgram, extent
 from infopt.runtime.device_launch import Launches, LaunchSegment
@@ -229,9 +230,7 @@ class Program:
             del arena
         except IndexError:
             pass
-        memory = torch.empty(size + 64, dtype=torch.uint8, device=self.where)
-        shift = -memory.data_ptr() % 64
-        memory = memory[shift : shift + size]
+        memory = allocate(size, self.where)
         return size, memory.data_ptr(), memory
 
     def _cut(self, allow_ops: Collection[str]) -> list[Any]:

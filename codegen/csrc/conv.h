@@ -38,15 +38,18 @@ inline ConvCall read_conv(const infopt_call *call) {
   return c;
 }
 
-// The result's lines of one pair of panels, to be fetched while the product is computed.
-INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const Matrix &y, const PixelLanes *at,
+// The lines of the result and the residual of one pair of panels, to be fetched while the product is
+// computed.
+INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at,
                                  int64_t pair, int64_t feature, int64_t rows) {
   Ahead ahead;
+  const Matrix &y = e.y;
   if (!at[0].whole() || !at[pair - 1].whole()) return ahead;
   const int64_t size = y.format == kRowF32 ? 4 : 2;
   for (int64_t i = 0; i < 2; ++i)
     ahead.out[i] = (const char *)y.data + at[pair > i ? i : 0].offset(s, 0, feature) * size;
   ahead.count = rows, ahead.stride = s.out_pixels() * size, ahead.width = 16 * size;
+  if (e.residual.present()) ahead.beside = (const char *)e.residual.data - (const char *)y.data;
   return ahead;
 }
 
@@ -160,7 +163,7 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
           session.multiply(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride, pair,
                            cut, products, c_stride, k > 0, first_use ? features - f : int64_t(0),
-                           last_cut ? pixels_ahead(s, c.epilogue.y, at, pair, feature, rows)
+                           last_cut ? pixels_ahead(s, c.epilogue, at, pair, feature, rows)
                                     : Ahead());
           for (int64_t i = 0; last_cut && i < pair; ++i)
             finish_conv(s, c.epilogue, at[i], products + i * c_stride, affine.scale, affine.shift,

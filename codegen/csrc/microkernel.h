@@ -94,19 +94,27 @@ struct StepBytes {
 };
 template <class Step> constexpr bool kIntegers = sizeof(typename Step::Row) == 1;
 
-// Memory wanted soon, fetched a little at a time while the registers are busy: at most a few lines
-// per 64 bytes of a row, because a burst of misses would stall the loads of the product itself.
+// Memory wanted soon, fetched a little at a time while the registers are busy: as few lines per 64
+// bytes of a row as will do, because a burst of misses would stall the loads of the product itself.
 struct Ahead {
   const char *rows = nullptr;   // the next R rows, as far apart as these
   const char *out[2] = {};      // `count` pieces of `width` bytes, `stride` apart, of each
   int64_t count = 0, stride = 0, width = 0;
+  int64_t beside = 0;           // bytes from `out` to what is read where that is written, 0: nothing
+  int64_t at_once = 1;          // pieces per 64 bytes of a row
 
   INFOPT_INLINE void fetch_out() {
-    for (int64_t b = 0; b < width; b += 64) {
-      __builtin_prefetch(out[0] + b, 1, 2);
-      __builtin_prefetch(out[1] + b, 1, 2);
+    for (int64_t i = least(at_once, count); i > 0; --i) {
+      for (int64_t b = 0; b < width; b += 64) {
+        __builtin_prefetch(out[0] + b, 1, 2);
+        __builtin_prefetch(out[1] + b, 1, 2);
+        if (beside) {
+          __builtin_prefetch(out[0] + beside + b, 0, 2);
+          __builtin_prefetch(out[1] + beside + b, 0, 2);
+        }
+      }
+      out[0] += stride, out[1] += stride, --count;
     }
-    out[0] += stride, out[1] += stride, --count;
   }
 };
 
@@ -210,6 +218,7 @@ void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t 
     ahead.out[0] += fetched * out.stride;
     ahead.out[1] += fetched * out.stride;
     ahead.count = least(share, out.count - fetched);
+    ahead.at_once = ceil_div(share, k * int64_t(sizeof(*rows)) / 64 + 1);
     fetched += share;
     multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
                              c + r * 16, c_stride, accumulate, ahead);
