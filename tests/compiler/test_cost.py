@@ -1,8 +1,12 @@
 """Costs: exact flops of the products, traffic, views for free, seconds."""
 
+import pytest
 import sympy
 import torch
 
+from infopt.codegen.formats import FORMATS
+from infopt.codegen.kernels.narrow_linear import narrow_linear
+from infopt.codegen.kernels.quantized_linear import quantized_linear
 from infopt.compiler.alias import is_view
 from infopt.compiler.cost import Cost, compute_dtype, cost_of, graph_seconds, seconds
 from infopt.compiler.graph import Graph
@@ -104,3 +108,27 @@ def test_the_dtype_a_node_calculates_in() -> None:
     assert compute_dtype(o.add(narrow, narrow)) is torch.bfloat16
     assert compute_dtype(o.gt(narrow, 0)) is torch.bfloat16
     assert compute_dtype(o.call("aten.to.dtype", x, torch.int64)) is F32
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"activations": "none"}, torch.float32),
+        ({"activations": "int8"}, torch.int8),
+        ({"activations": "bf16"}, torch.bfloat16),
+    ],
+)
+def test_the_dtype_of_a_layer_in_few_bits(options: dict, dtype: torch.dtype) -> None:
+    o = Builder()
+    values, scales = FORMATS["int8"].encode(torch.randn(4, 6))
+    sums = FORMATS["int8"].sums(values, scales, 6)
+    given = [o.input(f"i{i}", TensorType.of(t)) for i, t in enumerate((values, scales, sums))]
+    made = o.call(quantized_linear, tensor(o, "x", 3, 6), *given, format="int8", **options)
+    assert compute_dtype(made) is dtype
+
+
+def test_narrow_layers_calculate_in_bf16() -> None:
+    o = Builder()
+    x, w = tensor(o, "x", 3, 6), tensor(o, "w", 4, 6)
+    assert compute_dtype(o.call(narrow_linear, x, w, out=torch.float32)) is torch.bfloat16

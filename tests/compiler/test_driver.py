@@ -118,6 +118,8 @@ def test_what_cannot_be_traced_runs_as_torch_runs_it(net):
     compiled = infopt.compile(Branch(), (x,))
     assert torch.equal(compiled(x), x + 1) and torch.equal(compiled(-x), -x - 1)
     assert "torch.export could not trace it" in compiled.report.declined
+    assert repr(compiled) == f"<infopt.AsTorch: {compiled.report.declined}>"
+    assert repr(infopt.compile(net, (torch.randn(3, 8),))).startswith("<infopt.Compiled for ")
     with pytest.raises(FallbackRefused, match="could not trace"):
         infopt.compile(Branch(), (x,), strict=True)
     with pytest.raises(FallbackRefused, match="nothing to save"):

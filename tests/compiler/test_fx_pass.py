@@ -79,3 +79,32 @@ def test_another_number_of_results_is_refused():
     start = graph_of(lambda o, x: o.relu(x), [torch.randn(4)])
     with pytest.raises(ContractBroken, match="changed the number of results to 2"):
         run_pass(FxPass(one_more), start)
+
+
+def test_a_constant_that_the_function_adds_is_the_graph_s():
+    added = torch.randn(4)
+
+    def add_constant(module):
+        module.register_buffer("added", added)
+        end = module.graph.output_node()
+        with module.graph.inserting_before(end):
+            constant = module.graph.get_attr("added")
+            value = module.graph.call_function(aten.add.Tensor, (end.args[0][0], constant))
+        end.args = ([value],)
+        return module
+
+    x = torch.randn(4)
+    start = graph_of(lambda o, v: o.relu(v), [x])
+    found, _ = run_pass(FxPass(add_constant, Close(9, 9)), start)
+    assert list(found.consts) == ["added"]
+    assert torch.equal(interpret(found, [x])[0], torch.relu(x) + added)
+
+
+def test_the_output_must_stay():
+    def without_output(module):
+        module.graph.erase_node(module.graph.output_node())
+        return module
+
+    start = graph_of(lambda o, x: o.relu(x), [torch.randn(4)])
+    with pytest.raises(ContractBroken, match="removed the output"):
+        run_pass(FxPass(without_output), start)

@@ -8,7 +8,7 @@ import torch
 from infopt.compiler.errors import UnknownOp
 from infopt.compiler.graph import Node
 from infopt.compiler.infer import Builder
-from infopt.compiler.ops import Op, aten, find, from_overload, known_ops, op
+from infopt.compiler.ops import INPUT, Op, aten, find, from_overload, known_ops, op
 from infopt.compiler.types import TensorType
 
 T = TensorType.dense((2, 3), torch.float32)
@@ -104,3 +104,25 @@ def test_an_op_may_be_of_another_class() -> None:
 
     assert isinstance(counted_for_a_test, Counted) and counted_for_a_test.limit == 3
     assert find("counted_for_a_test") is counted_for_a_test
+
+
+def test_a_module_that_is_loaded_again_gets_the_same_op() -> None:
+    namespace: dict = {}
+    text = "def declared_in_text(x):\n    return x\n"
+    exec(text, namespace)
+    first = op(namespace["declared_in_text"])
+    assert op(namespace["declared_in_text"]) is first is find("declared_in_text")
+    assert repr(first) == "op declared_in_text"
+
+
+def test_leaves_are_not_run() -> None:
+    with pytest.raises(TypeError, match="a leaf has no reference"):
+        INPUT.reference("x")
+
+
+def test_a_program_is_on_one_device_which_its_graph_calls_the_cpu() -> None:
+    x = Node(INPUT, (), (("name", "x"), ("weight", False)), T)
+    cuda = aten("to.device").bind((x, torch.device("cuda:1"), torch.float32), {})[1]
+    assert dict(cuda)["device"] == torch.device("cpu")
+    other = aten("to.device").bind((x, torch.device("meta"), torch.float32), {})[1]
+    assert dict(other)["device"] == torch.device("meta")

@@ -60,3 +60,8 @@ def test_a_partial_avx512_is_not_the_level() -> None:
     made = Target._cpu("x", "x86_64", ["avx2", "fma", "f16c", "avx512f"], 2, (1, 2, 3))
     assert made.level == "avx2" and made.lacks("avx512") == "x has no avx512"
     assert hash(made) == hash(Target._cpu("x", "x86_64", made.features, 2, (1, 2, 3)))
+
+
+def test_a_target_says_what_it_is() -> None:
+    text = str(Target.parse("cpu:avx2,cores=3"))
+    assert "(avx2, 3 cores, about f32 " in text and text.endswith(" GFLOP/s)")

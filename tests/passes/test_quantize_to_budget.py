@@ -148,6 +148,10 @@ def test_unreachable(net, x):
         ({"max_memory": 5}, "give an objective too"),
         ({"objective": "size", "max_error": 0.1, "weights": "int8"}, "give one"),
         ({"objective": "size", "max_error": 0.1, "passes": []}, "give one of the two"),
+        (
+            {"objective": "size", "max_error": 0.1, "max_memory": 0},
+            "max_memory: expected bytes or None, found 0",
+        ),
         ({"budget": 0.01}, "expected an infopt.Budget, found 0.01"),
         ({"objective": "size", "max_error": 0}, "a budget needs a number above 0, found 0"),
     ],
