@@ -31,6 +31,7 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
@@ -45,7 +46,7 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
     FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
-    *(FuseRotary, KeepNeededRows, MergeLinears, NarrowCompute, QuantizeToBudget),
+    *(FuseRotary, KeepNeededRows, MergeFactors, MergeLinears, NarrowCompute, QuantizeToBudget),
     *(QuantizeWeights, SliceRuns),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}

@@ -27,6 +27,7 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_weights import QuantizeWeights
@@ -83,6 +84,11 @@ def factors(o: Any, x: Any) -> Any:
 
 def products(o: Any, x: Any, w: Any) -> Any:
     return o.linear(o.relu(o.linear(x, w)), w)
+
+
+def adapter(o: Any, x: Any) -> Any:
+    side = o.linear(o.linear(x, const(o, "w0")), const(o, "w1"))
+    return o.add(o.linear(x, const(o, "w1"), const(o, "b0")), o.mul(side, 0.5))
 
 
 def mlp(o: Any, x: Any, w: Any, v: Any, b: Any) -> Any:
@@ -195,6 +201,7 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
         ("the last rows", last_row, test_keep_needed_rows.INPUTS),
         ("of a matrix", last_row_of_matrix, [torch.randn(64, 32), torch.randn(32, 32)]),
     ],
+    MergeFactors: [("an adapter", adapter, [X])],
     MergeLinears: [("two", merges, [X])],
     NarrowCompute: [("two in a row", products, [X.repeat(6, 1), W])],
     QuantizeWeights: [("two layers", quantizes, [torch.randn(5, 64)])],
@@ -225,12 +232,14 @@ ATTRS: dict[type[Pass], dict[str, list[Any]]] = {
     },
 }  # fmt: skip
 
+WITH_CONSTANTS = (FactorLowRank, FoldConstants, MergeFactors, MergeLinears, QuantizeWeights)
+
 
 def programs(cls: type[Pass], drawn: tuple[torch.dtype, ...] = NARROW) -> list[Program]:
     """The examples of a pass as families."""
     found = []
     for name, build, inputs in EXAMPLES[cls]:
-        has_constants = cls in (FactorLowRank, FoldConstants, MergeLinears, QuantizeWeights)
+        has_constants = cls in WITH_CONSTANTS
         given = (torch.float32,) if has_constants else drawn
         kept = CONSTS if has_constants else {}
         halves = {t.dtype for t in inputs} & {torch.bfloat16, torch.float16}

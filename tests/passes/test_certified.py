@@ -15,6 +15,7 @@ from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.named import BUILT_IN
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
@@ -30,7 +31,7 @@ LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 MEASURED = (QuantizeToBudget,)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
-OF_SIZES = (FactorLowRank, SliceRuns)
+OF_SIZES = (FactorLowRank, MergeFactors, SliceRuns)
 EVERY = [(cls, p) for cls in EXAMPLES if cls not in OF_SIZES for p in programs(cls)]
 
 
