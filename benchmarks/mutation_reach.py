@@ -19,17 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = (
-    "tests/compiler",
-    "tests/passes",
-    "tests/codegen",
-    "tests/models",
-    "tests/conformance",
-    "tests/test_user_pass.py",
-    "tests/test_cli.py",
-    "tests/test_cli_texts.py",
-    "tests/test_demo.py",
-)
+TESTS = ("tests",)
 FOLDERS = ("compiler", "passes")
 
 

@@ -52,7 +52,8 @@ def plain_models() -> dict[str, tuple[torch.nn.Module, list[tuple[Any, ...]]]]:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, torch.float32) for name in plain_models()]
-    + [(name, torch.bfloat16) for name in ("encoder", "decoder")],
+    + [(name, torch.bfloat16) for name in ("encoder", "decoder")]
+    + [pytest.param("vision", torch.bfloat16, marks=pytest.mark.slow)],
 )
 def test_plain_model(name: str, dtype: torch.dtype) -> None:
     model, calls = plain_models()[name]
