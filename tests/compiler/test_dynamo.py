@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import infopt
+from infopt.compiler import dynamo
 from infopt.compiler.errors import BadOption
 
 
@@ -184,3 +185,22 @@ def test_a_trace_that_breaks_the_rules_runs_as_torch_runs_it() -> None:
     torch._dynamo.reset()
     found = torch.compile(program, backend="infopt")(x, mask)
     assert torch.equal(found, program(x, mask)) and found.stride() == program(x, mask).stride()
+
+
+def test_parameters_and_buffers_are_weights_and_times_are_kept():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(4))
+            self.register_buffer("shift", torch.randn(4))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+    model, x = Shifted().eval(), torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(compiled(model)(x), model(x))
+    entry = dynamo._entries[-1]
+    assert sorted(node.attr("weight") for node in entry.graph.inputs) == [False, True, True]
+    assert {n.shape for n in entry.graph.inputs if n.attr("weight")} == {(4,)}
+    assert list(entry.report.phases) == ["trace", "passes", "lower", "build"]

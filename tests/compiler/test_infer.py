@@ -146,3 +146,11 @@ def test_an_interrupted_run_leaves_no_world_behind(o: Builder, monkeypatch) -> N
         patch.setattr(FakeWorld, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         o.gelu(x)
     assert o._fake is None and o.gelu(x).shape == (S,) and o._fake is not world
+
+
+def test_open_sizes_have_no_end_where_none_is_given() -> None:
+    o = Builder((Dim(S, 2, None, 500),))
+    x = o.input("x", TensorType.dense((S,), F32))
+    assert o.call("aten.slice.Tensor", x, 0, 0, 2).shape == (2,)
+    with pytest.raises(DependsOnSize):
+        o.call("aten.expand.default", o.call("aten.slice.Tensor", x, 0, 0, 400), [S])
