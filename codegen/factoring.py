@@ -85,23 +85,26 @@ class Factoring:
         return self.moments.total.double() / self.moments.rows
 
     @cached_property
-    def _seen(self) -> torch.Tensor | None:
-        """The mean of x xᵀ over the inputs seen."""
-        return None if self.moments is None else self.moments.sum.double() / self.moments.rows
+    def _spread(self) -> torch.Tensor | None:
+        """C: the mean of x xᵀ, or the covariance where a bias has the rest (a large mean would hide
+        that all else is lost). Shrunk towards equal directions, the more the fewer rows there are
+        per column, or factors would fit the rows seen and no others."""
+        if self.moments is None:
+            return None
+        c = self.moments.sum.double() / self.moments.rows
+        if self.centred:
+            c = c - torch.outer(self._mean, self._mean)
+        share = min(max(0.1 * len(c) / self.moments.rows, 0.01), 0.5)
+        mean = c.diagonal().mean().clamp_min(1e-30)
+        return (1 - share) * c + torch.eye(len(c), dtype=c.dtype) * (share * mean)
 
     @cached_property
     def _root(self) -> torch.Tensor | None:
-        """L with L Lᵀ = C, slightly damped: directions that were not seen may come later."""
-        if self._seen is None:
-            return None
-        c = self._seen
-        if self.centred:
-            c = c - torch.outer(self._mean, self._mean)
-        mean = self._seen.diagonal().mean().clamp_min(1e-30)
-        return torch.linalg.cholesky(c + torch.eye(len(c), dtype=c.dtype) * (1e-4 * mean))
+        """L with L Lᵀ = C."""
+        return None if self._spread is None else torch.linalg.cholesky(self._spread)
 
     @cached_property
     def _power(self) -> float:
-        """The mean of |W x|^2, mean input included: what errors are relative to."""
-        product = self.weight if self._seen is None else self.weight @ self._seen
+        """The mean of |W x|^2 that errors are relative to."""
+        product = self.weight if self._spread is None else self.weight @ self._spread
         return max(float((product * self.weight).sum()), 1e-300)
