@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 420, 70, 40, 150, 50
-COLOURS = ("#d9730d", "#2f5fde", "#3f8f4f")
+COLOURS = ("#d9730d", "#2f5fde", "#3f8f4f", "#8a4fbf")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             low_rank=options.low_rank,
             budget=options.budget,
             max_activations=options.max_activations,
+            tokens=options.tokens,
         )
     certify_new(passes, settings, report)
     original = graph

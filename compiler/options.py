@@ -9,6 +9,7 @@ from typing import Any
 from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
+from infopt.compiler.tokens import Tokens
 from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
 from infopt.passes.quantize_weights import Formats, weight_formats
@@ -51,6 +52,7 @@ class Options:
                stored weights are then chosen for them together (codegen/rounding.py), not each
                for itself, and so are factors (codegen/factoring.py). Only infopt.compile takes it.
                Errors are measured on the example inputs
+    tokens     None, or infopt.Tokens(keep=0.5, ...): later layers merge or drop that many tokens
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -72,6 +74,7 @@ class Options:
     budget: Budget | None = None
     max_activations: int | None = None
     calibration: tuple[tuple[Any, ...], ...] | None = None
+    tokens: Tokens | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
 
@@ -91,9 +94,11 @@ class Options:
             object.__setattr__(self, "low_rank", layer_ranks(self.low_rank))
         if self.max_activations is not None:
             SliceRuns(self.max_activations)
+        if self.tokens is not None and not isinstance(self.tokens, Tokens):
+            raise BadOption(f"tokens: expected an infopt.Tokens, found {self.tokens!r}")
         if self.passes is not None:
             self._refuse_beside_passes(
-                "compute", "weights", "activations", "low_rank", "max_activations"
+                "compute", "weights", "activations", "low_rank", "max_activations", "tokens"
             )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
@@ -126,7 +131,7 @@ class Options:
     @property
     def is_lossy(self) -> bool:
         """True where passes may run whose error is measured."""
-        asked = (self.compute, self.passes, self.max_error)
+        asked = (self.compute, self.passes, self.max_error, self.tokens)
         return self.changes_weights or any(option is not None for option in asked)
 
     def _checked_budget(self) -> Budget | None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from infopt.compiler.report import Site as Site
     from infopt.compiler.rewrite import Rule as Rule
     from infopt.compiler.target import Target as Target
+    from infopt.compiler.tokens import Tokens as Tokens
     from infopt.compiler.transformers_exporter import (
         register_with_transformers as register_with_transformers,
     )
@@ -138,6 +139,7 @@ _HOMES = {
     "Target": "compiler.target",
     "TensorType": "compiler.types",
     "TooManySequences": "runtime.errors",
+    "Tokens": "compiler.tokens",
     "TraceDeclined": "compiler.errors",
     "UnknownOp": "compiler.errors",
     "UnreachableBudget": "compiler.errors",
@@ -210,6 +212,7 @@ __all__ = [
     "State",
     "Target",
     "TensorType",
+    "Tokens",
     "TooManySequences",
     "TraceDeclined",
     "UnknownOp",

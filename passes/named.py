@@ -33,6 +33,7 @@ from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
+from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
@@ -46,8 +47,8 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
     FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
-    *(FuseRotary, KeepNeededRows, MergeFactors, MergeLinears, NarrowCompute, QuantizeToBudget),
-    *(QuantizeWeights, SliceRuns),
+    *(FuseRotary, KeepNeededRows, MergeFactors, MergeLinears, MergeTokens, NarrowCompute),
+    *(QuantizeToBudget, QuantizeWeights, SliceRuns),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

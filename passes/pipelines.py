@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
+from infopt.compiler.tokens import Tokens
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
 from infopt.passes.factor_low_rank import FactorLowRank, Ranks, layer_ranks
@@ -23,6 +24,7 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
@@ -41,13 +43,14 @@ def default_passes(
     low_rank: Ranks | float | str | Mapping[str, float | str] | None = None,
     budget: Budget | None = None,
     max_activations: int | None = None,
+    tokens: Tokens | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
     add      passes of your own, or names of such that installed packages offer (see named.py):
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
-    compute, weights, activations, low_rank, budget, max_activations  as in Options
+    compute, weights, activations, low_rank, budget, max_activations, tokens  as in Options
              (infopt.compiler.options)
     """
     quantize: Pass | None = None
@@ -56,7 +59,7 @@ def default_passes(
     elif weights is not None:
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
-    passes = list(_blocks(compute, factor, quantize))
+    passes = list(_blocks(compute, factor, quantize, tokens))
     if max_activations is not None:
         passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
@@ -75,7 +78,9 @@ def _in_bytes(quantize: Pass | None) -> bool:
     return isinstance(quantize, QuantizeWeights) and quantize.activations == "int8"
 
 
-def _blocks(compute: str | None, factor: Pass | None, quantize: Pass | None) -> Iterable[Pass]:
+def _blocks(
+    compute: str | None, factor: Pass | None, quantize: Pass | None, tokens: Tokens | None
+) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
@@ -88,6 +93,10 @@ def _blocks(compute: str | None, factor: Pass | None, quantize: Pass | None) -> 
     yield FuseAttention()
     yield FuseNorm()
     yield FuseActivation()
+
+    # Layers work on fewer tokens, where that was asked for.
+    if tokens is not None:
+        yield MergeTokens(tokens)
 
     # Nothing is computed that no result needs.
     yield KeepNeededRows()

@@ -2,6 +2,7 @@
 
 from infopt.codegen.kernels import (
     attention,
+    attention_received,
     conv,
     embedding,
     gather,
@@ -23,10 +24,13 @@ from infopt.codegen.kernels import (
     rotary,
     scan,
     softmax,
+    token_maps,
+    token_rows,
 )
 
 __all__ = [
     "attention",
+    "attention_received",
     "conv",
     "embedding",
     "gather",
@@ -48,4 +52,6 @@ __all__ = [
     "rotary",
     "scan",
     "softmax",
+    "token_maps",
+    "token_rows",
 ]

@@ -16,6 +16,7 @@ from infopt.compiler.testing import certify
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.merge_factors import MergeFactors
+from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import BUILT_IN
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
@@ -26,9 +27,9 @@ from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
 # held to their bounds; there is no exact arithmetic for these
 LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
-# It chooses by samples of the whole program, which generated graphs have not:
-# tests/passes/test_quantize_to_budget.py holds its choices to the budget.
-MEASURED = (QuantizeToBudget,)
+# One chooses by samples of the whole program, which generated graphs have not; what the other does
+# to random data has no bound. Their own tests hold them to what they promise.
+MEASURED = (QuantizeToBudget, MergeTokens)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
 OF_SIZES = (FactorLowRank, MergeFactors, SliceRuns)
