@@ -15,6 +15,8 @@ from infopt.codegen.kernels.kv_cache import (
     kv_attention_int8,
 )
 from infopt.codegen.kernels.kv_int4 import kv_append_int4, kv_attention_int4
+from infopt.codegen.kernels.kv_parts import attention_part, kv_attention_pages
+from infopt.codegen.kernels.kv_slots import kv_read, kv_write, top_places
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
@@ -36,7 +38,7 @@ def _like_store(store: Tensor, *_: Tensor, **__: object) -> Tensor:
     return torch.empty_like(store)
 
 
-def _like_queries(q: Tensor, keys: Tensor, values: Tensor, starts: Tensor, **_: object) -> Tensor:
+def _like_queries(q: Tensor, keys: Tensor, values: Tensor, *_: Tensor, **__: object) -> Tensor:
     return q.new_empty((*q.shape[:3], values.shape[3]))
 
 
@@ -69,6 +71,31 @@ _declare(
     "(Tensor q, Tensor keys, Tensor values, Tensor starts, Tensor counts, *, float scale, "
     "int width, int window=0, float softcap=0.0) -> Tensor",
     _like_queries_of_width,
+)
+_declare(kv_write, "(Tensor store, Tensor x, Tensor places) -> Tensor", _like_store)
+_declare(
+    kv_read,
+    "(Tensor store, Tensor places) -> Tensor",
+    lambda store, places: store.new_empty((*places.shape, store.shape[3])),
+)
+_declare(
+    top_places,
+    "(Tensor scores, *, int count, bool by_place) -> Tensor",
+    lambda scores, count, **_: scores.new_empty((*scores.shape[:-1], count), dtype=torch.int64),
+)
+_declare(
+    kv_attention_pages,
+    "(Tensor q, Tensor keys, Tensor values, Tensor starts, Tensor pages, *, float scale, int page, "
+    "int window=0, float softcap=0.0) -> Tensor",
+    _like_queries,
+)
+_declare(
+    attention_part,
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, *, float scale) -> (Tensor, Tensor)",
+    lambda q, k, v, mask=None, **_: (
+        q.new_empty((*q.shape[:3], v.shape[3])),
+        q.new_empty(q.shape[:3], dtype=torch.float32),
+    ),
 )
 
 

@@ -23,11 +23,13 @@ from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
 from infopt.compiler.export import Exported, check_module, export
 from infopt.compiler.graph import Node
+from infopt.compiler.kv_contiguous import Contiguous
+from infopt.compiler.kv_policy import LayerShape, Policy
 from infopt.compiler.model import Compiled
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
-from infopt.compiler.tracing_cache import LayerShape, ShapeCache, TracingCache
+from infopt.compiler.tracing_cache import ShapeCache, TracingCache
 from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.forked import torch_threads
 from infopt.runtime.kv_layout import KV
@@ -41,7 +43,7 @@ def compile_causal_lm(
     *,
     max_length: int,
     batch: int = 1,
-    kv: KV | None = None,
+    kv: KV | Policy | None = None,
     target: str | Target = "native",
     **options: Any,
 ) -> CausalLM:
@@ -52,7 +54,8 @@ def compile_causal_lm(
                 (models/decoder.py shows how)
     max_length  the room of the cache: tokens of a prompt and of what follows
     batch       the most sequences at once
-    kv          how the cache is kept, infopt.KV; without it exactly as the model computes it
+    kv          how the cache is kept: infopt.KV, or a policy such as infopt.Quest; without it
+                exactly as the model computes it
     options     see infopt.compiler.options.Options
 
     Raises TraceDeclined with the reason where the model has no such form, BadOption.
@@ -61,25 +64,30 @@ def compile_causal_lm(
     for name, value in (("max_length", max_length), ("batch", batch)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadOption(f"{name}: expected a positive int, found {value!r}")
-    if kv is not None and not isinstance(kv, KV):
-        raise BadOption(f"kv: expected an infopt.KV, found {kv!r}")
+    if kv is not None and not isinstance(kv, KV | Policy):
+        raise BadOption(f"kv: expected an infopt.KV or an infopt.Policy, found {kv!r}")
     if max_length < 2:
         raise BadOption(f"max_length: expected 2 or more, found {max_length}")
-    _check_positions(model, max_length)
     check_module(model)
     machine = target if isinstance(target, Target) else Target.parse(target)
     report = Report(target=machine.name)
-    layout = KV() if kv is None else kv
+    policy = kv if isinstance(kv, Policy) else Contiguous(kv or KV())
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
-        layers, vocabulary = _shapes(forward)
+        layers, vocabulary = _shapes(forward, model)
+        reason = policy.declined(layers[-1], max_length, machine)
+        if reason is not None:
+            report.notes.append(f"kv: {reason}; the cache is kept whole and read whole")
+            policy = Contiguous()
+        if not policy.endless(layers[0]):
+            _check_positions(model, max_length)
         stores = tuple(
-            layout.store(layer.heads, max_length, width, str(layer.dtype))
+            (store.shape, str(store.dtype), store.fill)
             for layer in layers
-            for width in (layer.key_width, layer.value_width)
+            for store in policy.stores(layer, max_length).values()
         )
-        spec = CausalSpec(vocabulary, max_length, batch, stores, layout.group)
-        exported, sample = _trace(forward, model, spec, layout)
+        spec = CausalSpec(vocabulary, max_length, batch, stores, policy.group, policy.chunk)
+        exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
     refuse_fallbacks(parsed, report)
     compiled = _Program(exported, built, (sample, {}))
@@ -121,7 +129,7 @@ def _check_positions(model: Any, max_length: int) -> None:
         raise BadOption(f"max_length: the model has {limit} positions, found {max_length}")
 
 
-def _shapes(forward: Forward) -> tuple[list[LayerShape], int]:
+def _shapes(forward: Forward, model: torch.nn.Module) -> tuple[list[LayerShape], int]:
     """What every layer caches, and the vocabulary: from a run on two tokens."""
     cache = ShapeCache()
     ids = torch.zeros(1, 2, dtype=torch.int64)
@@ -133,7 +141,27 @@ def _shapes(forward: Forward) -> tuple[list[LayerShape], int]:
         ) from error
     if not cache.layers or sorted(cache.layers) != list(range(len(cache.layers))):
         raise TraceDeclined(f"expected a cache for layers 0, 1, ..., found {sorted(cache.layers)}")
-    return [cache.layers[i] for i in sorted(cache.layers)], logits.shape[-1]
+    rotary = _inverse_frequencies(model) is not None
+    layers = [
+        replace(cache.layers[i], layer=i, layers=len(cache.layers), rotary=rotary)
+        for i in sorted(cache.layers)
+    ]
+    return layers, logits.shape[-1]
+
+
+def _inverse_frequencies(model: Any) -> Tensor | None:
+    """f32 [D / 2], of rotary positions whose pairs are halves apart, where the model names them: a
+    buffer inv_freq, as transformers' models have one, or config.rope_base."""
+    found = {
+        tuple(value.tolist()): value.float()
+        for module in model.modules()
+        if isinstance(value := getattr(module, "inv_freq", None), Tensor) and value.dim() == 1
+    }
+    config = getattr(model, "config", None)
+    base, width = getattr(config, "rope_base", 0), getattr(config, "head_width", 0)
+    if not found and base and width:
+        return base ** (-torch.arange(0, width, 2) / width)
+    return found.popitem()[1] if len(found) == 1 else None
 
 
 class _Step(torch.nn.Module):
@@ -141,15 +169,26 @@ class _Step(torch.nn.Module):
     values). picks int64 [B, R]: the rows of ids whose logits [B, R, V] are wanted.
     """
 
-    def __init__(self, forward: Forward, model: torch.nn.Module, layout: KV) -> None:
+    inverse_frequencies: Tensor | None
+
+    def __init__(
+        self,
+        forward: Forward,
+        model: torch.nn.Module,
+        policy: Policy,
+        layers: list[LayerShape],
+        spec: CausalSpec,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.through, self.layout = forward, layout
+        self.through, self.policy, self.layers, self.room = forward, policy, layers, spec.max_length
+        self.register_buffer("inverse_frequencies", _inverse_frequencies(model), persistent=False)
 
     def forward(
         self, ids: Tensor, starts: Tensor, counts: Tensor, picks: Tensor, stores: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        cache = TracingCache(stores, starts, counts, self.layout)
+        inverse = self.inverse_frequencies
+        cache = TracingCache(self.layers, stores, starts, counts, self.policy, self.room, inverse)
         last = (counts - 1).clamp(min=0)
         # padding has the position of the last token: one that the model surely knows
         inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
@@ -158,17 +197,15 @@ class _Step(torch.nn.Module):
             return x.gather(1, picks[:, :, None].expand(-1, -1, x.shape[-1]))
 
         logits = self.through(ids, starts[:, None] + inside, cache, pick)
-        if cache.read != set(range(len(stores) // 2)):
-            unread = sorted(set(range(len(stores) // 2)) - cache.read)
+        if cache.read != set(range(len(self.layers))):
+            unread = sorted(set(range(len(self.layers))) - cache.read)
             raise TraceDeclined(f"the attention of layers {unread} does not read their caches")
         return logits, cache.stores
 
 
-def _trace(
-    forward: Forward, model: torch.nn.Module, spec: CausalSpec, layout: KV
-) -> tuple[Exported, tuple]:
+def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
     rows = min(2, spec.batch)
-    tokens = min(_TOKENS, spec.max_length)
+    tokens = min(_TOKENS, spec.max_length, spec.chunk or _TOKENS)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
     counts = torch.full((rows,), tokens)
@@ -177,16 +214,16 @@ def _trace(
     # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
     batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
     open_rows = {0: batch} if spec.batch > 1 else {}
-    length = torch.export.Dim("tokens", min=1, max=max(3, spec.max_length))
+    most = min(spec.max_length, spec.chunk or spec.max_length)
+    length = torch.export.Dim("tokens", min=1, max=max(3, most))
     shapes = {
         "ids": {**open_rows, 1: length},
         "starts": open_rows,
         "counts": open_rows,
-        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, spec.max_length))},
+        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, most))},
         "stores": [open_rows for _ in spec.stores],
     }
-    step = _Step(forward, model, layout).eval()
-    exported = export(step, sample, {}, shapes, Leaf)
+    exported = export(step.eval(), sample, {}, shapes, Leaf)
     return _with_updates(exported, len(spec.stores)), sample
 
 

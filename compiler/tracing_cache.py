@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from infopt.compiler.errors import TraceDeclined
-from infopt.runtime.kv_layout import KV
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What one layer keeps of a token: heads and features of its keys, features of its values."""
-
-    heads: int
-    key_width: int
-    value_width: int
-    dtype: torch.dtype
+from infopt.compiler.kv_policy import LayerCache, LayerShape, Policy
 
 
 class ShapeCache:
@@ -55,31 +43,37 @@ class ShapeCache:
 class TracingCache:
     """A cache of fixed size as functional state: every append makes the next value of a store.
 
-    stores: keys and values of every layer, [B, H, S, D], in turn
+    shapes: of every layer; stores: all their stores in turn, as `policy` declares them
     """
 
     def __init__(
-        self, stores: Sequence[Tensor], starts: Tensor, counts: Tensor, layout: KV
+        self,
+        shapes: Sequence[LayerShape],
+        stores: Sequence[Tensor],
+        starts: Tensor,
+        counts: Tensor,
+        policy: Policy,
+        max_length: int,
+        inverse_frequencies: Tensor | None = None,
     ) -> None:
-        self.stores = list(stores)
-        self.starts, self.counts = starts, counts
-        self.layout = layout
-        self.read: set[int] = set()
-        self._layers: list[tuple[Tensor, int, int]] = []  # keys, features of values, layer
+        self.policy, self.read = policy, set[int]()
+        left: Iterator[Tensor] = iter(stores)
+        self._layers = []
+        for shape in shapes:
+            named = {name: next(left) for name in policy.stores(shape, max_length)}
+            self._layers.append(LayerCache(shape, named, starts, counts, inverse_frequencies))
+        self._returned: list[tuple[Tensor, int]] = []  # by append: keys, and of which layer
+
+    @property
+    def stores(self) -> list[Tensor]:
+        """The stores' values so far."""
+        return [value for layer in self._layers for value in layer.stores.values()]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's new keys and values [B, H, T, D] come into the cache; the tokens that a
         later `attend` names by what is returned."""
-        ops = torch.ops.infopt
-        for which, x in ((2 * layer, k), (2 * layer + 1, v)):
-            given = self.stores[which], x, self.starts, self.counts
-            if self.layout.format == "int4":
-                self.stores[which] = ops.kv_append_int4(*given, per_token=bool(which % 2))
-            elif self.layout.format == "int8":
-                self.stores[which] = ops.kv_append_int8(*given)
-            else:
-                self.stores[which] = ops.kv_append(*given)
-        self._layers.append((k, v.shape[-1], layer))
+        self.policy.append(self._layers[layer], k, v)
+        self._returned.append((k, layer))
         return k, v
 
     def attend(
@@ -93,19 +87,14 @@ class TracingCache:
         softcap: float | None = None,
     ) -> Tensor:
         """Attention of q [B, H, T, D] to all of the layer's tokens so far; k: from `append`."""
-        found = next(((width, n) for x, width, n in self._layers if x is k), None)
-        if found is None:
+        layer = next((n for x, n in self._returned if x is k), None)
+        if layer is None:
             raise TraceDeclined("attention reads keys that are not those its cache returned")
-        width, layer = found
         self.read.add(layer)
-        given = q, self.stores[2 * layer], self.stores[2 * layer + 1], self.starts
-        options = {
-            "scale": q.shape[-1] ** -0.5 if scale is None else scale,
-            "window": window or 0,
-            "softcap": softcap or 0.0,
-        }
-        ops = torch.ops.infopt
-        if self.layout.format == "int4":
-            return ops.kv_attention_int4(*given, self.counts, width=width, **options)
-        attend = ops.kv_attention_int8 if self.layout.format == "int8" else ops.kv_attention
-        return attend(*given, **options)
+        return self.policy.attend(
+            self._layers[layer],
+            q,
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            window=window or 0,
+            softcap=softcap or 0.0,
+        )

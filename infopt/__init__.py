@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from infopt.codegen.build import BuildFailed as BuildFailed
     from infopt.codegen.build import CompilerMissing as CompilerMissing
     from infopt.codegen.kernel import kernel_op as kernel_op
+    from infopt.compiler import kv as kv
     from infopt.compiler import testing as testing
     from infopt.compiler.accuracy import Accuracy as Accuracy
     from infopt.compiler.accuracy import Bounded as Bounded
@@ -157,7 +158,7 @@ _HOMES = {
     "verdicts": "runtime.verdict",
     "verify": "runtime.loading",
 }
-_MODULES = {"testing": "compiler.testing"}
+_MODULES = {"kv": "compiler.kv", "testing": "compiler.testing"}
 
 __all__ = [
     "KV",
@@ -224,6 +225,7 @@ __all__ = [
     "default_passes",
     "explain",
     "kernel_op",
+    "kv",
     "load",
     "op",
     "register_with_transformers",

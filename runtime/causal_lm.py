@@ -22,38 +22,46 @@ Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 class CausalSpec:
     """What a compiled causal model is made for.
 
-    stores: of every store of the cache, its sizes behind the batch and its dtype's name
+    stores: of every store of the cache, its sizes behind the batch, its dtype's name, and what it
+        starts with
     group: with every so many tokens the cache changes how it keeps them, and guesses end before;
         0: never
+    chunk: the most tokens of one call; longer prompts are cut. None: any number
     """
 
     vocabulary: int
     max_length: int
     batch: int
-    stores: tuple[tuple[tuple[int, ...], str], ...]
+    stores: tuple[tuple[tuple[int, ...], str, float], ...]
     group: int = 0
+    chunk: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        stores = [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.stores]
+        stores = [
+            {"shape": list(s), "dtype": dtype, "fill": fill} for s, dtype, fill in self.stores
+        ]
         return {
             "vocabulary": self.vocabulary,
             "max_length": self.max_length,
             "batch": self.batch,
             "stores": stores,
             "group": self.group,
+            "chunk": self.chunk,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
-        stores = tuple((tuple(s["shape"]), str(s["dtype"])) for s in record["stores"])
+        stores = tuple((tuple(s["shape"]), str(s["dtype"]), s["fill"]) for s in record["stores"])
         sizes = (record["vocabulary"], record["max_length"], record["batch"])
-        return cls(*sizes, stores, record["group"])
+        return cls(*sizes, stores, record["group"], record["chunk"])
 
     def empty(self, sequences: int) -> list[Tensor]:
         """The stores of so many sequences without a token."""
         return [
-            torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
-            for shape, name in self.stores
+            torch.full((sequences, *shape), fill, dtype=dtype_of(name, "stores"))
+            if fill  # memory of zeros is touched as tokens come
+            else torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
+            for shape, name, fill in self.stores
         ]
 
 
@@ -136,20 +144,34 @@ class CausalLM:
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = prompt
         stores = self.spec.empty(len(prompts)) if state is None else state.take()
-        ends = torch.tensor(counts)
-        logits = self._run(padded, stores, torch.tensor(starts), ends, ends[:, None] - 1)
+        ends, begun = torch.tensor(counts), torch.tensor(starts)
+        most = self.spec.chunk or padded.shape[1]
+        logits = torch.empty(0)
+        for first in range(0, padded.shape[1], most):
+            part = padded[:, first : first + most]
+            new = (ends - first).clamp(0, part.shape[1])
+            made = self._run(part, stores, begun + first, new, (new[:, None] - 1).clamp(min=0))
+            logits = torch.where(new[:, None] > 0, made[:, 0], logits) if first else made[:, 0]
         lengths = tuple([a + b for a, b in zip(starts, counts)])
-        return State(stores, lengths, torch.tensor(lengths), logits[:, 0])
+        return State(stores, lengths, torch.tensor(lengths), logits)
 
-    def logits(self, ids: Prompts) -> Tensor:
+    def logits(self, ids: Prompts, chunk: int | None = None) -> Tensor:
         """The logits after every token of one prompt, [T, V]: for perplexity.
 
+        chunk: so many tokens of it at a time; 1 for what steps compute, where the cache's policy
+        reads less in a step than in a prompt.
         Raises as prefill does.
         """
         (prompt,) = self._prompts(ids, None)
         self._check_room([0], [len(prompt)])
-        rows, size = torch.arange(len(prompt))[None], torch.tensor([len(prompt)])
-        return self._run(prompt[None], self.spec.empty(1), torch.tensor([0]), size, rows)[0]
+        stores, made = self.spec.empty(1), []
+        most = min(chunk or len(prompt), self.spec.chunk or len(prompt))
+        for first in range(0, len(prompt), most):
+            part = prompt[None, first : first + most]
+            size = torch.tensor([part.shape[1]])
+            rows = torch.arange(part.shape[1])[None]
+            made.append(self._run(part, stores, torch.tensor([first]), size, rows)[0])
+        return torch.cat(made)
 
     def step(self, state: State, next_ids: Tensor | Sequence[int] | int) -> State:
         """The state after one more token of each sequence: int64 [B] or [B, 1], or a list.

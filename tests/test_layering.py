@@ -32,6 +32,10 @@ ROOF = (
     "compiler.transformers_exporter",
     "compiler.machine",
     "compiler.tracing_cache",
+    "compiler.kv",
+    "compiler.kv_contiguous",
+    "compiler.page_policy",
+    "compiler.slot_policy",
     "compiler.transformers_cache",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need

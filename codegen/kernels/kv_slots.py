@@ -12,7 +12,7 @@ from infopt.codegen.kernels.rows import ELEMENT, contiguous, dense_last
 from infopt.codegen.sizes import product
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
-from infopt.compiler.types import TensorType
+from infopt.compiler.types import Size, TensorType
 
 
 def _write_cases() -> Any:
@@ -36,16 +36,19 @@ def kv_write(store, x, places):
 
 def _read_cases() -> Any:
     for (store, _, places), attrs in _write_cases():
-        yield (store, places), attrs
+        yield (store, torch.stack((places, places.flip(2) + 1), 2)), attrs
 
 
 @kernel_op(cases=_read_cases, tolerance=Exact())
 def kv_read(store, places):
-    """Rows [B, H, T, D] of store [B, H, S, D] at places int64 [B, H, T]; 0 for what is outside."""
+    """Rows [B, H, n, page, D] of store [B, H, S, D] at places int64 [B, H, n, page]; 0 for what is
+    outside.
+    """
     room = store.shape[2]
-    index = places.clamp(0, room - 1)[..., None].expand(-1, -1, -1, store.shape[3])
+    index = places.clamp(0, room - 1)[..., None].expand(-1, -1, -1, -1, store.shape[3])
+    rows = store[:, :, None].expand(-1, -1, places.shape[2], -1, -1).gather(3, index)
     inside = (places >= 0) & (places < room)
-    return torch.where(inside[..., None], store.gather(2, index), torch.zeros_like(store[:, :, :1]))
+    return torch.where(inside[..., None], rows, torch.zeros_like(rows))
 
 
 def _top_cases() -> Any:
@@ -65,52 +68,50 @@ def top_places(scores, *, count, by_place):
     return torch.sort(best, dim=-1)[0] if by_place else best
 
 
-def _rows_legal(store: TensorType, x: TensorType | None, places: TensorType) -> str | None:
-    if store.dtype not in ELEMENT or (x is not None and x.dtype != store.dtype):
-        return f"{x} into {store}"
-    if store.rank != 4 or places.rank != 3 or places.dtype is not torch.int64:
-        return f"{store.rank} dimensions and places {places}"
-    return None
+def _reason(store: TensorType, places: TensorType, rank: int) -> str | None:
+    if store.dtype not in ELEMENT or store.rank != 4:
+        return f"store {store}"
+    fine = places.rank == rank and places.dtype is torch.int64
+    return None if fine else f"places {places}"
 
 
-def _rows_call(
-    symbol: str, pointers: tuple, store: TensorType, rows: TensorType, places: TensorType
-) -> Call:
+def _numbers(
+    store: TensorType, tokens: Size, rows: tuple[Size, ...], places: tuple[Size, ...]
+) -> tuple[Size, ...]:
+    """rows, places: strides of sequence, head and row, in elements."""
     b, h, s, d = store.shape
     size = store.dtype.itemsize
-    numbers = (
-        b,
-        h,
-        places.shape[2],
-        s,
-        d * size,
-        *(n * size for n in rows.strides[:3]),
-        *places.strides,
-        *(n * size for n in store.strides[:3]),
-    )
-    return Call(symbol, pointers, numbers, b * h)
+    in_bytes = (n * size for n in (*rows, *store.strides[:3]))
+    first = [next(in_bytes) for _ in range(3)]
+    return (b, h, tokens, s, d * size, *first, *places, *in_bytes)
 
 
 def _write_legal(
     target: Target, store: TensorType, x: TensorType, places: TensorType
 ) -> str | None:
-    return _rows_legal(store, x, places)
+    if x.dtype != store.dtype or x.rank != 4:
+        return f"{x} into {store}"
+    return _reason(store, places, 3)
 
 
 @kv_write.kernel("cpu", legal=_write_legal, layouts={"x": dense_last})
 def _write(
     cfg: Config, target: Target, store: TensorType, x: TensorType, places: TensorType
 ) -> Call:
-    return _rows_call("infopt_kv_write", ("x", "places", "out"), cfg.out, x, places)
+    numbers = _numbers(cfg.out, x.shape[2], x.strides[:3], places.strides)
+    return Call("infopt_kv_write", ("x", "places", "out"), numbers, numbers[0] * numbers[1])
 
 
 def _read_legal(target: Target, store: TensorType, places: TensorType) -> str | None:
-    return _rows_legal(store, None, places)
+    return _reason(store, places, 4)
 
 
-@kv_read.kernel("cpu", legal=_read_legal, layouts={"store": dense_last})
+@kv_read.kernel("cpu", legal=_read_legal, layouts={"store": dense_last, "places": contiguous})
 def _read(cfg: Config, target: Target, store: TensorType, places: TensorType) -> Call:
-    return _rows_call("infopt_kv_read", ("store", "places", "out"), store, cfg.out, places)
+    heads, tokens, width = store.shape[1], product(places.shape[2:]), store.shape[3]
+    rows = (heads * tokens * width, tokens * width, width)
+    numbers = _numbers(store, tokens, rows, (heads * tokens, tokens, 1))
+    return Call("infopt_kv_read", ("store", "places", "out"), numbers, numbers[0] * heads)
 
 
 def _top_legal(target: Target, scores: TensorType, *, count: int, by_place: bool) -> str | None:
