@@ -12,6 +12,7 @@ COMMANDS = {
     "zoo": "transformers architectures compared with eager at two sizes",
     "generate": "transformers' generate() with compiled decoders, token by token",
     "decode": "tokens per second of decoders in every format, and how near memory is",
+    "kv_cache": "a decoder's step by layout and policy of its cache, at long contexts",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
     "tokens": "merging and dropping tokens: speed and agreement with all of them",
