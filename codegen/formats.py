@@ -10,11 +10,14 @@ and stands for  decode(values, scales, K)[n, k] = integer[n, k] * scales[n, k //
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
+_LEAST_GROUP, _GROUP = 32, 128  # what kernels take, and what a row is cut into
 BLOCK = 64  # a row of int4 is stored in blocks of 64 values: 32 bytes
 
 
@@ -33,18 +36,21 @@ class Integers:
            places from K on hold 8, that is 0
     group  values that share a factor; 0: a whole row. A row's factors are f32, a group's bf16:
            what the rounding of a factor costs is taken into account when integers are chosen
+    wide   a group's factors are f32 too: for integers that somebody else chose
     """
 
     bits: int
     group: int = 0
+    wide: bool = False
 
     @property
     def name(self) -> str:
-        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+        name = f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+        return name + ("-f32" if self.wide else "")
 
     @property
     def scale_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.group else torch.float32
+        return torch.bfloat16 if self.group and not self.wide else torch.float32
 
     def groups(self, k: int) -> int:
         return -(-k // self.group) if self.group else 1
@@ -146,3 +152,35 @@ FORMATS = {
         Integers(4, 128),
     )
 }
+
+_NAME = re.compile(r"int(8|4)-g([0-9]+)(-f32)?")
+
+
+@cache
+def stored_format(name: str) -> Integers:
+    """The format of that name: one of FORMATS, or one that `format_of` found.
+
+    Raises KeyError for other names.
+    """
+    found = _NAME.fullmatch(name)
+    if name in FORMATS or not found:
+        return FORMATS[name]
+    return Integers(int(found[1]), int(found[2]), bool(found[3]))
+
+
+def format_of(integers: torch.Tensor, scales: torch.Tensor) -> tuple[Integers, torch.Tensor] | str:
+    """The least format that holds integers int8 [N, K] with factors [N, groups] as they are, and
+    the factors [N, its groups] in it; or the reason why there is none."""
+    k, groups = integers.shape[1], scales.shape[1]
+    narrow = bool((integers >= -8).all()) and bool((integers <= 7).all())
+    if groups == 1 and not narrow:
+        return FORMATS["int8"], scales.float()
+    run = _GROUP if groups == 1 else k // groups
+    group = min(run & -run, _GROUP)
+    if group < _LEAST_GROUP:
+        return f"a factor for every {run} weights, expected a multiple of {_LEAST_GROUP}"
+    factors = scales.float()
+    wide = not torch.equal(factors.bfloat16().float(), factors)
+    codec = Integers(4 if narrow else 8, group, wide)
+    spread = factors.repeat_interleave(run // group, 1) if groups > 1 else factors
+    return codec, spread.expand(-1, codec.groups(k)).to(codec.scale_dtype).contiguous()

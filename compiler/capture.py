@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.torchao_weight import is_torchao
 from infopt.compiler.trace_refusals import check_tensor
 from infopt.compiler.vmap import without_vmap
 
@@ -30,7 +31,7 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
     """
     check_mode()
     for index, value in enumerate(inputs):
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not is_torchao(value):
             check_tensor(f"input {index}", value)
             if value.requires_grad and torch.is_grad_enabled():
                 raise TraceDeclined("an input requires grad: a training graph")
@@ -38,6 +39,11 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
     mode = next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), None)
     if mode is None:
         raise TraceDeclined("the program has no tensor inputs")
+    with mode:  # what torchao made stands for a matrix, see frozen.py
+        fakes = [
+            torch.empty(f.shape, dtype=f.dtype) if is_torchao(v) else f
+            for f, v in zip(fakes, inputs, strict=True)
+        ]
     try:
         module = without_vmap(module, mode)
     except Exception as error:

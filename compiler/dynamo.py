@@ -125,8 +125,8 @@ def _compile(
     report.phases["trace"] = time.perf_counter() - start
     order = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor)]
     order += [i for i, v in enumerate(inputs) if not isinstance(v, torch.Tensor)]
-    freezing = Freezing.find(module, graph, order, inputs) if options.changes_weights else None
-    if freezing is not None:
+    freezing = Freezing.find(module, graph, order, inputs, matrices=options.changes_weights)
+    if freezing.names:
         graph, order = freezing.apply(inputs)
     samples = [tuple(_detached(inputs[i]) for i in order)]
     machine = machine_for(inputs)
@@ -140,7 +140,7 @@ def _compile(
     random = any(node.serial for node in built.graph.nodes())
     where = built.program.where
     compiled = Compiled(built.program, order, module.forward, report, random, where)
-    return compiled if freezing is None else _Quantized(compiled, freezing, options, inputs)
+    return _Quantized(compiled, freezing, options, inputs) if freezing.names else compiled
 
 
 def _off_gpu(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,11 @@ from torch.utils import _pytree as pytree
 from infopt.compiler.capture import check_mode
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.exchange import exchange
-from infopt.compiler.graph import Graph
+from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
+from infopt.compiler.ops import CONST
 from infopt.compiler.rename import rename_dims
+from infopt.compiler.torchao_weight import TorchaoWeight, is_torchao, torchao_weight
 from infopt.compiler.trace import from_fx
 from infopt.compiler.trace_refusals import check_tensor
 from infopt.compiler.types import Dim, as_size, substitute
@@ -100,8 +103,10 @@ def export(
     leaf: Callable[[int], Any],
 ) -> Exported:
     """Trace a model; leaf makes the marker for the i-th leaf. TraceDeclined says why it cannot."""
+    model, weights = _without_torchao(model)
     program, names = _program(model, args, dict(kwargs), dynamic_shapes)
     graph, state = graph_of(program)
+    graph, origins = _with_torchao(graph, _parameter_origins(program), weights)
     graph = replace(graph, dims=_promised_ranges(program, graph.dims))
     graph = rename_dims(graph, _dim_names(program, args, kwargs, names, dynamic_shapes))
     user = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
@@ -123,9 +128,50 @@ def export(
         tuple(tensors + sizes),
         outputs,
         lambda flat: pytree.tree_unflatten(flat, out_spec),
-        _parameter_origins(program),
-        {n: t.detach() for n, t in program.state_dict.items() if isinstance(t, torch.Tensor)},
+        origins,
+        {
+            n: t.detach()
+            for n, t in program.state_dict.items()
+            if isinstance(t, torch.Tensor) and n not in weights
+        },
     )
+
+
+def _without_torchao(model: Any) -> tuple[Any, dict[str, TorchaoWeight]]:
+    """The model with empty matrices where torchao put its tensors, and those by name."""
+    if not isinstance(model, torch.nn.Module):
+        return model, {}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: t for name, t in named.items() if is_torchao(t)}
+    if not found:
+        return model, {}
+    if model.training:
+        raise TraceDeclined("the model is in training mode; call model.eval() first")
+    weights = {name: torchao_weight(name, t) for name, t in found.items()}
+    # memory that nobody touches is never there
+    memo: dict[int, torch.Tensor] = {id(t): t for t in (*named.values(), *model.buffers())}
+    for t in found.values():
+        memo[id(t)] = torch.nn.Parameter(torch.empty(t.shape, dtype=t.dtype), False)
+    return copy.deepcopy(model, memo), weights
+
+
+def _with_torchao(
+    graph: Graph, origins: dict[str, str], weights: Mapping[str, TorchaoWeight]
+) -> tuple[Graph, dict[str, str]]:
+    """The graph with integers where matrices stand for them, and where its other constants are
+    from."""
+    o = Builder(graph.dims)
+    changes: dict[Node, Node] = {}
+    consts: dict[str, torch.Tensor] = {}
+    for node in graph.nodes():
+        name = origins.get(str(node.attr("name")), "") if node.op is CONST else ""
+        if name in weights:
+            made, parts = weights[name].node(o, str(node.attr("name")))
+            changes |= weights[name].changes(o, node, made, graph.users(node))
+            consts |= parts
+    if changes:
+        graph = exchange(graph, changes, o).with_consts(consts)
+    return graph, {const: name for const, name in origins.items() if name not in weights}
 
 
 def _parameter_origins(program: ExportedProgram) -> dict[str, str]:

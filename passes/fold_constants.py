@@ -20,6 +20,8 @@ from infopt.compiler.types import TensorType
 class FoldConstants(Pass):
     """f(constants) -> constant
 
+    Matrices of integers (integer_weight.py) stay for keep-quantized.
+
     limit: bytes a result may have although its inputs have fewer; larger ones are computed at run
     time, so that folding never makes a program hold much more memory than it did.
     """
@@ -72,7 +74,7 @@ class FoldConstants(Pass):
 
 
 def _constant(node: Node, values: dict[Node, Any]) -> bool:
-    if node.op is INPUT or not node.op.pure or node.serial:
+    if node.op is INPUT or not node.op.pure or node.serial or node.op.name == "integer_weight":
         return False
     types = node.type if isinstance(node.type, tuple) else (node.type,)
     static = all(t is None or t.is_static for t in types)

@@ -24,11 +24,13 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
+from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
@@ -86,6 +88,7 @@ def _blocks(
     yield UnfoldPatches()
     yield FoldBatchNorm()
     yield SimplifyMasks()
+    yield RecognizeQuantized()
     yield FoldConstants()
     yield Canonicalize()
 
@@ -108,6 +111,7 @@ def _blocks(
     yield FuseLinearEpilogue()
     yield FuseConvPadding()
     yield FuseConvEpilogue()
+    yield KeepQuantized()
     if factor is not None:
         yield factor
     if quantize is not None:

@@ -16,6 +16,7 @@ from infopt.compiler.accuracy import compare
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.inline import inlined
 from infopt.compiler.pipeline import PassContext
+from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
 from infopt.passes.layers import (
     LINEARS,
@@ -70,7 +71,7 @@ class Quantizing:
             attrs["activation"] = node.attr("activation")
         # types decide whether there is a kernel: ask before the work of encoding
         held = [part for w in weights for part in self._placeholders(codec, *w.shape)]
-        reason = self._no_kernel(self.o.call(op, x, *held, *rest, **attrs))
+        reason = no_kernel(self.o.call(op, x, *held, *rest, **attrs), self.ctx.target)
         if reason:
             return f"no kernel for {format} here: {reason}"
         parts = [part for w in weights for part in self._parts(w, codec, x)]
@@ -80,16 +81,11 @@ class Quantizing:
         (table,), ids, codec = weights_of(node), node.args[1], FORMATS[format]
         attrs = {"format": format, "width": table.shape[1], "out": node.dtype}
         held = self._placeholders(codec, *table.shape)[:2]  # no row sums: nothing is multiplied
-        reason = self._no_kernel(self.o.call(quantized_embedding, ids, *held, **attrs))
+        reason = no_kernel(self.o.call(quantized_embedding, ids, *held, **attrs), self.ctx.target)
         if reason:
             return f"no kernel for {format} here: {reason}"
         parts = self._parts(table, codec, None)[:2]
         return self.o.call(quantized_embedding, ids, *parts, **attrs)
-
-    def _no_kernel(self, node: Node) -> str:
-        """Why the target has no kernel for a node, "" where it has."""
-        emitter, reason = find_emitter(node, self.ctx.target)
-        return "" if emitter is not None else reason
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -154,3 +150,9 @@ class Quantizing:
                 self.ctx.derive(str(node.attr("name")), expression)
         self._encoded[key] = tuple(nodes)
         return self._encoded[key]
+
+
+def no_kernel(node: Node, target: Target) -> str:
+    """Why the target has no kernel for a node, "" where it has."""
+    emitter, reason = find_emitter(node, target)
+    return "" if emitter is not None else reason

@@ -61,18 +61,20 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
   return {data, padded, codes};
 }
 
-template <int width, bool as_bytes, bool grouped> struct StoredDot {
+// Scale: the type of a group's factors, void where a row has one.
+template <int width, bool as_bytes, class Scale> struct StoredDot {
+  static constexpr bool grouped = !std::is_void_v<Scale>;
   using Token = std::conditional_t<as_bytes, uint8_t, float>;
   // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
   template <int R, int M>
   static __attribute__((noinline)) void rows(const StoredRows &w, int64_t n, int64_t last,
                                              const StoredTokens &x, int64_t token, Vec *sums) {
     const uint8_t *row[R];
-    const bf16 *scales[R];
+    const Scale *scales[R];
     Vec acc[R][M];
     for (int r = 0; r < R; ++r) {
       row[r] = w.row(least(n + r, last));
-      scales[r] = grouped ? w.group_scales(least(n + r, last)) : nullptr;
+      if constexpr (grouped) scales[r] = w.template group_scales<Scale>(least(n + r, last));
       for (int m = 0; m < M; ++m) acc[r][m] = zero();
     }
     const int group_bits = grouped ? __builtin_ctzll(uint64_t(w.group)) : 0;
@@ -85,7 +87,8 @@ template <int width, bool as_bytes, bool grouped> struct StoredDot {
       for (int r = 0; r < R; ++r) {
         __builtin_prefetch(row[r] + R * row_bytes + b * (kBlockDepth * width / 8), 0, 2);
         Vec scale = zero();
-        if (grouped) scale = block_scales<whole, pairs>(scales[r], b, group_bits, groups);
+        if constexpr (grouped)
+          scale = block_scales<whole, pairs>(scales[r], b, group_bits, groups);
         if constexpr (as_bytes) {
           const IVec block = stored_block<width, whole>(row[r], b, depth);
 #pragma GCC unroll 8
@@ -155,13 +158,13 @@ template <int width, bool as_bytes, bool grouped> struct StoredDot {
   }
 };
 
-template <int width, bool as_bytes, bool grouped>
+template <int width, bool as_bytes, class Scale>
 void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
-  using Dot = StoredDot<width, as_bytes, grouped>;
+  using Dot = StoredDot<width, as_bytes, Scale>;
   const LinearCall c = read_linear(call);
   const StoredRows w[2] = {stored_rows(call, c, false), stored_rows(call, c, true)};
   const float *sums[2] = {pointer<float>(call, 10), pointer<float>(call, 11)};
-  const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[18]};
+  const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[19]};
   const StoredTokens x =
       stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k, call->scratch);
   for (int64_t task = first; task < last; ++task) {

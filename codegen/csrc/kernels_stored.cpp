@@ -4,7 +4,8 @@
 //   pointers: x, w, up or null, bias, up_bias, multiplier, residual, y as infopt_linear, then
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes)
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 bits, 16 group or 0,
-//             17 elements between rows of scales; few rows also 18 format of x
+//             17 elements between rows of scales, 18 bytes of one of them; few rows also 19 format
+//             of x
 #include "embedding.h"
 #include "few_rows_stored.h"
 #include "linear_stored.h"
@@ -42,10 +43,13 @@ INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t f
 //   scratch: 64 + 12 * R + 4 * R * round_up(K, 64),  R = round_up(M, 4)
 template <bool as_bytes>
 static void few_stored(const infopt_call *call, int64_t first, int64_t last) {
-  const bool grouped = call->numbers[16] != 0;
-  if (call->numbers[15] == 4) few_rows_stored<4, as_bytes, true>(call, first, last);
-  else if (grouped) few_rows_stored<8, as_bytes, true>(call, first, last);
-  else few_rows_stored<8, as_bytes, false>(call, first, last);
+  const bool grouped = call->numbers[16] != 0, half = call->numbers[15] == 4;
+  const bool wide = call->numbers[18] == 4;
+  if (half && wide) few_rows_stored<4, as_bytes, float>(call, first, last);
+  else if (half) few_rows_stored<4, as_bytes, bf16>(call, first, last);
+  else if (!grouped) few_rows_stored<8, as_bytes, void>(call, first, last);
+  else if (wide) few_rows_stored<8, as_bytes, float>(call, first, last);
+  else few_rows_stored<8, as_bytes, bf16>(call, first, last);
 }
 INFOPT_EXPORT void infopt_few_rows_stored_f32(const infopt_call *call, int64_t first,
                                               int64_t last) {
@@ -59,14 +63,14 @@ INFOPT_EXPORT void infopt_few_rows_stored_bytes(const infopt_call *call, int64_t
 // infopt_embedding_stored: out[i] = row ids[i] of a table of stored rows, as numbers
 //   pointers  ids, values, scales, out, error (as infopt_embedding's)
 //   numbers   0 ids M  1 width K  2 R  3 table rows  4 bytes between rows of values  5 out row stride
-//             dtypes: 6 ids  7 out   8 bits  9 group or 0  10 elements between rows of scales
+//             dtypes: 6 ids  7 out   8 bits  9 group or 0  10 elements between rows of scales  11 bytes of one
 //   tasks     ceil(M / R)        scratch   4 * (round_up(K, 64) + 64)
 INFOPT_EXPORT void infopt_embedding_stored(const infopt_call *call, int64_t first, int64_t last) {
   const int64_t *n = call->numbers;
   const EmbeddingTable table = {pointer<void>(call, 0), pointer<void>(call, 1), n[6], n[3], n[4],
                                 kU8};
   const StoredRows stored = {pointer<uint8_t>(call, 1), n[4], pointer<void>(call, 2), n[10], n[9],
-                             n[1]};
+                             n[1], n[9] && n[11] == 4};
   float *decoded = static_cast<float *>(call->scratch);
   const int64_t end = least(n[0], last * n[2]);
   for (int64_t i = first * n[2]; i < end; ++i) {

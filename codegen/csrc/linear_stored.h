@@ -8,11 +8,12 @@
 
 namespace infopt {
 
-// Numbers 15 and on of a call: 15 bits, 16 group, 17 elements between rows of scales.
+// Numbers 15 and on of a call: 15 bits, 16 group, 17 elements between rows of scales, 18 bytes of
+// one of them.
 inline StoredRows stored_rows(const infopt_call *call, const LinearCall &c, bool up) {
   const int64_t *v = call->numbers;
   return {(const uint8_t *)(up ? c.up : c.w), c.row_stride, call->pointers[up ? 9 : 8], v[17],
-          v[16], c.k};
+          v[16], c.k, v[16] && v[18] == 4};
 }
 
 // As numbers: the products are those of the micro-kernel's row type.
@@ -48,8 +49,7 @@ template <int width> struct GroupedRows {
     if (w.group >= kTileDepth<StepBytes>)
       return multiply_tiles(session, w, n, k, r, rows, panel, pair, depth, into);
 #endif
-    const GroupedBlock block = {r.data, r.stride, w.group_scales(n) + k / w.group, w.scale_stride,
-                                w.group, depth};
+    const GroupedBlock block = {r.data, r.stride, &w, n, k / w.group, w.group, depth};
     multiply_groups(block, rows, panel, c.x_stride, pair, into, kGroup * 16, k > 0);
   }
 
@@ -65,7 +65,7 @@ template <int width> struct GroupedRows {
                        least(w.group, depth - g), integers, kGroup * 16, false, int64_t(0),
                        Ahead());
       for (int64_t i = 0; i < rows; ++i) {
-        const Vec scale = broadcast(to_float(w.group_scales(n + i)[(k + g) / w.group]));
+        const Vec scale = broadcast(w.group_scale(n + i, (k + g) / w.group));
         for (int64_t p = 0; p < pair; ++p) {
           const int64_t at = (p * kGroup + i) * 16;
           const Vec before = k + g > 0 ? load(into + at) : zero();

@@ -4,7 +4,7 @@
 //   c[p][r][i] (+)= sum_g scales[r][g] * sum_k-in-g rows[r][k] * panel[p][k][i]
 #pragma once
 
-#include "microkernel.h"
+#include "stored_rows.h"
 
 namespace infopt {
 
@@ -14,8 +14,8 @@ constexpr int kGroupedRows = kByteRows / 2 > 0 ? kByteRows / 2 : 1;
 struct GroupedBlock {
   const int8_t *rows;  // padded with zeros to whole quads
   int64_t row_stride;
-  const bf16 *scales;
-  int64_t scale_stride, group, k;
+  const StoredRows *stored;  // whose factors count from row n and group g on
+  int64_t n, g, group, k;
 };
 
 template <int R, int P>
@@ -52,7 +52,7 @@ __attribute__((noinline)) void multiply_groups(const GroupedBlock &b, const uint
     for (; quads > 0; --quads, rows += 4, x += 64) step(0);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec scale = broadcast(to_float(b.scales[r * b.scale_stride + g]));
+      const Vec scale = broadcast(b.stored->group_scale(b.n + r, b.g + g));
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) total[r][p] = fma(to_float(acc[r][p]), scale, total[r][p]);
     }
@@ -74,7 +74,7 @@ inline void multiply_groups(GroupedBlock b, int64_t row_count, const uint8_t *pa
     if (p < count)
       multiply_groups<R, 1>(b, panels + p * panel_stride, panel_stride, c + p * c_stride, c_stride,
                             accumulate);
-    b.rows += R * b.row_stride, b.scales += R * b.scale_stride, c += R * 16, row_count -= R;
+    b.rows += R * b.row_stride, b.n += R, c += R * 16, row_count -= R;
   };
   while (row_count >= kGroupedRows) block(Constant<kGroupedRows>());
   if constexpr (kGroupedRows > 2) while (row_count >= 2) block(Constant<2>());

@@ -2,7 +2,8 @@
 //
 //   8 bits: int8 [N][K].   4 bits: blocks of 64 along K in 32 bytes; byte j holds integer j + 8 in
 //   its low half and integer j + 32, + 8, in its high half; the last block is whole.
-//   One f32 factor for a row, or a bf16 factor for every `group` (32, 64 or 128) neighbours.
+//   One f32 factor for a row, or a bf16 or f32 factor for every `group` neighbours, a power of two
+//   from 32 on.
 #pragma once
 
 #include "microkernel.h"
@@ -16,11 +17,15 @@ struct StoredRows {
   int64_t stride;  // bytes between rows
   const void *scales;
   int64_t scale_stride, group, k;  // group 0: one factor for a row
+  bool wide;                       // factors of groups are f32
 
   INFOPT_INLINE const uint8_t *row(int64_t n) const { return values + n * stride; }
   INFOPT_INLINE float row_scale(int64_t n) const { return ((const float *)scales)[n]; }
-  INFOPT_INLINE const bf16 *group_scales(int64_t n) const {
-    return (const bf16 *)scales + n * scale_stride;
+  template <class Scale> INFOPT_INLINE const Scale *group_scales(int64_t n) const {
+    return (const Scale *)scales + n * scale_stride;
+  }
+  INFOPT_INLINE float group_scale(int64_t n, int64_t g) const {
+    return wide ? group_scales<float>(n)[g] : to_float(group_scales<bf16>(n)[g]);
   }
 };
 
@@ -43,8 +48,8 @@ INFOPT_INLINE void stored_floats(const uint8_t *row, int64_t b, int64_t k, Vec *
 
 // The factors of block b, as lanes of four integers want them. group: 2^group_bits; `pairs`: there
 // are two of them.
-template <bool whole, bool pairs>
-INFOPT_INLINE Vec block_scales(const bf16 *scales, int64_t b, int group_bits, int64_t groups) {
+template <bool whole, bool pairs, class Scale>
+INFOPT_INLINE Vec block_scales(const Scale *scales, int64_t b, int group_bits, int64_t groups) {
   const int64_t first = b * kBlockDepth >> group_bits;
   const bool one = !pairs || (!whole && first + 1 == groups);
   return one ? broadcast(to_float(scales[first])) : two_halves(scales + first);
@@ -81,8 +86,8 @@ INFOPT_INLINE int64_t decode_rows(const StoredRows &w, int64_t n, int64_t count,
         for (int h = 0; h < 2; ++h) {
           const int64_t at = i + h * 16;
           const int64_t place = from + column + least(at, depth - 1);
-          const float scale = w.group ? to_float(w.group_scales(n + r)[place / w.group])
-                                      : w.row_scale(n + r);
+          const float scale =
+              w.group ? w.group_scale(n + r, place / w.group) : w.row_scale(n + r);
           part[h] = widen_bytes(bytes + at) * broadcast(scale);
         }
         const int64_t left = depth - i;

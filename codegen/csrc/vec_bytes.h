@@ -9,7 +9,7 @@
 //   sar<n>(v)             arithmetic shift right
 //   unpack_halves(p)      32 bytes as 64: the low halves, then the high halves, 8 taken off each
 //   widen_bytes(p)        16 signed bytes as floats
-//   two_halves(p)         p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
+//   two_halves(p)         of bf16 or floats: p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
 //   bytes_as_floats(v, f) byte j of lane i of v as lane i of f[j]
 //   halves_as_floats(p, f)  bytes_as_floats of unpack_halves
 //   store_codes(p, v)     the 16 lanes as unsigned bytes; they are in 0..255
@@ -54,6 +54,9 @@ INFOPT_INLINE Vec two_halves(const bf16 *p) {
   const __m512i up = _mm512_setr_epi32(16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0);
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_sllv_epi32(_mm512_set1_epi32(pair), up),
                                                _mm512_set1_epi32(int(0xffff0000))))};
+}
+INFOPT_INLINE Vec two_halves(const float *p) {
+  return {_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(p[0]), _mm512_set1_ps(p[1]))};
 }
 INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
 #ifdef __AVX512VNNI__
@@ -100,6 +103,9 @@ INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
 INFOPT_INLINE Vec two_halves(const bf16 *p) {
   return {_mm256_set1_ps(to_float(p[0])), _mm256_set1_ps(to_float(p[1]))};
 }
+INFOPT_INLINE Vec two_halves(const float *p) {
+  return {_mm256_set1_ps(p[0]), _mm256_set1_ps(p[1])};
+}
 // Not the instruction that adds products in 16 bits: it saturates.
 INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
@@ -140,6 +146,11 @@ INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
 INFOPT_INLINE Vec two_halves(const bf16 *p) {
   Vec r;
   for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = to_float(p[i / 8]);
+  return r;
+}
+INFOPT_INLINE Vec two_halves(const float *p) {
+  Vec r;
+  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = p[i / 8];
   return r;
 }
 INFOPT_INLINE IVec mul(IVec a, IVec b) {

@@ -13,7 +13,7 @@ import sympy
 import torch
 from sympy import Gt, Le
 
-from infopt.codegen.formats import FORMATS, Integers
+from infopt.codegen.formats import Integers, stored_format
 from infopt.codegen.gpu.linear import divides, shares
 from infopt.codegen.gpu.quantized_linear_source import SOURCE
 from infopt.codegen.gpu.row_blocks import row_blocks
@@ -182,7 +182,7 @@ def _quantized_linear(
     found = {name: t and Pointer(name, t.dtype) for name, t in given.items()}
     roles = ("values", "scales", "sums", "up", "up_scales", "up_sums", "bias", "up_bias")
     layer = StoredLayer(
-        FORMATS[format],
+        stored_format(format),
         _compute(x, activations),
         {role: found.get(role) for role in (*roles, "residual")},
         row_stride(values),
@@ -233,7 +233,7 @@ def _quantized_gated(
     tensors: dict[str, Any] = {role: found[name] for role, name in zip(roles, names, strict=True)}
     tensors |= {"up_bias": found["up_bias"], "residual": None}
     layer = StoredLayer(
-        FORMATS[format],
+        stored_format(format),
         _compute(x, activations),
         tensors,
         row_stride(gate),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from infopt.codegen.formats import FORMATS
+from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.rows import ELEMENT, as_rows, ceil_div, contiguous, dense_last, round_up
 from infopt.compiler.accuracy import Exact
@@ -34,7 +34,7 @@ def quantized_embedding(ids, values, scales, *, format, width, out=torch.float32
     Raises IndexError where an id is not in the table.
     """
     flat = ids.reshape(-1)
-    rows = FORMATS[format].decode(F.embedding(flat, values), F.embedding(flat, scales), width)
+    rows = stored_format(format).decode(F.embedding(flat, values), F.embedding(flat, scales), width)
     return rows.to(out).reshape(*ids.shape, width)
 
 
@@ -62,7 +62,7 @@ def _quantized_embedding(
     width: int,
     out: torch.dtype,
 ) -> Call:
-    rows, codec = as_rows(cfg.out), FORMATS[format]
+    rows, codec = as_rows(cfg.out), stored_format(format)
     assert rows is not None
     numbers = (
         ids.numel,
@@ -76,6 +76,7 @@ def _quantized_embedding(
         codec.bits,
         codec.group,
         scales.strides[0],
+        codec.scale_dtype.itemsize,
     )
     return Call(
         "infopt_embedding_stored",

@@ -7,34 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from infopt.codegen.formats import FORMATS
+from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate
 from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
 from infopt.codegen.kernels.stored_calls import Stored, stored_products
 from infopt.compiler.accuracy import Bounded
+from infopt.compiler.integer_weight import quantize_rows
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
-
-
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of x [..., K] as bytes: (codes [..., K] in 0..255 as f32, steps, zeros), both [..., 1].
-
-    A row stands for steps * (codes - zeros). The range of a row always contains 0, which is
-    therefore exact. In f32, in this order: step = (hi - lo) / 255, and codes from
-    x * (255 / (hi - lo)). A row with NaN or an infinity stands for NaN everywhere; one whose range
-    is below 1e-35 for zeros.
-    """
-    x = x.float()
-    low = x.amin(-1, keepdim=True).clamp(max=0)
-    high = x.amax(-1, keepdim=True).clamp(min=0)
-    width = high - low
-    # not 255 / width, which torch computes as a product with the reciprocal
-    quotient = torch.full_like(width, 255.0) / width
-    inverse = torch.where(width > 1e-35, quotient, torch.zeros_like(width))
-    zeros = torch.round(-low * inverse)
-    codes = (torch.round(x * inverse) + zeros).clamp(0, 255)
-    return codes, width / 255, zeros
 
 
 def _product(
@@ -51,7 +32,7 @@ def _product(
         x = (codes - zeros) * steps
     elif activations == "bf16":
         x = x.to(torch.bfloat16)
-    weight = FORMATS[format].decode(values, scales, k)
+    weight = stored_format(format).decode(values, scales, k)
     if x.dtype is torch.bfloat16:
         weight = weight.to(torch.bfloat16)
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
@@ -198,7 +179,7 @@ def _quantized_linear(
 ) -> list[Call]:
     names = {"x": "x", "w": "values", "scales": "scales", "sums": "sums"}
     names |= {"bias": bias and "bias", "residual": residual and "residual"}
-    stored = Stored(FORMATS[format], activations, values, scales)
+    stored = Stored(stored_format(format), activations, values, scales)
     return stored_products(cfg, target, x, stored, names, activation, bias, residual)
 
 
@@ -224,5 +205,5 @@ def _quantized_gated(
     names = {"x": "x", "w": "gate", "scales": "gate_scales", "sums": "gate_sums"}
     names |= {"up": "up", "up_scales": "up_scales", "up_sums": "up_sums"}
     names |= {"bias": gate_bias and "gate_bias", "up_bias": up_bias and "up_bias"}
-    stored = Stored(FORMATS[format], activations, gate, gate_scales)
+    stored = Stored(stored_format(format), activations, gate, gate_scales)
     return stored_products(cfg, target, x, stored, names, activation, gate_bias)

@@ -39,7 +39,8 @@ class Stored:
 
     def numbers(self) -> tuple[Size, ...]:
         """Numbers 15 and on of kernels_stored.cpp."""
-        return (self.codec.bits, self.codec.group, self.scales.strides[0])
+        scale_bytes = self.codec.scale_dtype.itemsize
+        return (self.codec.bits, self.codec.group, self.scales.strides[0], scale_bytes)
 
 
 def stored_products(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS
+from infopt.codegen.formats import FORMATS, format_of, stored_format
 
 ERROR = {8: 0.012, 4: 0.13}
 
@@ -57,3 +57,29 @@ def test_four_bits_hold_every_integer():
     assert values.shape == (1, 64) and values.dtype == torch.uint8
     assert torch.equal(format.decode(values, scales, 128), weight)
     assert torch.equal(format.integers(values, 128), weight.to(torch.int8))
+
+
+@pytest.mark.parametrize(
+    "most,k,groups,dtype,name",
+    [
+        (128, 96, 1, torch.float32, "int8"),
+        (128, 96, 3, torch.float32, "int8-g32-f32"),
+        (8, 256, 2, torch.bfloat16, "int4-g128"),
+        (8, 192, 1, torch.float16, "int4-g128-f32"),
+        (8, 192, 2, torch.bfloat16, "int4-g32"),  # runs of 96
+    ],
+)
+def test_integers_of_others_are_held_exactly(most, k, groups, dtype, name):
+    torch.manual_seed(0)
+    integers = torch.randint(-most, most, (16, k), dtype=torch.int8)
+    scales = (torch.rand(16, groups) + 0.1).to(dtype)
+    codec, factors = format_of(integers, scales)
+    assert codec.name == name and stored_format(name) == codec
+    values, factors = codec.pack(integers, factors)
+    wanted = integers.float() * scales.float().repeat_interleave(k // groups, 1)
+    assert torch.equal(codec.decode(values, factors, k), wanted)
+
+
+def test_integers_of_others_that_no_format_holds():
+    reason = format_of(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 4))
+    assert reason == "a factor for every 16 weights, expected a multiple of 32"

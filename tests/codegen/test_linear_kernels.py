@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import infopt.codegen
-from infopt.codegen.formats import FORMATS
-from infopt.codegen.kernels.quantized_linear import quantize_rows
+from infopt.codegen.formats import stored_format
+from infopt.compiler.integer_weight import quantize_rows
 
 CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
@@ -630,13 +630,13 @@ def test_linear_bytes_never_saturate(kernels, low, high):
     run_bytes(kernels, codes, weight, zeros=zeros, chunks=(48, 1))
 
 
-@pytest.mark.parametrize("format", ["int8-g32", "int8-g64", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("format", ["int8-g32", "int8-g64", "int4-g64", "int4-g128-f32"])
 def test_groups_of_bytes_on_tiles(kernels, format):
     """What tests/codegen/test_quantized_kernels.py does where there are tiles."""
     if kernels.level != "amx_emulated":
         pytest.skip("the other levels run in test_quantized_kernels.py")
     torch.manual_seed(24)
-    codec = FORMATS[format]
+    codec = stored_format(format)
     for m, n, k in [(1, 1, 1), (17, 40, 130), (40, 100, 4400)]:
         codes, steps, zeros = quantize_rows(random(m, k))
         values, scales = codec.encode(random(n, k))
@@ -646,7 +646,7 @@ def test_groups_of_bytes_on_tiles(kernels, format):
         kernels.run(
             "linear_stored_bytes",
             [*pointers, scales, None, sums, None],
-            [*numbers, codec.bits, codec.group, scales.stride(0)],
+            [*numbers, codec.bits, codec.group, scales.stride(0), scales.itemsize],
             ceil_div(n, 96) * ceil_div(ceil_div(m, 16), 2),
             6144 * 2 + 96 * (min(ceil_div(k, 64) * 64, 4096) + 64),
         )

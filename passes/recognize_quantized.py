@@ -1,0 +1,125 @@
+"""linear(x, unpack(qweight, scales, zeros)) -> linear(x, integer_weight(integers, scales))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from infopt.compiler.accuracy import Accuracy, Bounded
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.inline import inlined
+from infopt.compiler.integer_weight import integer_weight
+from infopt.compiler.interpret import evaluate
+from infopt.compiler.ops import CONST
+from infopt.compiler.packed_weight import PackedWeight, packed_weights
+from infopt.compiler.pipeline import Pass, PassContext
+from infopt.compiler.types import TensorType
+
+_LEAST_GROUP = 32
+
+
+@dataclass(frozen=True)
+class RecognizeQuantized(Pass):
+    """linear(x, unpack(constants)) -> linear(x, integer_weight(integers, scales))
+
+    Recognised by value: the matrix is computed once, and each constant or intermediate value that
+    may be its factors is tried; whole multiples of these factors, to the rounding of the model's
+    own expression, are what the model stores, in whatever layout and order of bits it does.
+    """
+
+    name: ClassVar[str] = "recognize-quantized"
+    stage: ClassVar[Stage] = Stage.NORMALIZE
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
+    accuracy: ClassVar[Accuracy] = Bounded("rms_rel", 0.01)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        o, changes = ctx.builder, {}
+        tensors: dict[str, torch.Tensor] = {}
+        for packed in packed_weights(graph):
+            name = str(max(packed.leaves, key=_integer_bytes).attr("name"))
+            if any(leaf.op is not CONST for leaf in packed.leaves):
+                ctx.site(name, False, "its integers are inputs of the program")
+                continue
+            with torch.no_grad():
+                found = _recognized(graph, packed)
+            if isinstance(found, str):
+                ctx.site(name, False, found)
+                continue
+            integers, scales, (split, given) = found
+            parts = []
+            for kind, tensor, recipe in zip(
+                ("integers", "scales"), (integers, scales), inlined(split, given, o), strict=True
+            ):
+                const = f"{name}_{kind}"
+                while const in graph.consts:
+                    const += "_"
+                tensors[const] = tensor
+                ctx.derive(const, recipe)
+                parts.append(o.const(const, TensorType.of(tensor)))
+            matrix = o.call(integer_weight, *parts, out=packed.matrix.dtype)
+            bias = packed.layer.args[2:]
+            changes[packed.layer] = o.call(
+                "aten.linear.default", packed.layer.args[0], matrix, *bias
+            )
+            low, high = int(integers.min()), int(integers.max())
+            group = integers.shape[1] // scales.shape[1]
+            ctx.site(name, True, f"integers from {low} to {high}, a factor for {group}")
+        return ctx.exchange(graph, changes).with_consts(tensors) if changes else graph
+
+
+def _recognized(graph: Graph, packed: PackedWeight) -> tuple[Any, Any, Any] | str:
+    """(integers, scales, (function, (matrix, factors)) that gives both), or why there are none."""
+    values: dict[Node, torch.Tensor] = {}
+    for node in packed.parts():
+        if node.op is CONST:
+            values[node] = graph.consts[str(node.attr("name"))].detach()
+        else:
+            values[node] = evaluate(graph, node, values, {})
+    whole = values[packed.matrix]
+    is_linear = packed.is_linear
+    n, k = whole.shape if is_linear else whole.T.shape
+    for node, transposed in _factors(values, n, k):
+        split = _splitting(n, k, is_linear, transposed)
+        integers, scales = split(whole, values[node])
+        spread = scales.float().repeat_interleave(k // scales.shape[1], 1)
+        rows = whole if is_linear else whole.T
+        # a zero point may have been taken off after the product, whose rounding is then seen
+        rounding = 16 * torch.finfo(whole.dtype).eps * spread.abs()
+        if bool(((integers.float() * spread - rows.float()).abs() <= rounding).all()):
+            return integers, scales, (split, (packed.matrix, node))
+    return "its matrix is not whole multiples of any factors it is made with"
+
+
+def _splitting(n: int, k: int, is_linear: bool, transposed: bool) -> Any:
+    """(matrix, factors) -> (integers int8 [n, k], factors [n, groups])."""
+
+    def split(matrix: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scales = (factors.reshape(-1, n).T if transposed else factors.reshape(n, -1)).contiguous()
+        spread = scales.float().repeat_interleave(k // scales.shape[1], 1)
+        divisor = torch.where(spread == 0, torch.ones_like(spread), spread)
+        rows = matrix if is_linear else matrix.T
+        return torch.round(rows.float() / divisor).clamp(-128, 127).to(torch.int8), scales
+
+    return split
+
+
+def _factors(values: dict[Node, torch.Tensor], n: int, k: int) -> Iterator[tuple[Node, bool]]:
+    """What may be the factors of a matrix [n, k], a row's or a group's; True: [groups, n]."""
+    for node, value in values.items():
+        if not value.is_floating_point() or value.numel() % n or not value.numel():
+            continue
+        groups = value.numel() // n
+        if k % groups or (groups > 1 and k // groups < _LEAST_GROUP):
+            continue
+        shape = [s for s in value.shape if s != 1]
+        if shape in ([n, groups], [n]):
+            yield node, False
+        if shape in ([groups, n], [n]) and shape != [n]:
+            yield node, True
+
+
+def _integer_bytes(leaf: Node) -> int:
+    return 0 if leaf.tensor_type.is_float else int(leaf.tensor_type.nbytes)

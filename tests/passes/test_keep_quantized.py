@@ -1,0 +1,98 @@
+"""Layers whose weights a model brings as integers run on those."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import infopt
+from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.infer import Builder
+from infopt.compiler.integer_weight import byte_rows, integer_weight
+from infopt.compiler.interpret import interpret
+from infopt.compiler.testing import run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.keep_quantized import KeepQuantized
+
+K, N = 128, 64
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(5, K)
+
+
+def graph_with(x, build, groups=1, most=127, count=1, scales=None):
+    """build(o, x, *matrices) over matrices of integers up to `most`."""
+    torch.manual_seed(1)
+    o, consts, matrices = Builder(), {}, []
+    node = o.input("x", TensorType.of(x))
+    for i in range(count):
+        consts[f"w{i}_integers"] = torch.randint(-most, most + 1, (N, K), dtype=torch.int8)
+        factors = torch.rand(N, groups) / 50 if scales is None else scales
+        consts[f"w{i}_scales"] = factors
+        parts = [o.const(n, TensorType.of(consts[n])) for n in list(consts)[-2:]]
+        matrices.append(o.call(integer_weight, *parts, out=torch.float32))
+    return Graph((node,), (build(o, node, *matrices),), consts, stage=Stage.FUSE)
+
+
+@pytest.mark.parametrize(
+    "groups,most,scales,format",
+    [
+        (1, 127, None, "int8"),
+        (4, 127, None, "int8-g32-f32"),
+        (4, 7, None, "int4-g32-f32"),
+        (2, 7, torch.rand(N, 2).bfloat16(), "int4-g64"),
+        (1, 7, None, "int4-g128-f32"),
+        (1, 7, torch.rand(N, 1).half(), "int4-g128-f32"),
+    ],
+)
+def test_rewrites(x, groups, most, scales, format):
+    start = graph_with(x, lambda o, x, w: o.linear(x, w), groups, most, scales=scales)
+    found, report = run_pass(KeepQuantized(), start, [(x,)])
+    [node] = [n for n in found.nodes() if n.op is quantized_linear]
+    assert node.attr("format") == format and node.attr("activations") == "none"
+    assert [(s.where, s.reason) for s in report.applied] == [("w0", format)]
+    assert sorted(found.consts) == ["w0_scales_", "w0_sums", "w0_values"]
+
+
+def test_accuracy(x):
+    def build(o, x, gate, up):
+        return o.call("gated_linear", o.call(byte_rows, x), gate, up, None, None, activation="silu")
+
+    start = graph_with(x, build, 4, 7, count=2)
+    found, _ = run_pass(KeepQuantized(), start, [(x,)])
+    [node] = [n for n in found.nodes() if n.op is quantized_gated_linear]
+    assert node.attr("activations") == "int8" and byte_rows not in {n.op for n in found.nodes()}
+    torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
+
+
+def test_declines(x):
+    start = graph_with(x, lambda o, x, w: o.linear(x, w), groups=8)
+    found, report = run_pass(KeepQuantized(), start, [(x,)])
+    reason = "a factor for every 16 weights, expected a multiple of 32"
+    assert [s.reason for s in report.declined] == [reason]
+    assert (
+        list(found.consts) == ["w0_decoded"] and found.consts["w0_decoded"].dtype is torch.float32
+    )
+
+
+def test_what_is_no_layer_gets_the_matrix(x):
+    start = graph_with(x, lambda o, x, w: o.add(o.linear(x, w), o.sum(w)))
+    found, _ = run_pass(KeepQuantized(), start, [(x,)])
+    assert "w0_decoded" in found.consts and quantized_linear in {n.op for n in found.nodes()}
+    torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
+
+
+def test_idempotent(x):
+    start = graph_with(x, lambda o, x, w: o.linear(x, w))
+    found, _ = run_pass(KeepQuantized(), start, [(x,)])
+    assert run_pass(KeepQuantized(), found, [(x,)])[0] is found
+
+
+def test_gain():
+    """Always in the list: a model that comes as integers asked for it."""
+    names = [p.name for p in infopt.default_passes(weights="int8")]
+    assert names.index("keep-quantized") < names.index("quantize-weights")

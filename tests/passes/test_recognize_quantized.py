@@ -1,0 +1,89 @@
+"""Matrices that a model unpacks from integers, whatever its layout is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.integer_weight import integer_weight
+from infopt.compiler.interpret import interpret
+from infopt.compiler.testing import run_pass
+from infopt.compiler.types import TensorType
+from infopt.passes.recognize_quantized import RecognizeQuantized
+
+K, N, GROUPS = 128, 64, 4
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(5, K)
+
+
+def graph_with(x, consts, build):
+    o = Builder()
+    node = o.input("x", TensorType.of(x))
+    nodes = [o.const(name, TensorType.of(t)) for name, t in consts.items()]
+    return Graph((node,), (build(o, node, *nodes),), consts)
+
+
+def halves(x, build=None):
+    """Bytes of two integers, a product with factors first and the zero point taken off after."""
+    torch.manual_seed(1)
+    consts = {
+        "q": torch.randint(0, 256, (K // 2, N), dtype=torch.uint8),
+        "z": torch.randint(0, 16, (GROUPS, N), dtype=torch.uint8),
+        "s": torch.rand(GROUPS, N) / 50,
+    }
+
+    def matrix(o, x, q, z, s):
+        both = o.stack([o.bitwise_and(q, 15), o.bitwise_right_shift(q, 4)], 1)
+        grouped = o.to(o.view(both, (GROUPS, K // GROUPS, N)), torch.float32)
+        factors = o.unsqueeze(s, 1)
+        zeros = o.mul(o.to(o.unsqueeze(z, 1), torch.float32), factors)
+        whole = o.view(o.sub(o.mul(grouped, factors), zeros), (K, N))
+        return build(o, x, whole) if build else o.mm(x, whole)
+
+    return graph_with(x, consts, matrix)
+
+
+def test_rewrites(x):
+    found, report = run_pass(RecognizeQuantized(), halves(x), [(x,)])
+    assert integer_weight in {n.op for n in found.nodes()}
+    assert found.consts["q_integers"].shape == (N, K)
+    assert found.consts["q_scales"].shape == (N, GROUPS)
+    [site] = report.applied
+    assert (site.where, site.reason) == ("q", "integers from -15 to 15, a factor for 32")
+
+
+def test_accuracy(x):
+    start = halves(x, lambda o, x, w: o.linear(x, o.t(w)))
+    found, _ = run_pass(RecognizeQuantized(), start, [(x,)])
+    assert integer_weight in {n.op for n in found.nodes()}
+    torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
+
+
+def test_declines(x):
+    start = halves(x, lambda o, x, w: o.mm(x, o.sin(w)))
+    found, report = run_pass(RecognizeQuantized(), start, [(x,)])
+    reason = "its matrix is not whole multiples of any factors it is made with"
+    assert found is start and [(s.where, s.reason) for s in report.declined] == [("q", reason)]
+
+
+def test_a_matrix_of_floats_alone_is_no_site(x):
+    start = graph_with(x, {"w": torch.randn(N, K)}, lambda o, x, w: o.linear(x, o.mul(w, 2)))
+    found, report = run_pass(RecognizeQuantized(), start, [(x,)])
+    assert found is start and not report.sites
+
+
+def test_idempotent(x):
+    found, _ = run_pass(RecognizeQuantized(), halves(x), [(x,)])
+    assert run_pass(RecognizeQuantized(), found, [(x,)])[0] is found
+
+
+def test_gain(x):
+    """The matrix is an eighth of its floats, zero points included in integers of 5 bits."""
+    found, _ = run_pass(RecognizeQuantized(), halves(x), [(x,)])
+    assert sum(t.nbytes for t in found.consts.values()) < N * K * 4 / 3
