@@ -79,3 +79,17 @@ def test_types_are_values() -> None:
     assert a == b and hash(a) == hash(b) and a is not b
     assert a.with_dtype(torch.int8).dtype == torch.int8
     assert pickle.loads(pickle.dumps(TensorType.dense((2,), torch.int8))).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtypes"),
+    [
+        ("f", (torch.float64, torch.float32, torch.float16)),
+        ("i", (torch.int64, torch.int32, torch.int16, torch.int8)),
+        ("u", (torch.uint8,)),
+    ],
+)
+def test_short_names_say_kind_and_bits(kind: str, dtypes) -> None:
+    assert [dtype_name(d) for d in dtypes] == [f"{kind}{8 * d.itemsize}" for d in dtypes]
+    assert [dtype_name(d) for d in (torch.bfloat16, torch.bool)] == ["bf16", "bool"]
+    assert dtype_name(torch.complex64) == "complex64"
