@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from infopt.compiler.counterexample import Broken, shown
 from infopt.compiler.graph import Graph
@@ -38,11 +39,22 @@ def compare_results(
             raise Broken(f"{what}\nexpected {shown(e)}\nfound    {shown(f)}", before, after, inputs)
 
 
+class _Float64(TorchDispatchMode):
+    """Ops that name a floating dtype of their result, casts above all, give float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        dtype = (kwargs or {}).get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            kwargs = kwargs | {"dtype": torch.float64}
+        return func(*args, **(kwargs or {}))
+
+
 def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
     """The graph's results for the inputs in float64; None where its ops insist on their dtypes."""
     wide = [t.double() if t.is_floating_point() else t for t in inputs]
     try:
-        return interpret(graph, wide)
+        with _Float64():
+            return interpret(graph, wide)
     except (RuntimeError, ValueError):
         return None
 

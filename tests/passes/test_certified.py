@@ -14,6 +14,7 @@ from infopt.compiler.property_test import LAYOUTS, VALUES
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
 from infopt.passes.factor_low_rank import FactorLowRank
+from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_tokens import MergeTokens
@@ -83,6 +84,18 @@ def _check_drawn(data: st.DataObject) -> None:
     told = Certificate(cls.name, cls().content.digest)
     check_case(cls(), program, case, told)
     assume(told.graphs)  # the program has no such sizes
+
+
+def test_a_result_nearer_to_float64_is_no_error() -> None:
+    # the program rounds scores of thousands to bf16, and casts on its way; the fused op does not
+    (program,) = (p for p in programs(FuseAttention) if "softmax in float32" in p.name)
+    sizes = {"n2": 16, "n4": 8, "n5": 1, "n16": 8, "n7": 17}
+    layouts = ("every second", "every second", "dense")
+    told = Certificate(FuseAttention.name, FuseAttention().content.digest)
+    check_case(
+        FuseAttention(), program, Case(sizes, torch.bfloat16, layouts, "large", 72, ()), told
+    )
+    assert told.applied == 1
 
 
 @pytest.mark.slow
