@@ -254,6 +254,8 @@ class TestInterruption:
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
     def test_ctrl_c_ends_processes_and_folders(self, tmp_path: Path) -> None:
         marker = f"31{os.getpid()}"
+        # a shell without job control starts what it puts in the background with Ctrl-C ignored
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def work(index: int) -> None:
             store = BuildCache(tmp_path / "native")
@@ -271,8 +273,11 @@ class TestInterruption:
         assert threading.current_thread() is threading.main_thread()
         helper = threading.Thread(target=interrupt, daemon=True)
         helper.start()
-        with pytest.raises(KeyboardInterrupt):
-            in_parallel(work, range(4))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                in_parallel(work, range(4))
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - sent[0] < self.SOON
         helper.join()
         # a shell's child that was killed with it ends by itself, a moment later
