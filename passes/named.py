@@ -31,12 +31,14 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
+from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
@@ -47,8 +49,8 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
     FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
-    *(FuseRotary, KeepNeededRows, MergeFactors, MergeLinears, MergeTokens, NarrowCompute),
-    *(QuantizeToBudget, QuantizeWeights, SliceRuns),
+    *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
+    *(NarrowCompute, QuantizeToBudget, QuantizeWeights, RecognizeQuantized, SliceRuns),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

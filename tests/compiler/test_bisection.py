@@ -79,23 +79,23 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-def twenty(wrong: Pass, where: int) -> tuple[Pass, ...]:
-    """A pipeline of 20: infopt's, users' harmless ones, and the wrong one at a place of its own."""
+def many(wrong: Pass, where: int) -> tuple[Pass, ...]:
+    """A pipeline of 25: infopt's, users' harmless ones, and the wrong one at a place of its own."""
     defaults = infopt.default_passes()
-    fill = [right(i, infopt.Stage.NORMALIZE) for i in range(19 - len(defaults))]
+    fill = [right(i, infopt.Stage.NORMALIZE) for i in range(24 - len(defaults))]
     passes = list(infopt.default_passes(add=fill))
     stages = [p.stage for p in passes]
     type(wrong).stage = stages[min(where, len(stages) - 1)]
     passes.insert(where, wrong)
-    assert len(passes) == 20
+    assert len(passes) == 25
     return tuple(passes)
 
 
-@pytest.mark.parametrize("where", [0, 3, 9, 15, 19])
+@pytest.mark.parametrize("where", [0, 3, 9, 15, 24])
 @pytest.mark.parametrize("kind", [OneWrong, WrongRule])
-def test_names_the_wrong_pass_in_a_pipeline_of_twenty(net, kind, where: int) -> None:
+def test_names_the_wrong_pass_in_a_pipeline_of_25(net, kind, where: int) -> None:
     x = torch.randn(4, 8)
-    found = bisect(twenty(kind(), where), net, (x,), (torch.randn(4, 8),))
+    found = bisect(many(kind(), where), net, (x,), (torch.randn(4, 8),))
     assert found is not None and (found.pass_name, found.position) == (kind.name, where)
     assert found.site is not None and "24]" in found.site and found.sites >= 2
     assert "times what rounding explains" in found.error and "max" in found.error

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from infopt.compiler.integer_weight import integer_weight
 from infopt.compiler.pipeline import Pass
 from infopt.compiler.testing import Program
 from infopt.compiler.types import TensorType
@@ -27,10 +28,12 @@ from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
+from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_weights import QuantizeWeights
+from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
@@ -59,6 +62,8 @@ MASK = torch.rand(8, 48) > 0.5  # also when drawn: half of the tokens are real
 CONSTS = {"w0": W, "w1": W + 1, "b0": B, "b1": B - 1}
 CONSTS |= {"wide": torch.randn(96, 64) / 8, "deep": torch.randn(64, 96) / 8}
 CONSTS |= {"thin": torch.randn(256, 32) @ torch.randn(32, 256) / 64}
+CONSTS |= {"integers": torch.randint(-127, 128, (96, 64), dtype=torch.int8)}
+CONSTS |= {"steps": torch.rand(96, 1) / 500 + 1e-3}
 
 
 def const(o: Any, name: str) -> Any:
@@ -76,6 +81,15 @@ def merges(o: Any, x: Any) -> Any:
 
 def quantizes(o: Any, x: Any) -> Any:
     return o.linear(o.relu(o.linear(x, const(o, "wide"))), const(o, "deep"))
+
+
+def on_integers(o: Any, x: Any) -> Any:
+    parts = const(o, "integers"), const(o, "steps")
+    return o.linear(x, o.call(integer_weight, *parts, out=torch.float32))
+
+
+def unpacks(o: Any, x: Any) -> Any:
+    return o.linear(x, o.mul(o.to(const(o, "integers"), torch.float32), const(o, "steps")))
 
 
 def factors(o: Any, x: Any) -> Any:
@@ -202,9 +216,11 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
         ("of a matrix", last_row_of_matrix, [torch.randn(64, 32), torch.randn(32, 32)]),
     ],
     MergeFactors: [("an adapter", adapter, [X])],
+    KeepQuantized: [("a layer", on_integers, [torch.randn(5, 64)])],
     MergeLinears: [("two", merges, [X])],
     NarrowCompute: [("two in a row", products, [X.repeat(6, 1), W])],
     QuantizeWeights: [("two layers", quantizes, [torch.randn(5, 64)])],
+    RecognizeQuantized: [("a layer", unpacks, [torch.randn(5, 64)])],
     SimplifyMasks: [
         (name, build, [test_simplify_masks.M])
         for name, (build, *_) in test_simplify_masks.CASES.items()
@@ -232,7 +248,10 @@ ATTRS: dict[type[Pass], dict[str, list[Any]]] = {
     },
 }  # fmt: skip
 
-WITH_CONSTANTS = (FactorLowRank, FoldConstants, MergeFactors, MergeLinears, QuantizeWeights)
+WITH_CONSTANTS = (
+    *(FactorLowRank, FoldConstants, KeepQuantized, MergeFactors, MergeLinears),
+    *(QuantizeWeights, RecognizeQuantized),
+)
 
 
 def programs(cls: type[Pass], drawn: tuple[torch.dtype, ...] = NARROW) -> list[Program]:

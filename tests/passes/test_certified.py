@@ -16,24 +16,26 @@ from infopt.compiler.testing import certify
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import BUILT_IN
 from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
+from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
 # held to their bounds; there is no exact arithmetic for these
-LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
+LOSSY = (FactorLowRank, KeepQuantized, NarrowCompute, QuantizeWeights, RecognizeQuantized)
 # One chooses by samples of the whole program, which generated graphs have not; what the other does
 # to random data has no bound. Their own tests hold them to what they promise.
 MEASURED = (QuantizeToBudget, MergeTokens)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
-OF_SIZES = (FactorLowRank, MergeFactors, SliceRuns)
+OF_SIZES = (FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns)
 EVERY = [(cls, p) for cls in EXAMPLES if cls not in OF_SIZES for p in programs(cls)]
 
 
