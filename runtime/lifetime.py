@@ -52,9 +52,10 @@ def arena_bytes(plan: Plan, dims: Sequence[int] = ()) -> int:
     scratch: what a program will need, known before it is built."""
     slots = evaluate(plan.expressions, list(dims))
     lives = lifetimes(plan)
-    sizes = {i: -(-slots[plan.buffers[i].bytes] // 64) * 64 for i in lives}
+    asked = {i: slots[plan.buffers[i].bytes] for i in lives}
+    sizes = {i: -(-size // 64) * 64 for i, size in asked.items()}
     placed: list[tuple[int, int]] = []  # (offset, buffer), sorted
-    for i in sorted(lives, key=lambda i: -sizes[i]):
+    for i in sorted(lives, key=lambda i: -asked[i]):
         if not sizes[i]:
             continue
         first, last = lives[i]

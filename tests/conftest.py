@@ -1,9 +1,17 @@
-"""What all tests share: two marks, and a fixed seed."""
+"""What all tests share: two marks, and fixed seeds.
+
+A run says the same every time; `--hypothesis-profile=explore` draws other examples.
+"""
 
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = (

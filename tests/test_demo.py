@@ -255,3 +255,19 @@ for line in sys.stdin:
 def test_a_loader_that_fails(tmp_path: Path) -> None:
     with pytest.raises(demo_arm.ArmFailed, match=r"the fresh process that loads .* failed: .*"):
         demo_arm.run_artifact(tmp_path / "nothing", tmp_path / "in", tmp_path)
+
+
+def test_children_do_not_import_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoy = tmp_path / "infopt"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("raise SystemExit('imported from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    child = demo_arm.Arm("eager", tmp_path / "in", None, tmp_path)
+    with child as arm, pytest.raises(demo_arm.ArmFailed) as error:
+        arm.ask("embed", size="all", path=str(tmp_path / "out"))
+    assert "working folder" not in str(error.value)
+    with pytest.raises(demo_arm.ArmFailed) as error:
+        demo_arm.run_artifact(tmp_path / "nothing", tmp_path / "in", tmp_path)
+    assert "working folder" not in str(error.value)

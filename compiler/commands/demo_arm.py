@@ -12,6 +12,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+import infopt
+
 # Runs on a machine that has only infopt.runtime, torch and safetensors.
 RUN_ARTIFACT = """
 import json, sys, time
@@ -30,6 +32,13 @@ print(json.dumps({"load": loaded - start, "first_call": called - loaded,
 """
 
 
+def child_environment() -> dict[str, str]:
+    """What makes a child import this very infopt, also in a folder where another one lies."""
+    paths = [str(Path(infopt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    joined = os.pathsep.join(path for path in paths if path)
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": joined}
+
+
 class ArmFailed(RuntimeError):
     """A worker process reported an error or ended."""
 
@@ -41,7 +50,7 @@ class Arm:
         self.name, self.folder = name, folder
         caches = Path(tempfile.mkdtemp(prefix="caches-", dir=folder))
         environment = {
-            **os.environ,
+            **child_environment(),
             "INFOPT_CACHE": str(caches / "infopt"),
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         }
@@ -97,7 +106,7 @@ def run_artifact(artifact: Path, inputs: Path, folder: Path) -> tuple[Tensor, di
     """Load and call an artifact in a fresh process: its embeddings, and what it took."""
     result = folder / "artifact.safetensors"
     command = [sys.executable, "-c", RUN_ARTIFACT, str(artifact), str(inputs), str(result)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["without a message"]
         raise ArmFailed(f"the fresh process that loads {artifact} failed: {last[0]}")
