@@ -20,19 +20,21 @@ def exchange(
     """
     new: dict[Node, Node] = {} if images is None else images
 
-    def moved(arg: Any, root: Node) -> Any:
+    def moved(arg: Any, inside: dict[Node, Node]) -> Any:
         if isinstance(arg, tuple):
-            return tuple(moved(a, root) for a in arg)
+            return tuple(moved(a, inside) for a in arg)
         if arg is None:
             return None
         if arg in new:
             return new[arg]
         # a node of the replacement, or the replaced node itself inside its wrapper
-        return o.rebuild(arg, moved(arg.args, root))
+        if arg not in inside:
+            inside[arg] = o.rebuild(arg, moved(arg.args, inside))
+        return inside[arg]
 
     for node in graph.nodes():
         if node in changes:
-            new[node] = moved(changes[node], node)
+            new[node] = moved(changes[node], {})
         else:
-            new[node] = o.rebuild(node, moved(node.args, node)) if node.args else node
+            new[node] = o.rebuild(node, moved(node.args, {})) if node.args else node
     return graph.with_roots(new)

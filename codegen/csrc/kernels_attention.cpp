@@ -167,6 +167,13 @@ static void ragged_attention(const infopt_call *call, int64_t first_task, int64_
   }
 }
 
+// With the dot instruction bf16 pairs meet as they are; elsewhere they widen to f32.
+#ifdef __AVX512BF16__
+using Bf16Steps = PairSteps;
+#else
+using Bf16Steps = FloatSteps;
+#endif
+
 }  // namespace infopt
 
 INFOPT_EXPORT void infopt_attention_f32(const infopt_call *call, int64_t first, int64_t last) {
@@ -174,11 +181,7 @@ INFOPT_EXPORT void infopt_attention_f32(const infopt_call *call, int64_t first, 
 }
 
 INFOPT_EXPORT void infopt_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::attention<infopt::bf16, infopt::PairSteps>(call, first, last);
-#else
-  infopt::attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
-#endif
+  infopt::attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
@@ -192,11 +195,7 @@ INFOPT_EXPORT void infopt_ragged_attention_f32(const infopt_call *call, int64_t 
 
 INFOPT_EXPORT void infopt_ragged_attention_bf16(const infopt_call *call, int64_t first,
                                                 int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::ragged_attention<infopt::bf16, infopt::PairSteps>(call, first, last);
-#else
-  infopt::ragged_attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
-#endif
+  infopt::ragged_attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_ragged_attention_f16(const infopt_call *call, int64_t first,
@@ -209,11 +208,7 @@ INFOPT_EXPORT void infopt_kv_attention_f32(const infopt_call *call, int64_t firs
 }
 
 INFOPT_EXPORT void infopt_kv_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::kv_attention<infopt::bf16, infopt::PairSteps>(call, first, last);
-#else
-  infopt::kv_attention<infopt::bf16, infopt::FloatSteps>(call, first, last);
-#endif
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
@@ -227,11 +222,7 @@ INFOPT_EXPORT void infopt_kv_attention_int8_f32(const infopt_call *call, int64_t
 
 INFOPT_EXPORT void infopt_kv_attention_int8_bf16(const infopt_call *call, int64_t first,
                                                  int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::i8>(call, first, last);
-#else
-  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::i8>(call, first, last);
-#endif
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i8>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_int8_f16(const infopt_call *call, int64_t first,
@@ -246,11 +237,7 @@ INFOPT_EXPORT void infopt_kv_attention_int4_f32(const infopt_call *call, int64_t
 
 INFOPT_EXPORT void infopt_kv_attention_int4_bf16(const infopt_call *call, int64_t first,
                                                 int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::i4>(call, first, last);
-#else
-  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::i4>(call, first, last);
-#endif
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i4>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_int4_f16(const infopt_call *call, int64_t first,
@@ -265,11 +252,7 @@ INFOPT_EXPORT void infopt_attention_part_f32(const infopt_call *call, int64_t fi
 
 INFOPT_EXPORT void infopt_attention_part_bf16(const infopt_call *call, int64_t first,
                                               int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::attention<infopt::bf16, infopt::PairSteps, true>(call, first, last);
-#else
-  infopt::attention<infopt::bf16, infopt::FloatSteps, true>(call, first, last);
-#endif
+  infopt::attention<infopt::bf16, infopt::Bf16Steps, true>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_attention_part_f16(const infopt_call *call, int64_t first,
@@ -284,11 +267,7 @@ INFOPT_EXPORT void infopt_kv_attention_pages_f32(const infopt_call *call, int64_
 
 INFOPT_EXPORT void infopt_kv_attention_pages_bf16(const infopt_call *call, int64_t first,
                                                   int64_t last) {
-#ifdef __AVX512BF16__
-  infopt::kv_attention<infopt::bf16, infopt::PairSteps, infopt::bf16, true>(call, first, last);
-#else
-  infopt::kv_attention<infopt::bf16, infopt::FloatSteps, infopt::bf16, true>(call, first, last);
-#endif
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, true>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_pages_f16(const infopt_call *call, int64_t first,

@@ -179,6 +179,19 @@ def test_exchange_infers_types_above_a_change_anew():
     assert torch.equal(interpret(changed, [value])[0], interpret(graph, [value])[0])
 
 
+def test_what_a_replacement_reads_twice_is_moved_once():
+    o = Builder()
+    x = o.input("x", TensorType.dense((3,), torch.float32))
+    first, second = o.relu(x), o.neg(x)
+    shared = second
+    for _ in range(64):  # two paths at each level: 2 to the 64 without sharing
+        shared = o.maximum(shared, shared)
+    changed = exchange(Graph((x,), (second, first)), {second: shared, first: shared}, o)
+    assert len(list(changed.nodes())) < 140
+    value = torch.randn(3)
+    assert torch.equal(interpret(changed, [value])[1], -value)
+
+
 def test_a_rewrite_that_changes_the_type_is_an_error():
     class Halve(Rule):
         name, always = "halve", True
