@@ -126,6 +126,8 @@ _WEIGHT |= {
     "div": 4,
 }
 _WEIGHT |= {"sqrt": 4, "rsqrt": 4}
+_PANEL = 16  # rows that meet the weights together; the last panel may be part empty
+_FEW_ROWS = 8  # up to so many are no panel
 
 
 def _pointwise(node: Node) -> Size:
@@ -157,11 +159,13 @@ def _quantized(node: Node) -> Size:
     *("aten.linear.default", "linear_act", "gated_linear", "narrow_linear", "narrow_gated_linear")
 )
 def _linear(node: Node) -> Size:
-    """Every weight takes part in one multiply-add for each row of x."""
+    """Every weight takes part in one multiply-add for each row of x, in whole panels of rows."""
     x = _arg(node, 0)
     rows: Size = 1
     for size in x.shape[:-1]:
         rows = rows * size
+    if isinstance(rows, int) and rows > _FEW_ROWS:
+        rows = -(-rows // _PANEL) * _PANEL
     total: Size = 0
     for source in list(dict.fromkeys(node.inputs))[1:]:
         t = source.tensor_type

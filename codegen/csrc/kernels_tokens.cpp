@@ -3,28 +3,53 @@
 #include "received.h"
 #include "tokens.h"
 
-// infopt_match_tokens: maps T tokens to K places by the cosines of metric [B, T, D]
-//   pointers  metric, size|null, out    numbers  0 T  1 D  2 K  3 first  4 dtype of metric
-//   tasks     B    scratch  4 * (roundup(T + 32, 32) * D + 3 * roundup(T, 16)) bytes
+// infopt_token_partners: the best partner of each token at an even position, T / 2 rounded up of them
+//   pointers  metric [B, T, D], size|null, out: cosines f32 [B, T / 2], then partners i32 [B, T / 2]
+//   numbers   0 T  1 D  2 dtype of metric  3 R tokens of a task  4 B
+//   tasks     B * ceil(ceil(T / 2) / R)    scratch  4 * (roundup(T / 2, 16) + 4 * D) bytes
+INFOPT_EXPORT void infopt_token_partners(const infopt_call *call, int64_t first, int64_t last) {
+  using namespace infopt;
+  const int64_t *n = call->numbers;
+  const int64_t tokens = n[0], depth = n[1], even = (tokens + 1) / 2, parts = ceil_div(even, n[3]);
+  float *values = pointer<float>(call, 2);
+  int32_t *partners = reinterpret_cast<int32_t *>(values + n[4] * even);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t b = task / parts, begin = task % parts * n[3];
+    const float *size = pointer<float>(call, 1);
+    with_float_type(n[2], [&](auto type) {
+      best_partners(pointer<decltype(type)>(call, 0) + b * tokens * depth,
+                    size ? size + b * tokens : nullptr, tokens, depth, begin,
+                    least(even, begin + n[3]), static_cast<float *>(call->scratch),
+                    values + b * even, partners + b * even);
+    });
+  }
+}
+
+// infopt_match_tokens: maps T tokens to K places by the partners above
+//   pointers  partners, size|null, out    numbers  0 T  1 K  2 first  3 B
+//   tasks     B    scratch  12 * roundup(T, 16) bytes
 INFOPT_EXPORT void infopt_match_tokens(const infopt_call *call, int64_t first, int64_t last) {
   using namespace infopt;
   const int64_t *n = call->numbers;
-  const int64_t tokens = n[0], depth = n[1];
-  float *unit = static_cast<float *>(call->scratch);
-  float *value = unit + 2 * round_up((tokens + 1) / 2, 16) * depth;
+  const int64_t tokens = n[0], even = (tokens + 1) / 2;
+  const float *values = pointer<float>(call, 0);
+  const int32_t *partners = reinterpret_cast<const int32_t *>(values + n[3] * even);
+  float *value = static_cast<float *>(call->scratch);
   int32_t *partner = reinterpret_cast<int32_t *>(value + round_up(tokens, 16));
   int32_t *order = partner + round_up(tokens, 16);
   for (int64_t b = first; b < last; ++b) {
     const float *size = pointer<float>(call, 1);
     int64_t *out = pointer<int64_t>(call, 2) + b * tokens;
-    if (size) size += b * tokens;
-    unit_columns(at(pointer<void>(call, 0), n[4], b * tokens * depth), n[4], tokens, depth, unit);
-    best_partners(unit, size, tokens, depth, value, partner);
-    if (size) gather_padding(size, tokens, value, partner);
-    for (int64_t t = 0; t < least(n[3], tokens); ++t) value[t] = -INFINITY;
-    sort_by_value(value, order, tokens);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t i = b * even + t / 2;
+      value[t] = t % 2 ? -INFINITY : values[i];
+      partner[t] = t % 2 ? 0 : partners[i];
+    }
+    if (size) gather_padding(size + b * tokens, tokens, value, partner);
+    for (int64_t t = 0; t < least(n[2], tokens); ++t) value[t] = -INFINITY;
+    greatest_first(value, order, tokens, tokens - n[1]);
     for (int64_t t = 0; t < tokens; ++t) value[t] = 0;
-    for (int64_t i = 0; i < tokens - n[2]; ++i) value[order[i]] = 1;  // it goes
+    for (int64_t i = 0; i < tokens - n[1]; ++i) value[order[i]] = 1;  // it goes
     // order becomes the place of each token, or of the one before it that stays
     for (int64_t t = 0, kept = 0; t < tokens; ++t) order[t] = int32_t((kept += value[t] == 0) - 1);
     for (int64_t t = 0; t < tokens; ++t)
@@ -52,7 +77,7 @@ INFOPT_EXPORT void infopt_rank_tokens(const infopt_call *call, int64_t first, in
       if (t < n[2]) value[t] = INFINITY;
       out[t] = -1;
     }
-    sort_by_value(value, order, tokens);
+    greatest_first(value, order, tokens, n[1]);
     for (int64_t i = 0; i < least(tokens, n[1]); ++i) out[order[i]] = 0;
     int64_t place = 0;
     for (int64_t t = 0; t < tokens; ++t)

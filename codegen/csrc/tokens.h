@@ -5,65 +5,71 @@
 
 #include <algorithm>
 
-#include "element.h"
+#include "few_rows.h"
 
 namespace infopt {
 
-// The positions 0..n-1 by value, greatest first, equal ones in order; no value is NaN.
-inline void sort_by_value(const float *value, int32_t *order, int64_t n) {
+// The positions 0..n-1 with the `count` greatest values first, in any order; of equal values those
+// of lower positions. No value is NaN.
+inline void greatest_first(const float *value, int32_t *order, int64_t n, int64_t count) {
   for (int64_t i = 0; i < n; ++i) order[i] = int32_t(i);
-  std::sort(order, order + n, [&](int32_t a, int32_t b) {
+  if (count >= n) return;
+  std::nth_element(order, order + count, order + n, [&](int32_t a, int32_t b) {
     return value[a] > value[b] || (value[a] == value[b] && a < b);
   });
 }
 
-// The rows of one sequence as columns of unit length: unit[group of 16 tokens][feature][16], the
-// even positions first, then the odd ones, each rounded up to whole groups.
-inline void unit_columns(const void *metric, int64_t element, int64_t tokens, int64_t depth,
-                         float *unit) {
-  const int64_t odd = round_up((tokens + 1) / 2, 16);
-  memset(unit, 0, size_t(2 * odd * depth) * sizeof(float));
-  for (int64_t t = 0; t < tokens; ++t) {
-    const void *row = at(metric, element, t * depth);
-    Vec square = zero();
-    each_vec(depth, [&](int64_t i, int64_t n) {
-      const Vec v = load_element(row, element, i, n);
-      square = fma(v, v, square);
-    });
-    const float norm = sqrtf(sum(square));
-    const float factor = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
-    const int64_t column = (t % 2) * odd + t / 2;
-    float *to = unit + column / 16 * 16 * depth + column % 16;
-    each_vec(depth, [&](int64_t i, int64_t n) {
-      float lanes[16];
-      store(lanes, load_element(row, element, i, n) * broadcast(factor));
-      for (int64_t j = 0; j < n; ++j) to[(i + j) * 16] = lanes[j];
-    });
+// 1 / length of a row
+template <class T> INFOPT_INLINE float unit_factor(const T *row, int64_t depth) {
+  Vec square = zero(), other = zero();
+  int64_t i = 0;
+  for (; i + 32 <= depth; i += 32) {
+    const Vec a = load(row + i), b = load(row + i + 16);
+    square = fma(a, a, square), other = fma(b, b, other);
   }
+  for (; i < depth; i += 16) {
+    const Vec a = load_some(row + i, least(16, depth - i));
+    square = fma(a, a, square);
+  }
+  const float length = sqrtf(sum(square + other));
+  return 1.0f / (length > 1e-12f ? length : 1e-12f);
 }
 
-// For each token at an even position, its best partner at an odd one and their cosine; neither is
-// padding. Tokens without one have -infinity and partner 0.
-inline void best_partners(const float *unit, const float *size, int64_t tokens, int64_t depth,
-                          float *value, int32_t *partner) {
-  const int64_t odd = tokens / 2, base = round_up((tokens + 1) / 2, 16);
-  for (int64_t t = 0; t < tokens; ++t) value[t] = -INFINITY, partner[t] = 0;
-  for (int64_t j = 0; j < odd; j += 16) {
-    const float *column = unit + (base + j) * depth;
-    const int64_t lanes = least(16, odd - j);
-    for (int64_t t = 0; t < tokens; t += 2) {
-      if (size && size[t] == 0) continue;
-      const int64_t i = t / 2;
-      const float *own = unit + i / 16 * 16 * depth + i % 16;
-      Vec score = zero();
-      for (int64_t d = 0; d < depth; ++d)
-        score = fma(broadcast(own[d * 16]), load(column + d * 16), score);
-      float cosine[16];
-      store(cosine, score);
-      for (int64_t k = 0; k < lanes; ++k) {
-        const int64_t other = 2 * (j + k) + 1;
-        if (size && size[other] == 0) continue;
-        if (cosine[k] > value[t]) value[t] = cosine[k], partner[t] = int32_t(other);
+// The tokens at even positions 2 * [begin, end) of one sequence: each one's best partner at an odd
+// position and their cosine; neither is padding. Without one, -infinity and partner 0. Four rows
+// meet 16 at a time.
+//   scratch  roundup(T / 2, 16) + 4 * D floats
+template <class T>
+void best_partners(const T *metric, const float *size, int64_t tokens, int64_t depth,
+                   int64_t begin, int64_t end, float *scratch, float *value, int32_t *partner) {
+  const int64_t odd = tokens / 2;
+  float *factor = scratch, *unit = scratch + round_up(odd, 16);
+  for (int64_t j = 0; j < odd; ++j) factor[j] = unit_factor(metric + (2 * j + 1) * depth, depth);
+  for (int64_t i = begin; i < end; i += 4) {
+    const int64_t count = least(4, end - i);
+    for (int64_t t = 0; t < 4; ++t) {  // the last row again in the place of missing ones
+      const T *row = metric + 2 * (i + least(t, count - 1)) * depth;
+      const Vec own = broadcast(unit_factor(row, depth));
+      each_vec(depth, [&](int64_t d, int64_t n) {
+        store(unit + t * depth + d, load_some(row + d, n) * own, n);
+      });
+    }
+    for (int64_t t = 0; t < count; ++t) value[i + t] = -INFINITY, partner[i + t] = 0;
+    for (int64_t j = 0; j < odd; j += 16) {
+      const int64_t lanes = least(16, odd - j);
+      Vec sums[4 * 16];
+      for (Vec &s : sums) s = zero();
+      dot_features<AlongF32<T>, T, 4>(metric + (2 * j + 1) * depth, 2 * depth, lanes, unit, depth,
+                                      depth, sums);
+      for (int64_t t = 0; t < count; ++t) {
+        if (size && size[2 * (i + t)] == 0) continue;
+        float cosine[16];
+        store(cosine, sums16(sums + t * 16) * load(factor + j));
+        for (int64_t k = 0; k < lanes; ++k) {
+          const int64_t other = 2 * (j + k) + 1;
+          if (size && size[other] == 0) continue;
+          if (cosine[k] > value[i + t]) value[i + t] = cosine[k], partner[i + t] = int32_t(other);
+        }
       }
     }
   }

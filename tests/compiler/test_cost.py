@@ -35,6 +35,13 @@ def test_products_count_exactly() -> None:
     assert cost_of(conv).flops == 2 * (4 * 6 * 6) * (3 * 3 * 3)
 
 
+def test_rows_of_a_linear_layer_come_in_whole_panels() -> None:
+    o = Builder()
+    w = tensor(o, "w", 32, 16)
+    flops = {n: cost_of(o.linear(tensor(o, f"x{n}", n, 16), w)).flops for n in (1, 8, 16, 17, 40)}
+    assert {n: f // (2 * 16 * 32) for n, f in flops.items()} == {1: 1, 8: 8, 16: 16, 17: 32, 40: 48}
+
+
 def test_attention_counts_both_products() -> None:
     o = Builder()
     q, k = tensor(o, "q", 1, 4, 10, 8), tensor(o, "k", 1, 4, 20, 8)

@@ -175,6 +175,15 @@ def test_declines_what_does_not_pay_with_both_numbers() -> None:
     assert "does not pay: " in site.reason and site.reason.count(" ms with ") == 2
 
 
+@pytest.mark.parametrize(("share", "applied"), [(0.985, False), (0.975, True)])
+def test_a_gain_within_the_error_of_estimates_is_none(share, applied, monkeypatch) -> None:
+    times = iter((1.0, share))
+    monkeypatch.setattr("infopt.passes.merge_tokens.graph_seconds", lambda *a: next(times))
+    graph = graph_of(states, INPUTS, MergeTokens(MERGE))
+    result = MergeTokens(MERGE).run(graph, PassContext(Target.detect(), report=Report()))
+    assert (result is not graph) == applied
+
+
 @pytest.mark.parametrize("tokens", [MERGE, PRUNE], ids=["merge", "prune"])
 def test_losing_padding_only_changes_nothing(tokens) -> None:
     graph, result, _ = merged(masked_sum, tokens)
