@@ -9,6 +9,7 @@ and the share of passages that keep their nearest neighbour. --plot draws cosine
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,17 +35,24 @@ JUDGED = 96  # passages
 @torch.no_grad()
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks tokens", description=__doc__)
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--json", help="also write the rows here, over those of the same ways")
     parser.add_argument("--plot", help="write cosine against speed to this SVG file")
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of every way")
     parser.add_argument("--only", choices=[*CASES], help="one of the workloads")
+    parser.add_argument("--shares", default=SHARES, type=shares, help="of tokens left, MiniLM")
     options = parser.parse_args(arguments)
     console, rows = wide_console(), []
+    if options.json and Path(options.json).exists():
+        rows = json.loads(Path(options.json).read_text(encoding="utf-8"))["rows"]
     for name, case in CASES.items():
         if options.only in (None, name):
-            for row in case(options.rounds):
+            for row in case(options.rounds, options.shares):
                 console.print(f"{name}: {row}")
-                rows.append({"workload": name, **row})
+                made = {"workload": name, **row}
+                rows = [r for r in rows if not same(r, made)] + [made]
+                if options.json:  # at once: a long run may be cut
+                    write_json(options.json, {"rows": rows})
+    rows.sort(key=lambda r: (list(CASES).index(r["workload"]), -r["keep"]))
     console.print(table(rows))
     if options.json:
         write_json(options.json, {"rows": rows})
@@ -53,7 +61,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def vision(rounds: int) -> Iterator[dict[str, Any]]:
+def shares(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both rows are of one way."""
+    return all(one[key] == other[key] for key in ("workload", "keep", "way"))
+
+
+def vision(rounds: int, _: tuple[float, ...]) -> Iterator[dict[str, Any]]:
     """ViT-base, 8 images, 30 % of the tokens left."""
     model, images = build_vit(), random_images(8)
     whole = infopt.compile(model, images)
@@ -64,15 +81,15 @@ def vision(rounds: int) -> Iterator[dict[str, Any]]:
             yield described(asked, fewer) | timed(whole, fewer, images, rounds)
 
 
-def passages(batch: int) -> Callable[[int], Iterator[dict[str, Any]]]:
+def passages(batch: int) -> Callable[[int, tuple[float, ...]], Iterator[dict[str, Any]]]:
     """MiniLM on that many passages at once."""
 
-    def run(rounds: int) -> Iterator[dict[str, Any]]:
+    def run(rounds: int, shares: tuple[float, ...]) -> Iterator[dict[str, Any]]:
         model, texts = load_minilm(), full(JUDGED, 128)
         inputs = tuple(t[:batch] for t in texts)
         expected = model(*texts)
         whole = infopt.compile(model, inputs)
-        for keep in SHARES:
+        for keep in shares:
             for method, score in METHODS:
                 asked = infopt.Tokens(keep, method, score, limit=10.0)
                 fewer = infopt.compile(model, inputs, tokens=asked)
