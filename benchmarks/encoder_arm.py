@@ -19,11 +19,12 @@ _call: list[Call] = []
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """prepare: build, compile and call once; run: n timed calls; memory: peak so far."""
+    """prepare: build, compile and call once; run: n timed calls; memory: peak so far; save and
+    load: the same by way of an artifact.
+    """
+    known = (reference, prepare, run, memory, save, load)
     with torch.no_grad():
-        return {"reference": reference, "prepare": prepare, "run": run, "memory": memory}[
-            question.pop("do")
-        ](**question)
+        return {f.__name__: f for f in known}[question.pop("do")](**question)
 
 
 def reference(workload: str, path: str) -> dict[str, Any]:
@@ -60,6 +61,29 @@ def run(count: int) -> dict[str, Any]:
         call()
         seconds.append(time.perf_counter() - started)
     return {"seconds": seconds}
+
+
+def save(workload: str, dtype: str, path: str) -> dict[str, Any]:
+    """Write an artifact; bf16 is that of the float32 model, by permission."""
+    import infopt
+
+    chosen = workloads()[workload]
+    compute = None if dtype == "fp32" else dtype
+    infopt.compile(chosen.build(), chosen.inputs(), compute=compute).save(path)
+    return {}
+
+
+def load(workload: str, path: str, threads: int) -> dict[str, Any]:
+    """Seconds until an artifact is loaded and has been called once."""
+    import infopt
+
+    torch.set_num_threads(threads)
+    inputs = workloads()[workload].inputs()
+    started = time.perf_counter()
+    program = infopt.load(path)
+    program(*inputs)
+    _call.append(lambda: program(*inputs))
+    return {"first": time.perf_counter() - started}
 
 
 def memory() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 a model.
 
 Each arm runs in a fresh process with empty caches; what matters is the ratio to eager. The arm
-dynamo is torch.compile with backend="eager": what torch.compile itself needs.
+dynamo is torch.compile with backend="eager": what torch.compile itself needs. infopt-artifact loads
+what another process has compiled and saved (with --dtype bf16: by compute="bf16").
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from benchmarks.process import Child, ChildFailed
 from benchmarks.report import wide_console, write_json
 
 WORKLOADS = ("minilm-32x128", "bert-1x128", "bert-8x384")
-ARMS = ("eager", "dynamo", "infopt", "infopt-offline", "inductor")
+ARTIFACT = "infopt-artifact"
+ARMS = ("eager", "dynamo", "infopt", "infopt-offline", ARTIFACT, "inductor")
 CALLS = 3
 
 
@@ -60,7 +62,13 @@ def peak(workload: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
         Child("benchmarks.encoder_arm", caches(folder)) as child,
     ):
         try:
-            child.ask(do="prepare", workload=workload, name=name, dtype=dtype, threads=threads)
+            if name == ARTIFACT:
+                path = f"{folder}/artifact"
+                with Child("benchmarks.encoder_arm", caches(folder)) as other:
+                    other.ask(do="save", workload=workload, dtype=dtype, path=path)
+                child.ask(do="load", workload=workload, path=path, threads=threads)
+            else:
+                child.ask(do="prepare", workload=workload, name=name, dtype=dtype, threads=threads)
             child.ask(do="run", count=CALLS)
             return row | child.ask(do="memory")
         except ChildFailed as failure:
