@@ -40,6 +40,10 @@ class IllegalTrace(IllegalGraph, TraceDeclined):
     """What tracing made is no legal graph: our fault, not the program's, which torch then runs."""
 
 
+class CannotStream(InfoptError):
+    """A model's result over time cannot be made hop by hop. The message names the op, and why."""
+
+
 class PatternError(InfoptError):
     """A pattern is not a tree of op calls over its variables."""
 

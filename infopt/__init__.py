@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from infopt.compiler.driver import explain as explain
     from infopt.compiler.errors import BadOption as BadOption
     from infopt.compiler.errors import CannotInfer as CannotInfer
+    from infopt.compiler.errors import CannotStream as CannotStream
     from infopt.compiler.errors import ContractBroken as ContractBroken
     from infopt.compiler.errors import FallbackRefused as FallbackRefused
     from infopt.compiler.errors import IllegalGraph as IllegalGraph
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from infopt.compiler.report import Report as Report
     from infopt.compiler.report import Site as Site
     from infopt.compiler.rewrite import Rule as Rule
+    from infopt.compiler.stream import compile_stream as compile_stream
     from infopt.compiler.target import Target as Target
     from infopt.compiler.tokens import Tokens as Tokens
     from infopt.compiler.transformers_exporter import (
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from infopt.runtime.loading import load as load
     from infopt.runtime.loading import sign as sign
     from infopt.runtime.loading import verify as verify
+    from infopt.runtime.stream import Stream as Stream
+    from infopt.runtime.stream import StreamState as StreamState
     from infopt.runtime.trust import NativeCodeRefused as NativeCodeRefused
     from infopt.runtime.verdict import Verdict as Verdict
     from infopt.runtime.verdict import verdicts as verdicts
@@ -100,6 +104,7 @@ _HOMES = {
     "Budget": "compiler.budget",
     "BuildFailed": "codegen.build",
     "CannotInfer": "compiler.errors",
+    "CannotStream": "compiler.errors",
     "CausalLM": "runtime.causal_lm",
     "Close": "compiler.accuracy",
     "Compiled": "compiler.model",
@@ -137,6 +142,8 @@ _HOMES = {
     "Stage": "compiler.graph",
     "StaleState": "runtime.errors",
     "State": "runtime.causal_lm",
+    "Stream": "runtime.stream",
+    "StreamState": "runtime.stream",
     "Target": "compiler.target",
     "TensorType": "compiler.types",
     "TooManySequences": "runtime.errors",
@@ -148,6 +155,7 @@ _HOMES = {
     "WeightsMismatch": "runtime.errors",
     "compile": "compiler.driver",
     "compile_causal_lm": "compiler.causal_lm",
+    "compile_stream": "compiler.stream",
     "default_passes": "passes.pipelines",
     "explain": "compiler.driver",
     "kernel_op": "codegen.kernel",
@@ -175,6 +183,7 @@ __all__ = [
     "Budget",
     "BuildFailed",
     "CannotInfer",
+    "CannotStream",
     "CausalLM",
     "Close",
     "Compiled",
@@ -211,6 +220,8 @@ __all__ = [
     "Stage",
     "StaleState",
     "State",
+    "Stream",
+    "StreamState",
     "Target",
     "TensorType",
     "Tokens",
@@ -222,6 +233,7 @@ __all__ = [
     "WeightsMismatch",
     "compile",
     "compile_causal_lm",
+    "compile_stream",
     "default_passes",
     "explain",
     "kernel_op",

@@ -28,6 +28,7 @@ from infopt.runtime.native import load_executor, typed_executor
 from infopt.runtime.opened import Opened, manifest_of, verified
 from infopt.runtime.placing import Place, choose_for, device_of, maker_on
 from infopt.runtime.plan import AtenStep, Plan
+from infopt.runtime.stream import Stream, StreamSpec
 from infopt.runtime.trust import NativeCodeRefused
 from infopt.runtime.verdict import RUNS, Verdict
 
@@ -44,10 +45,10 @@ def load(
     allow_ops: Collection[str] = (),
     device: Place = None,
     cuda_graphs: bool = False,
-) -> LoadedProgram | CausalLM:
+) -> LoadedProgram | CausalLM | Stream:
     """Load an artifact, a folder or one file, after every byte of it was verified.
 
-    What compile_causal_lm made comes back as a CausalLM.
+    What compile_causal_lm made comes back as a CausalLM, what compile_stream made as a Stream.
 
     native: whose native code may run: "same-owner" (this user's or root's, or verified by a key),
     "signed" (only verified by a key), "any", "never". Code that may not run is not mapped: the
@@ -224,14 +225,17 @@ def _build(
     return LoadedProgram(path, manifest, entry, tensors, make, graph_text, weights_plan, notes)
 
 
-def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM:
+def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:
     about = program.manifest.about
-    if not isinstance(about, Mapping) or "causal_lm" not in about:
-        return program
+    name = ""
     try:
-        return CausalLM(CausalSpec.from_json(about["causal_lm"]), program)
-    except (KeyError, TypeError) as error:
-        raise ArtifactCorrupt(f"{NAME}: about.causal_lm: {error!r}") from None
+        if isinstance(about, Mapping) and (name := "causal_lm") in about:
+            return CausalLM(CausalSpec.from_json(about[name]), program)
+        if isinstance(about, Mapping) and (name := "stream") in about:
+            return Stream(StreamSpec.from_json(about[name]), program)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorrupt(f"{NAME}: about.{name}: {error!r}") from None
+    return program
 
 
 def _executor(entry: VariantEntry, files: Mapping[str, folder.OpenFile]) -> ctypes.CDLL:

@@ -29,6 +29,7 @@ ROOF = (
     "compiler.doctor",
     "compiler.kernel_check",
     "compiler.causal_lm",
+    "compiler.stream",
     "compiler.transformers_exporter",
     "compiler.machine",
     "compiler.tracing_cache",

@@ -1,0 +1,185 @@
+"""infopt.compile_stream: a model over a time axis as a step of one hop with state in place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infopt.compiler.accuracy import compare
+from infopt.compiler.compiled import build
+from infopt.compiler.dynamo import refuse_fallbacks
+from infopt.compiler.errors import BadOption, CannotStream, TraceDeclined
+from infopt.compiler.export import Argument, Exported, check_module, export
+from infopt.compiler.graph import Graph
+from infopt.compiler.interpret import interpret
+from infopt.compiler.model import Compiled
+from infopt.compiler.options import Options
+from infopt.compiler.report import Report
+from infopt.compiler.target import Target
+from infopt.compiler.types import dtype_name
+from infopt.passes.streaming import Step, stream
+from infopt.passes.streaming_rules import rule_for
+from infopt.runtime.forked import torch_threads
+from infopt.runtime.stream import Stream, StreamSpec
+from infopt.runtime.structure import Leaf
+
+_CHECKED = 64  # steps that are compared with the offline graph on the example
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def compile_stream(
+    model: torch.nn.Module,
+    example: Tensor,
+    *,
+    hop: int,
+    axis: int = -1,
+    target: str | Target = "native",
+    **options: Any,
+) -> Stream:
+    """Compile a model over time into a step that takes `hop` samples at a time.
+
+    model    takes one signal and gives one tensor, whose places depend on a bounded past and a
+             bounded future
+    example  a signal that is long enough for the model, its sizes beside time those of every hop
+    hop      samples of a step; strides divide it
+    axis     the signal's time
+    options  see infopt.compiler.options.Options
+
+    The concatenated results are the offline result, `delay` places late (Stream.step), also at the
+    signal's beginning. It is compared on the example before anything is compiled.
+    Raises CannotStream naming the op that cannot stream and why, TraceDeclined, BadOption.
+    """
+    parsed = Options.parse(options)
+    if not isinstance(hop, int) or isinstance(hop, bool) or hop < 1:
+        raise BadOption(f"hop: expected a positive int, found {hop!r}")
+    if not isinstance(example, Tensor) or not -example.dim() <= axis < example.dim():
+        raise BadOption(f"axis: expected an axis of the example, a tensor, found {axis!r}")
+    axis %= example.dim()
+    if example.shape[axis] < hop:
+        length = example.shape[axis]
+        raise BadOption(f"example: expected a hop of {hop} samples or more, found {length}")
+    check_module(model)
+    machine = target if isinstance(target, Target) else Target.parse(target)
+    report = Report(target=machine.name)
+    with torch_threads(), torch.no_grad():
+        exported = _traced(model, example)
+        longer = _longer(model, example, hop, axis)
+        step = stream(exported.graph, longer.graph, rule_for)
+        spec = _spec(step, axis)
+        note = _check(exported.graph, longer.graph, step, spec, example)
+        report.notes += [note] if note else []
+        sample = (example.narrow(axis, 0, hop).contiguous(), spec.empty())
+        made = _exported(exported, step)
+        built = build(made.graph, parsed, machine, report, [made.sample(sample, {})])
+    refuse_fallbacks(parsed, report)
+    compiled = _Program(made, built, (sample, {}))
+    compiled.about["stream"] = spec.to_json()
+    return Stream(spec, compiled, compiled.save)
+
+
+class _Program(Compiled):
+    """The compiled step on flat inputs."""
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        return self._built.program(inputs)
+
+
+def _traced(model: torch.nn.Module, example: Tensor) -> Exported:
+    exported = export(model, (example,), {}, None, Leaf)
+    graph = exported.graph
+    if len(graph.inputs) != 1 or graph.scalars or graph.updates:
+        raise CannotStream("the model writes to its buffers or to the signal")
+    if len(graph.outputs) != 1 or exported.outputs != Leaf(0):
+        raise CannotStream(f"expected one tensor as result, found {exported.outputs}")
+    return exported
+
+
+def _longer(model: torch.nn.Module, example: Tensor, hop: int, axis: int) -> Exported:
+    """The model traced at a signal that is a hop longer."""
+    sizes = list(example.shape)
+    sizes[axis] = hop
+    try:
+        return _traced(model, torch.cat((example, example.new_zeros(sizes)), axis))
+    except TraceDeclined as declined:
+        length = example.shape[axis]
+        raise CannotStream(
+            f"the model runs on {length} samples and not on {length + hop}, a hop of {hop} more; "
+            f"its strides must divide a hop: {declined}"
+        ) from declined
+
+
+def _spec(step: Step, axis: int) -> StreamSpec:
+    x = step.graph.inputs[0]
+    return StreamSpec(
+        tuple(map(int, x.shape)),
+        str(x.dtype),
+        axis,
+        int(x.shape[axis]),
+        step.output.axis,
+        step.output.hop,
+        step.output.delay,
+        tuple((tuple(map(int, s.node.shape)), str(s.node.dtype), s.fill) for s in step.stores),
+    )
+
+
+def _exported(exported: Exported, step: Step) -> Exported:
+    """The step as a program of (x, state)."""
+    count = len(step.stores)
+    state = [Leaf(i + 1) for i in range(count)]
+    return replace(
+        exported,
+        graph=step.graph,
+        arguments=(Argument("x", False, Leaf(0)), Argument("state", False, state)),
+        leaves=tuple(range(count + 1)),
+        outputs=Leaf(0),
+        rebuild=lambda flat: flat[0],
+    )
+
+
+def _check(
+    graph: Graph, longer: Graph, step: Step, spec: StreamSpec, example: Tensor
+) -> str | None:
+    """The step's references, hop by hop, against those of the model; a note where the example is
+    too short for that. Raises CannotStream.
+
+    Compared is what the signal's end does not reach: what a signal that goes on gives too.
+    """
+    axis, out_axis = spec.axis, spec.out_axis
+    ahead = torch.cat((example, example.narrow(axis, 0, spec.hop)), axis)
+    (whole,), (later,) = interpret(graph, [example]), interpret(longer, [ahead])
+    limit = _ROUNDING.get(whole.dtype, 5e-2)
+    count, width = whole.shape[out_axis], spec.out_hop
+    for first in range(0, whole.shape[out_axis], width):
+        part = (first, min(width, whole.shape[out_axis] - first))
+        if not _alike(whole.narrow(out_axis, *part), later.narrow(out_axis, *part), limit):
+            count = first
+            break
+    stores, checked = spec.empty(), 0
+    for number, hop in enumerate(example.split(spec.hop, axis)[:_CHECKED]):
+        if hop.shape[axis] < spec.hop:
+            break
+        (found,) = interpret(step.graph, [hop, *stores])
+        first = number * width - spec.delay
+        skipped = min(max(-first, 0), width)
+        length = min(width - skipped, count - first - skipped)
+        if length <= 0:
+            continue
+        checked += length
+        expected = whole.narrow(out_axis, first + skipped, length)
+        if not _alike(expected, found.narrow(out_axis, skipped, length), limit):
+            error = compare(expected, found.narrow(out_axis, skipped, length))
+            raise CannotStream(
+                f"step {number} on the example, {length} places from {first + skipped}: expected "
+                f"the offline {dtype_name(expected.dtype)} result, found one with {error}"
+            )
+    if checked:
+        return None
+    return f"the example is too short to compare the stream with the offline result: {count} places"
+
+
+def _alike(expected: Tensor, found: Tensor, limit: float) -> bool:
+    error = compare(expected, found)
+    return not error.pattern and error.rms_rel <= limit

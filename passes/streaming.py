@@ -1,0 +1,286 @@
+"""A model over a time axis as a step: f(x) -> step(x's next hop, state) -> (y's next hop, state).
+
+The model is traced at two lengths that are one hop apart. So the axis of time is seen and not
+guessed: it is the one whose size differs, and it differs by the samples that a hop brings.
+
+Positions are exact. In step n, the part of a value with hop h and delay d holds the positions
+n h - d ... n h - d + h - 1 that the value has offline. Padding puts what it fills with at positions
+below 0 of *its* input: where the input is late, what came out before its position 0 is replaced
+(`started`), because zeros inside of a network are not what zeros in front of it give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from infopt.compiler.errors import CannotInfer, CannotStream
+from infopt.compiler.graph import Graph, Node, attr_key, type_text
+from infopt.compiler.infer import builder_for
+from infopt.compiler.ops import CONST, INPUT
+from infopt.compiler.types import TensorType
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A value that comes hop by hop.
+
+    node   the positions of this step
+    axis   where time is in it
+    delay  the position before the stream's first one, counted backwards; below 0, the stream begins
+           behind position 0, and all before holds `fill`
+    """
+
+    node: Node
+    axis: int
+    delay: int = 0
+    fill: float = 0.0
+
+    @property
+    def hop(self) -> int:
+        size = self.node.shape[self.axis]
+        assert isinstance(size, int)
+        return size
+
+
+@dataclass(frozen=True)
+class Store:
+    """One tensor of the state: its input of the step, its next value, and what it starts with."""
+
+    node: Node
+    value: Node
+    fill: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step's graph: inputs (x, *stores), one result, and `updates` of every store."""
+
+    graph: Graph
+    stores: tuple[Store, ...]
+    output: Flow
+
+
+Rule = Callable[["Streaming", Node, Node], Flow]
+
+
+def stream(graph: Graph, longer: Graph, rule: Callable[[Node], Rule | str]) -> Step:
+    """The step of a model with one input and one result, traced at two lengths a hop apart.
+
+    rule: how a node streams, or the reason why it cannot. Raises CannotStream.
+    """
+    made = Streaming(rule)
+    pairs = list(zip(graph.nodes(), longer.nodes(), strict=False))
+    same = len(graph.nodes()) == len(longer.nodes())
+    if not same or any(a.op is not b.op for a, b in pairs):
+        raise CannotStream("the program is another one for a signal that is one hop longer")
+    for index, (node, twin) in enumerate(pairs):
+        try:
+            made.add(node, twin, graph, longer)
+        except CannotStream as reason:
+            raise CannotStream(f"%{index} {_described(node)}: {reason}") from None
+    (result,) = graph.outputs
+    if not isinstance(result, Node) or result not in made.flows:
+        raise CannotStream("the result does not depend on the signal")
+    return made.finish(made.ready(made.flows[result]), graph)
+
+
+def _described(node: Node) -> str:
+    given = ", ".join(type_text(a.type) for a in node.inputs)
+    return f"{node.op.name}({given}) -> {type_text(node.type)}"
+
+
+class Streaming:
+    """Builds a step. Rules ask it for what they need: past samples, delays, padding."""
+
+    def __init__(self, rule: Callable[[Node], Rule | str]) -> None:
+        self.o = builder_for(())
+        self.rule = rule
+        self.flows: dict[Node, Flow] = {}
+        self.stores: list[Store] = []
+        self.consts: dict[str, torch.Tensor] = {}
+        self._kept: dict[Any, Node] = {}
+        self._steps: Node | None = None
+
+    def add(self, node: Node, twin: Node, graph: Graph, longer: Graph) -> None:
+        """Derive what a node is in the step. twin: the same node over the longer signal."""
+        moving = [a for a in node.inputs if a in self.flows]
+        axis = _axis(node, twin)
+        if node.op is INPUT:
+            if axis is None:
+                raise CannotStream("an input without the time axis")
+            hop = _extent(twin, axis) - _extent(node, axis)
+            self.flows[node] = Flow(self.o.input(node.attr("name"), _cut(node, axis, hop)), axis)
+        elif moving and axis is None:
+            raise CannotStream("it mixes all of time: its result does not grow with the signal")
+        elif axis is not None and node.op is CONST:
+            raise CannotStream("a constant that is as long as the signal")
+        elif axis is not None:
+            rule = self.rule(node)
+            if isinstance(rule, str):
+                raise CannotStream(rule)
+            try:
+                flow = rule(self, node, twin)
+            except CannotInfer as error:
+                raise CannotStream(f"it refuses a hop: {error}") from None
+            _check(flow, node, twin, axis)
+            self.flows[node] = flow
+        elif node.op is CONST:
+            mine, other = graph.consts[node.attr("name")], longer.consts[twin.attr("name")]
+            if mine is not other and not torch.equal(mine, other):
+                raise CannotStream("a constant that depends on the signal's length")
+        elif attr_key(node.attrs) != attr_key(twin.attrs):
+            raise CannotStream("its attributes depend on the signal's length")
+
+    def finish(self, output: Flow, graph: Graph) -> Step:
+        inputs = tuple(self.flows[n].node for n in graph.inputs)
+        stores = tuple(self.stores)
+        made = Graph(
+            inputs + tuple(s.node for s in stores),
+            (output.node,),
+            {**graph.consts, **self.consts},
+            updates=tuple((len(inputs) + i, s.value) for i, s in enumerate(stores)),
+        )
+        return Step(made.with_consts({}), stores, output)
+
+    # What rules are made of
+
+    def flow(self, arg: Any) -> Flow:
+        """An argument whose position 0 has come or will come."""
+        return self.ready(self.flows[arg])
+
+    def ready(self, flow: Flow) -> Flow:
+        """The flow, with what lies before it in it."""
+        return flow if flow.delay >= 0 else self.delayed(flow, 0)
+
+    def aligned(self, flows: Sequence[Flow]) -> list[Flow]:
+        """The flows with the same delay, the longest of theirs."""
+        flows = [self.ready(f) for f in flows]
+        if len({f.hop for f in flows}) > 1:
+            raise CannotStream(f"it joins hops of {sorted({f.hop for f in flows})} samples")
+        longest = max(f.delay for f in flows)
+        return [self.delayed(f, longest) for f in flows]
+
+    def delayed(self, flow: Flow, delay: int) -> Flow:
+        """The flow with a longer delay."""
+        if delay == flow.delay:
+            return flow
+        both = self.history(flow, delay - flow.delay)
+        return replace(flow, node=self.part(both, flow.axis, 0, flow.hop), delay=delay)
+
+    def history(self, flow: Flow, count: int) -> Node:
+        """This step's positions behind the `count` ones before them."""
+        key = ("history", flow.node, flow.axis, count, str(flow.fill))
+        if key not in self._kept:
+            type = _cut(flow.node, flow.axis, count)
+            past = self.o.input(self._name(), type)
+            both = self.o.call("aten.cat.default", (past, flow.node), dim=flow.axis)
+            value = self.part(both, flow.axis, flow.hop, flow.hop + count)
+            self.stores.append(Store(past, value, flow.fill))
+            self._kept[key] = both
+        return self._kept[key]
+
+    def part(self, node: Node, axis: int, start: int, end: int, step: int = 1) -> Node:
+        """node[start:end:step] along an axis."""
+        if (start, end, step) == (0, node.shape[axis], 1):
+            return node
+        return self.o.call("aten.slice.Tensor", node, dim=axis, start=start, end=end, step=step)
+
+    def padded(self, flow: Flow, count: int, fill: float) -> Flow:
+        """The flow with `count` positions of `fill` in front of it, which become 0, 1, ..."""
+        if count < 0:
+            return replace(self.ready(flow), delay=self.ready(flow).delay - count)
+        if count == 0:
+            return flow
+        if flow.delay > 0:
+            flow = replace(flow, node=self.started(flow, fill))
+        elif flow.delay < 0 and str(flow.fill) != str(fill):
+            flow = self.ready(flow)
+        return replace(flow, delay=flow.delay - count, fill=fill)
+
+    def started(self, flow: Flow, fill: float) -> Node:
+        """This step's positions, with `fill` at those below 0."""
+        key = ("started", flow.node, flow.axis, flow.delay, str(fill))
+        if key not in self._kept:
+            behind = (1,) * (flow.node.tensor_type.rank - flow.axis - 1)
+            least = (flow.delay - torch.arange(flow.hop)).reshape(-1, *behind)
+            begun = self.o.mul(self.steps(), flow.hop)
+            here = self.o.call("aten.ge.Tensor", begun, self.const(least))
+            self._kept[key] = self.o.call("aten.where.ScalarOther", here, flow.node, fill)
+        return self._kept[key]
+
+    def steps(self) -> Node:
+        """i64[1]: how many steps came before this one."""
+        if self._steps is None:
+            self._steps = self.o.input(self._name(), TensorType.dense((1,), torch.int64))
+            self.stores.append(Store(self._steps, self.o.add(self._steps, 1), 0.0))
+        return self._steps
+
+    def _name(self) -> str:
+        return f"infopt_state{len(self.stores)}"  # no argument of a model is called so
+
+    def const(self, value: torch.Tensor) -> Node:
+        """A constant of the step."""
+        for name, known in self.consts.items():
+            if TensorType.of(known) == TensorType.of(value) and torch.equal(known, value):
+                return self.o.const(name, TensorType.of(value))
+        name = f"stream{len(self.consts)}"
+        self.consts[name] = value
+        return self.o.const(name, TensorType.of(value))
+
+    def like(self, node: Node, flows: Sequence[Flow], **attrs: Any) -> Node:
+        """The node's op on this step's positions of the values that flow."""
+        new = dict(zip([a for a in node.inputs if a in self.flows], flows, strict=True))
+
+        def moved(arg: Any) -> Any:
+            if isinstance(arg, tuple):
+                return tuple(moved(a) for a in arg)
+            return new[arg].node if arg in new else arg
+
+        changed = tuple((k, attrs.get(k, v)) for k, v in node.attrs)
+        return self.o.node(node.op, moved(node.args), changed)
+
+    def batched(self, node: Node) -> Flow:
+        """The node's op where time is its batch: apart."""
+        (moving,) = (a for a in node.inputs if a in self.flows)
+        flow = self.flow(moving)
+        return replace(flow, node=self.like(node, [flow]))
+
+
+def _axis(node: Node, twin: Node) -> int | None:
+    """The axis whose size grows with the signal; None where none does."""
+    if not isinstance(node.type, TensorType):
+        if node.type != twin.type:
+            raise CannotStream("an op with several results over time")
+        return None
+    if not node.type.is_static:
+        raise CannotStream("a size that depends on data")
+    if node.dtype != twin.dtype or len(node.shape) != len(twin.shape):
+        raise CannotStream("its type depends on the signal's length")
+    found = [i for i, (a, b) in enumerate(zip(node.shape, twin.shape)) if a != b]
+    if len(found) > 1:
+        raise CannotStream("several of its axes grow with the signal")
+    return found[0] if found else None
+
+
+def _check(flow: Flow, node: Node, twin: Node, axis: int) -> None:
+    """A hop of the result is what the longer signal has more of it."""
+    wanted = list(node.shape)
+    wanted[axis] = _extent(twin, axis) - _extent(node, axis)
+    if flow.axis != axis or list(flow.node.shape) != wanted or flow.node.dtype != node.dtype:
+        raise CannotStream(f"a hop of it would be {flow.node.type}, expected {wanted}")
+
+
+def _extent(node: Node, axis: int) -> int:
+    size = node.shape[axis]
+    assert isinstance(size, int)
+    return size
+
+
+def _cut(node: Node, axis: int, count: int) -> TensorType:
+    shape = list(node.shape)
+    shape[axis] = count
+    return TensorType.dense(shape, node.dtype)

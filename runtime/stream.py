@@ -1,0 +1,191 @@
+"""A model over time as a compiled step: hop after hop, with its state in memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infopt.runtime.errors import InputMismatch, StaleState
+from infopt.runtime.plan_check import dtype_of
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """What a step takes and gives.
+
+    shape, dtype  of one hop of the signal; axis: where time is in it
+    hop           samples of the signal in a step
+    out_hop       samples of the result that a step gives, along out_axis
+    delay         how many samples the step's results are behind: of all that the stream gives, the
+                  first `delay` samples belong to no place of the result
+    stores        sizes, dtype and start value of every tensor of the state
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    hop: int
+    out_axis: int
+    out_hop: int
+    delay: int
+    stores: tuple[tuple[tuple[int, ...], str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        stores = [
+            {"shape": list(s), "dtype": dtype, "fill": str(fill)} for s, dtype, fill in self.stores
+        ]
+        return {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "axis": self.axis,
+            "hop": self.hop,
+            "out_axis": self.out_axis,
+            "out_hop": self.out_hop,
+            "delay": self.delay,
+            "stores": stores,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> StreamSpec:
+        stores = tuple(
+            (tuple(s["shape"]), str(s["dtype"]), float(s["fill"])) for s in record["stores"]
+        )
+        return cls(
+            tuple(record["shape"]),
+            str(record["dtype"]),
+            int(record["axis"]),
+            int(record["hop"]),
+            int(record["out_axis"]),
+            int(record["out_hop"]),
+            int(record["delay"]),
+            stores,
+        )
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state."""
+        return sum(t.nbytes for t in self.empty())
+
+    def empty(self) -> list[Tensor]:
+        """The stores before the first sample."""
+        return [
+            torch.full(shape, fill, dtype=dtype_of(name, "stores"))
+            if fill
+            else torch.zeros(shape, dtype=dtype_of(name, "stores"))
+            for shape, name, fill in self.stores
+        ]
+
+
+class StreamState:
+    """Where a stream stands. steps: how many hops it has seen.
+
+    A step hands the memory on to the new state; the old one is stale.
+    """
+
+    __slots__ = ("_stores", "steps")
+
+    def __init__(self, stores: list[Tensor], steps: int = 0) -> None:
+        self._stores: list[Tensor] | None = stores
+        self.steps = steps
+
+    def copy(self) -> StreamState:
+        """The same state with memory of its own: both may be stepped. Raises StaleState."""
+        return StreamState([s.clone() for s in self.stores], self.steps)
+
+    @property
+    def stores(self) -> list[Tensor]:
+        """The tensors of the state. Raises StaleState."""
+        if self._stores is None:
+            raise StaleState("this state was stepped: use the state that the step gave, or copy()")
+        return self._stores
+
+    def after(self) -> StreamState:
+        """The state one step later, which owns the memory from now on."""
+        stores, self._stores = self.stores, None
+        return StreamState(stores, self.steps + 1)
+
+    def __repr__(self) -> str:
+        stale = ", stale" if self._stores is None else ""
+        return f"<infopt.StreamState after {self.steps} steps{stale}>"
+
+
+class Stream:
+    """A compiled stream.
+
+    spec     what a step takes and gives; `hop` and `delay` are read most
+    program  what was compiled or loaded: its report, its notes
+    """
+
+    def __init__(
+        self, spec: StreamSpec, program: Any, save: Callable[..., Path] | None = None
+    ) -> None:
+        self.spec, self.program, self._save = spec, program, save
+
+    @property
+    def hop(self) -> int:
+        """Samples of the signal that a step takes."""
+        return self.spec.hop
+
+    @property
+    def delay(self) -> int:
+        """Samples of the result that a step's results are behind."""
+        return self.spec.delay
+
+    @property
+    def report(self) -> Any:
+        """What the compiler did and why; None of a loaded model."""
+        return getattr(self.program, "report", None)
+
+    def start(self) -> StreamState:
+        """The state before the first sample."""
+        return StreamState(self.spec.empty())
+
+    def step(self, x: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """The result of the next hop x, and the state after it; the one given is stale then.
+
+        Step n gives the offline result at n out_hop - delay and the out_hop - 1 places behind it.
+        What would be before place 0 is arbitrary.
+        Raises InputMismatch, StaleState; the state is then as it was.
+        """
+        if tuple(x.shape) != self.spec.shape:
+            expected = list(self.spec.shape)
+            raise InputMismatch(f"x: expected a hop of {expected}, found {list(x.shape)}")
+        (y,) = self.program.run([x, *state.stores])
+        return y, state.after()
+
+    def run(self, x: Tensor) -> Tensor:
+        """A whole signal, streamed: the first places of the offline result, without the delay.
+
+        x: a number of whole hops along the time axis. Raises InputMismatch.
+        """
+        spec = self.spec
+        if x.dim() != len(spec.shape) or x.shape[spec.axis] % spec.hop or not x.numel():
+            raise InputMismatch(
+                f"x: expected whole hops of {list(spec.shape)}, one or more along axis "
+                f"{spec.axis}, found {list(x.shape)}"
+            )
+        state, parts = self.start(), []
+        for part in x.split(spec.hop, spec.axis):
+            y, state = self.step(part.contiguous(), state)
+            parts.append(y)
+        whole = torch.cat(parts, spec.out_axis)
+        return whole.narrow(
+            spec.out_axis,
+            min(spec.delay, whole.shape[spec.out_axis]),
+            max(0, whole.shape[spec.out_axis] - spec.delay),
+        )
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the artifact; infopt.load reads it. Options as those of Compiled.save."""
+        if self._save is None:
+            raise ValueError("this model was loaded: copy the folder that it was loaded from")
+        return self._save(path, **options)
+
+    def __repr__(self) -> str:
+        s = self.spec
+        return f"<infopt.Stream, hops of {s.hop}, delay {s.delay}, state {s.state_bytes} bytes>"

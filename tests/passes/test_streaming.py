@@ -1,0 +1,284 @@
+"""Steps against whole signals, through the references: drawn stacks, and what is declined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from infopt.compiler.errors import CannotStream
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.infer import Builder, builder_for
+from infopt.compiler.interpret import interpret
+from infopt.compiler.types import TensorType
+from infopt.compiler.verify import verify
+from infopt.passes.streaming import Step, stream
+from infopt.passes.streaming_rules import rule_for
+
+WIDTH = 4
+Program = Callable[[Any, Node, Callable[[Tensor], Node]], Node]
+
+
+def graph_of(program: Program, length: int, shape: tuple[int, ...] = (1, WIDTH)) -> Graph:
+    """The graph of a program over x f64[*shape, length]; it makes constants with its third."""
+    o, consts = builder_for(()), {}
+    x = o.input("x", TensorType.dense((*shape, length), torch.float64))
+
+    def const(value: Tensor) -> Node:
+        name = f"c{len(consts)}"
+        consts[name] = value
+        return o.const(name, TensorType.of(value))
+
+    return Graph((x,), (program(o, x, const),), consts)
+
+
+def step_of(program: Program, hop: int, length: int, shape: tuple[int, ...] = (1, WIDTH)) -> Step:
+    step = stream(
+        graph_of(program, length, shape), graph_of(program, length + hop, shape), rule_for
+    )
+    verify(step.graph)
+    return step
+
+
+def streamed(step: Step, x: Tensor, axis: int = -1) -> Tensor:
+    """What the stream gives for the places 0, 1, ... of the result."""
+    hop = step.graph.inputs[0].shape[axis]
+    stores = [torch.full(s.node.shape, s.fill, dtype=s.node.dtype) for s in step.stores]
+    parts = [interpret(step.graph, [part, *stores])[0] for part in x.split(hop, axis)]
+    out, delay = torch.cat(parts, step.output.axis), step.output.delay
+    return out.narrow(step.output.axis, delay, out.shape[step.output.axis] - delay)
+
+
+def check(program: Program, hop: int, hops: int = 12, shape: tuple[int, ...] = (1, WIDTH)) -> Step:
+    """The stream of a signal gives the first places of the result of a signal that goes on."""
+    step = step_of(program, hop, hop * hops, shape)
+    x = torch.randn(*shape, hop * hops + 64, dtype=torch.float64)
+    (expected,) = interpret(graph_of(program, x.shape[-1], shape), [x])
+    found = streamed(step, x[..., : hop * hops].contiguous())
+    count = found.shape[step.output.axis]
+    assert count > 0, "the stream is too short to say anything"
+    wanted = expected.narrow(step.output.axis, 0, count)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    return step
+
+
+def weight(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+# One layer each: (o, x, const) -> y, with biases, so that padding inside is not what zeros give
+
+
+def conv(kernel: int, dilation: int, stride: int, before: int, after: int, groups: int) -> Program:
+    def layer(o: Builder, x: Node, const: Any) -> Node:
+        x = o.pad(x, (before, after))
+        w, b = const(weight(WIDTH, WIDTH // groups, kernel)), const(weight(WIDTH))
+        return o.conv1d(x, w, b, stride=(stride,), dilation=(dilation,), groups=groups)
+
+    return layer
+
+
+def padded_conv(kernel: int, dilation: int, stride: int) -> Program:
+    def layer(o: Builder, x: Node, const: Any) -> Node:
+        w, b = const(weight(WIDTH, WIDTH, kernel)), const(weight(WIDTH))
+        padding = (dilation * (kernel // 2),)
+        return o.conv1d(x, w, b, stride=(stride,), padding=padding, dilation=(dilation,))
+
+    return layer
+
+
+def residual(kernel: int, dilation: int, before: int, shift: int) -> Program:
+    """x and a convolution of it, both cut to the same length; the cut of x begins anywhere."""
+
+    def layer(o: Builder, x: Node, const: Any) -> Node:
+        w, b = const(weight(WIDTH, WIDTH, kernel)), const(weight(WIDTH))
+        y = o.conv1d(o.pad(x, (before, 0)), w, b, dilation=(dilation,))
+        length = min(y.shape[2], x.shape[2] - shift)
+        cut = o.slice(x, dim=2, start=shift, end=shift + length)
+        return o.add(cut, o.sigmoid(o.slice(y, dim=2, start=0, end=length)))
+
+    return layer
+
+
+def transposed(kernel: int, dilation: int, stride: int, cropped: int) -> Program:
+    def layer(o: Builder, x: Node, const: Any) -> Node:
+        w, b = const(weight(WIDTH, WIDTH, kernel)), const(weight(WIDTH))
+        cut = min(cropped, dilation * (kernel - 1))
+        named = {"stride": (stride,), "padding": (cut,), "dilation": (dilation,)}
+        return o.conv_transpose1d(x, w, b, **named)
+
+    return layer
+
+
+def pool(kind: str, kernel: int, stride: int, pad: int) -> Program:
+    def layer(o: Builder, x: Node, const: Any) -> Node:
+        named = {"kernel_size": (kernel,), "stride": (stride,), "padding": (min(pad, kernel // 2),)}
+        return getattr(o, f"{kind}_pool1d")(x, **named)
+
+    return layer
+
+
+def repeated(scale: int) -> Program:
+    return lambda o, x, const: o.call(
+        "aten.upsample_nearest1d.vec", x, None, scale_factors=(float(scale),)
+    )
+
+
+def every(start: int, step: int) -> Program:
+    return lambda o, x, const: o.slice(x, dim=2, start=start, step=step)
+
+
+small, few = st.integers(1, 4), st.integers(1, 3)
+stride = st.integers(1, 2)
+LAYERS = st.one_of(
+    st.builds(
+        conv, small, few, stride, st.integers(0, 9), st.integers(0, 4), st.sampled_from((1, 4))
+    ),
+    st.builds(padded_conv, small, few, stride),
+    st.builds(residual, small, few, st.integers(0, 9), st.integers(0, 3)),
+    st.builds(transposed, small, few, few, st.integers(0, 4)),
+    st.builds(pool, st.sampled_from(("avg", "max")), small, stride, st.integers(0, 2)),
+    st.builds(repeated, few),
+    st.builds(every, st.integers(0, 3), stride),
+)
+
+
+def stack(*layers: Program) -> Program:
+    def program(o: Builder, x: Node, const: Any) -> Node:
+        for layer in layers:
+            x = layer(o, x, const)
+        return x
+
+    return program
+
+
+STACKS = st.lists(LAYERS, min_size=1, max_size=5).map(lambda layers: stack(*layers))
+
+
+@settings(max_examples=15, deadline=None)
+@given(program=STACKS, hop=st.sampled_from((32, 64, 96)))
+@example(program=stack(padded_conv(4, 1, 2), transposed(4, 1, 2, 1), padded_conv(3, 1, 1)), hop=32)
+def test_drawn_stacks_stream(program: Program, hop: int) -> None:
+    check(program, hop, 4)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(program=STACKS, hop=st.sampled_from((32, 64, 96)))
+def test_many_drawn_stacks_stream(program: Program, hop: int) -> None:
+    check(program, hop, 4)
+
+
+@pytest.mark.parametrize("hop", [1, 2, 3, 7])
+def test_any_hop_will_do_without_strides(hop: int) -> None:
+    program = stack(residual(3, 1, 2, 0), residual(3, 2, 4, 0), padded_conv(3, 2, 1))
+    assert check(program, hop, 20).output.delay == 2
+
+
+def test_a_causal_stack_has_no_delay_and_counts_nothing() -> None:
+    step = check(stack(residual(3, 1, 2, 0), residual(3, 2, 4, 0)), 5)
+    assert step.output.delay == 0
+    # the last (k - 1) dilation inputs of each convolution, and no counter
+    assert [s.node.shape for s in step.stores] == [(1, WIDTH, 2), (1, WIDTH, 4)]
+
+
+def test_zeros_inside_are_not_what_zeros_in_front_give() -> None:
+    """The second of two padded convolutions sees zeros where the first one would give its bias."""
+    step = check(stack(padded_conv(3, 1, 1), padded_conv(3, 1, 1)), 4)
+    assert step.output.delay == 2
+    assert any(n.op.name == "aten.where.ScalarOther" for n in step.graph.nodes())
+
+
+def test_time_may_be_any_axis() -> None:
+    def program(o: Builder, x: Node, const: Any) -> Node:  # [1, 4, T] -> [T, 2, 6]
+        y = o.permute(o.reshape(x, (2, 2, x.shape[2])), (2, 0, 1))
+        y = o.layer_norm(o.linear(y, const(weight(6, 2))), (6,))
+        y = o.expand(o.reshape(o.softmax(y, dim=-1), (x.shape[2], 1, 2, 6)), (-1, 3, -1, -1))
+        return o.sum(y, dim=(1,))
+
+    assert check(program, 3).output.axis == 0
+
+
+def test_two_dimensional_convolutions_slide_over_time_or_beside_it() -> None:
+    def program(o: Builder, x: Node, const: Any) -> Node:  # [1, 2, T, 5], then [1, 2, 5, T]
+        y = o.conv2d(x, const(weight(2, 2, 3, 3)), None, padding=(1, 1))
+        y = o.max_pool2d(o.relu(y), (1, 3), stride=(1, 3), padding=(0, 1))
+        return o.conv2d(y, const(weight(2, 2, 3, 2)), None, padding=(1, 0), stride=(2, 1))
+
+    step = stream(graph_at(program, 24), graph_at(program, 28), rule_for)
+    x = torch.randn(1, 2, 24, 5, dtype=torch.float64)
+    found, (expected,) = streamed(step, x, 2), interpret(graph_at(program, 24), [x])
+    count = found.shape[2]
+    assert count > 9
+    torch.testing.assert_close(found, expected[:, :, :count], rtol=1e-9, atol=1e-9)
+
+
+def graph_at(program: Program, length: int) -> Graph:
+    o, consts = builder_for(()), {}
+
+    def const(value: Tensor) -> Node:
+        consts[f"c{len(consts)}"] = value
+        return o.const(f"c{len(consts) - 1}", TensorType.of(value))
+
+    x = o.input("x", TensorType.dense((1, 2, length, 5), torch.float64))
+    return Graph((x,), (program(o, x, const),), consts)
+
+
+DECLINED: dict[str, tuple[Program, str]] = {
+    "mean": (lambda o, x, c: o.add(x, o.mean(x, dim=(2,), keepdim=True)), "mixes all of time"),
+    "softmax": (lambda o, x, c: o.softmax(x, dim=-1), "looks along time"),
+    "group norm": (lambda o, x, c: o.group_norm(x, 2), "statistics are taken over all of time"),
+    "batch statistics": (
+        lambda o, x, c: o.call(
+            "aten.batch_norm.default",
+            *(x, None, None, None, None),
+            **{"training": True, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": False},
+        ),
+        "statistics of the batch",
+    ),
+    "attention": (
+        lambda o, x, c: o.scaled_dot_product_attention(*[o.permute(x, (0, 2, 1))] * 3),
+        "every position attends to all of time",
+    ),
+    "reflection": (lambda o, x, c: o.pad(x, (2, 2), mode="reflect"), "shows the signal's ends"),
+    "from the end": (lambda o, x, c: o.slice(x, dim=2, start=-20), "mixes all of time"),
+    "flip": (lambda o, x, c: o.flip(x, (2,)), "begins at the signal's end"),
+    "length": (lambda o, x, c: o.mul(x, x.shape[2]), "attributes depend on the signal's length"),
+    "reshape": (lambda o, x, c: o.reshape(x, (1, -1)), "joins time with another axis"),
+    "gram": (lambda o, x, c: o.matmul(x, o.permute(x, (0, 2, 1))), "mixes all of time"),
+    "border": (
+        lambda o, x, c: o.avg_pool1d(x, (3,), (1,), (1,), count_include_pad=False),
+        "another divisor",
+    ),
+    "pairs of times": (
+        lambda o, x, c: o.mul(o.reshape(x, (4, -1, 1)), o.reshape(x, (4, 1, -1))),
+        "several of its axes grow",
+    ),
+    "unknown": (lambda o, x, c: o.roll(x, (1,), (2,)), "no rule says how this op streams"),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_what_mixes_time_is_declined(name: str) -> None:
+    program, reason = DECLINED[name]
+    with pytest.raises(CannotStream, match=reason) as refused:
+        step_of(program, 4, 24)
+    assert str(refused.value).startswith("%")  # the place in the printed graph
+
+
+def test_strides_divide_the_hop() -> None:
+    with pytest.raises(CannotStream, match="a hop is 3 samples here, which its stride of 2 does"):
+        step_of(padded_conv(3, 1, 2), 3, 24)
+
+
+def test_branches_of_unequal_rates_do_not_meet() -> None:
+    def program(o: Builder, x: Node, const: Any) -> Node:
+        return o.add(x, o.slice(every(0, 2)(o, x, const), dim=2, end=1))
+
+    with pytest.raises(CannotStream, match="mixes all of time"):
+        step_of(program, 2, 24)
