@@ -3,7 +3,8 @@ processes.
 
 Cold: empty caches. Warm: the same question in a second process over the caches the first one
 filled. The deep-2 and deep-48 encoders differ in depth only. The arm dynamo is torch.compile with
-backend="eager": what torch.compile itself needs, its imports included.
+backend="eager": what torch.compile itself needs, its imports included. infopt-artifact is the time
+from the file that another process saved, the same cold and warm.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.encoders import caches
+from benchmarks.first_call import ARTIFACT, first_call
 from benchmarks.process import Child, ChildFailed
 from benchmarks.report import wide_console, write_json
 
@@ -24,7 +26,7 @@ WORKLOADS = ("bert-1x128", "deep-2", "deep-48")
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compile_time", description=__doc__)
     parser.add_argument("--json", help="also write the rows to this file")
-    every = "dynamo,infopt,infopt-offline,inductor"
+    every = f"dynamo,infopt,infopt-offline,{ARTIFACT},inductor"
     parser.add_argument("--arms", default=every, help="which to measure")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -56,20 +58,14 @@ def main(arguments: list[str]) -> int:
 
 def first_calls(name: str, workload: str, threads: int, repeats: int) -> dict[str, Any]:
     """The least cold and the least warm first call over fresh processes."""
-    question = {
-        "do": "prepare",
-        "workload": workload,
-        "name": name,
-        "dtype": "fp32",
-        "threads": threads,
-    }
+    question = {"workload": workload, "name": name, "dtype": "fp32", "threads": threads}
     cold, warm = [], []
     try:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as folder:
                 for seconds in (cold, warm):
                     with Child("benchmarks.encoder_arm", caches(folder)) as child:
-                        seconds.append(child.ask(**question)["first"])
+                        seconds.append(first_call(child, folder, **question))
     except ChildFailed as failure:
         return {"arm": name, "workload": workload, "failure": str(failure).strip().splitlines()[-1]}
     return {"arm": name, "workload": workload, "cold": min(cold), "warm": min(warm)}

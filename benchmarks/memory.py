@@ -15,11 +15,11 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.encoders import caches
+from benchmarks.first_call import ARTIFACT, first_call
 from benchmarks.process import Child, ChildFailed
 from benchmarks.report import wide_console, write_json
 
 WORKLOADS = ("minilm-32x128", "bert-1x128", "bert-8x384")
-ARTIFACT = "infopt-artifact"
 ARMS = ("eager", "dynamo", "infopt", "infopt-offline", ARTIFACT, "inductor")
 CALLS = 3
 
@@ -62,13 +62,7 @@ def peak(workload: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
         Child("benchmarks.encoder_arm", caches(folder)) as child,
     ):
         try:
-            if name == ARTIFACT:
-                path = f"{folder}/artifact"
-                with Child("benchmarks.encoder_arm", caches(folder)) as other:
-                    other.ask(do="save", workload=workload, dtype=dtype, path=path)
-                child.ask(do="load", workload=workload, path=path, threads=threads)
-            else:
-                child.ask(do="prepare", workload=workload, name=name, dtype=dtype, threads=threads)
+            first_call(child, folder, workload=workload, name=name, dtype=dtype, threads=threads)
             child.ask(do="run", count=CALLS)
             return row | child.ask(do="memory")
         except ChildFailed as failure:
