@@ -74,6 +74,7 @@ class _Expander:
             with world.mode, torch.no_grad():
                 fakes = [world.fake(a) for a in flatten_nodes(args)]
                 module = make_fx(call, pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
+            module.graph.eliminate_dead_code()  # torch.promote_types leaves a call behind
             return from_fx(module), world.from_env
         except TraceDeclined as error:
             reason = str(error)

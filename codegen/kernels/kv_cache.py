@@ -6,6 +6,7 @@ x past those are padding. So sequences of different lengths share one program wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -116,21 +117,26 @@ def kv_attention_int8(q, keys, values, starts, *, scale, window=0, softcap=0.0):
     return kv_attention.reference(q, k, v, starts, scale=scale, window=window, softcap=softcap)
 
 
-def _append_legal(
-    target: Target, store: TensorType, x: TensorType, starts: TensorType, counts: TensorType
-) -> str | None:
-    if store.dtype != x.dtype or store.dtype not in ELEMENT:
-        return f"{x.dtype} into {store.dtype}"
-    if not store.rank == x.rank == 4:
-        return f"{store.rank} and {x.rank} dimensions, expected 4"
-    return None
+# what every append reads beside its store
+APPENDED = {"x": dense_last, "starts": contiguous, "counts": contiguous}
 
 
-@kv_append.kernel(
-    "cpu",
-    legal=_append_legal,
-    layouts={"x": dense_last, "starts": contiguous, "counts": contiguous},
-)
+def appends(stored: torch.dtype | None, rank: int) -> Callable[..., str | None]:
+    """The legality of appending to a store of that dtype and rank; None: of what is appended."""
+
+    def legal(target: Target, store: TensorType, x: TensorType, *_: Any, **__: Any) -> str | None:
+        if stored is None and (store.dtype != x.dtype or store.dtype not in ELEMENT):
+            return f"{x.dtype} into {store.dtype}"
+        if stored is not None and (store.dtype is not stored or x.dtype not in FLOATS):
+            return f"{x.dtype} into {store.dtype}"
+        if (store.rank, x.rank) != (rank, 4):
+            return f"{store.rank} and {x.rank} dimensions, expected {rank} and 4"
+        return None
+
+    return legal
+
+
+@kv_append.kernel("cpu", legal=appends(None, 4), layouts=APPENDED)
 def _append(
     cfg: Config,
     target: Target,
@@ -187,19 +193,7 @@ def _attention(
     return replace(call, symbol=call.symbol.replace("attention", "kv_attention"))
 
 
-def _append_int8_legal(
-    target: Target, store: TensorType, x: TensorType, starts: TensorType, counts: TensorType
-) -> str | None:
-    if store.dtype is not torch.int8 or x.dtype not in FLOATS:
-        return f"{x.dtype} into {store.dtype}"
-    return None if store.rank == x.rank == 4 else f"{store.rank} and {x.rank} dimensions"
-
-
-@kv_append_int8.kernel(
-    "cpu",
-    legal=_append_int8_legal,
-    layouts={"x": dense_last, "starts": contiguous, "counts": contiguous},
-)
+@kv_append_int8.kernel("cpu", legal=appends(torch.int8, 4), layouts=APPENDED)
 def _append_int8(
     cfg: Config,
     target: Target,

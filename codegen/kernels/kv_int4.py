@@ -16,8 +16,8 @@ from torch import Tensor
 
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.attention import attention_call, attention_reason, by_token
-from infopt.codegen.kernels.kv_cache import _attention_cases, kv_attention
-from infopt.codegen.kernels.rows import FLOATS, SHORT, contiguous, dense_last
+from infopt.codegen.kernels.kv_cache import APPENDED, _attention_cases, appends, kv_attention
+from infopt.codegen.kernels.rows import SHORT, contiguous, dense_last
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -153,24 +153,7 @@ def kv_attention_int4(q, keys, values, starts, counts, *, scale, width, window=0
     return kv_attention.reference(q, k, v, starts, scale=scale, window=window, softcap=softcap)
 
 
-def _append_legal(
-    target: Target,
-    store: TensorType,
-    x: TensorType,
-    starts: TensorType,
-    counts: TensorType,
-    **_: Any,
-) -> str | None:
-    if store.dtype is not torch.uint8 or x.dtype not in FLOATS:
-        return f"{x.dtype} into {store.dtype}"
-    return None if (store.rank, x.rank) == (3, 4) else f"{store.rank} and {x.rank} dimensions"
-
-
-@kv_append_int4.kernel(
-    "cpu",
-    legal=_append_legal,
-    layouts={"x": dense_last, "starts": contiguous, "counts": contiguous},
-)
+@kv_append_int4.kernel("cpu", legal=appends(torch.uint8, 3), layouts=APPENDED)
 def _append(
     cfg: Config,
     target: Target,

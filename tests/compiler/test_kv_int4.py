@@ -8,17 +8,12 @@ import torch
 import infopt
 from infopt.codegen.kernels.kv_int4 import _from_pages, _to_pages
 from infopt.models.decoder import SMALL, Decoder
+from tests.compiler.sharp_decoder import sharp_decoder
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        made = Decoder(SMALL).eval()
-        for name, parameter in made.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.05 if "token" in name else 3)
-    return made
+    return sharp_decoder(3)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +12,14 @@ from torch import Tensor
 import infopt
 from infopt.codegen.kernels.kv_parts import attention_part, merge_parts
 from infopt.models.decoder import SMALL, Decoder, rotate
+from tests.compiler.sharp_decoder import sharp_decoder
 
 HEADS, GROUPS = SMALL.kv_heads, SMALL.heads // SMALL.kv_heads
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        made = Decoder(SMALL).eval()
-        for name, parameter in made.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.05 if "token" in name else 2)
-    return made
+    return sharp_decoder(2)
 
 
 class EagerCache:
@@ -209,6 +205,23 @@ def test_what_varies_most_is_safe() -> None:
     cache["squares"][0, 0, 7] *= 4  # all of it in one step
     worth = infopt.kv.RoCo().score(cache)[0, 0]  # type: ignore[arg-type]
     assert worth.argmin() == 6 and worth.argmax() == 7
+
+
+POLICIES = (
+    Always(pages=4, page=4, dense=1),
+    infopt.kv.Ring(sinks=2, window=12, chunk=5),
+    infopt.kv.RoCo(tokens=20, recent=4, chunk=5),
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_an_artifact_has_a_form_without_native_code(
+    decoder: Decoder, tmp_path: Path, policy: infopt.kv.Policy
+) -> None:
+    lm = infopt.compile_causal_lm(decoder, max_length=48, kv=policy)
+    plain = infopt.load(lm.save(tmp_path / "lm"), native="never")
+    ids = torch.randint(SMALL.vocabulary, (40,), generator=torch.manual_seed(1))
+    torch.testing.assert_close(plain.logits(ids, 1), lm.logits(ids, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_parts_make_the_whole() -> None:
