@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "transformers' generate() with compiled decoders, token by token",
     "decode": "tokens per second of decoders in every format, and how near memory is",
     "kv_cache": "a decoder's step by layout and policy of its cache, at long contexts",
+    "kv_quality": "perplexity and recall of a real model by layout and policy of its cache",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
     "tokens": "merging and dropping tokens: speed and agreement with all of them",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 Logits = Callable[[Tensor], Tensor]  # ids int64 [B, T] -> logits [B, T, vocabulary]
 
-_NAMES = ("harvest", "lantern", "quiver", "marble", "tundra", "velvet", "cobalt", "juniper")
+NAMES = ("harvest", "lantern", "quiver", "marble", "tundra", "velvet", "cobalt", "juniper")
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,31 @@ def recall(model: Logits, filler: np.ndarray, distance: int, tokenizer) -> Recal
     """`def load_<name>(...)`, then `distance` tokens of held-out source, then `x = load_`: does
     the model go on with the name? The name's first letters follow from nothing else."""
     right = 0
-    for index, name in enumerate(_NAMES):
-        question = f"\n\nresult = compute_{name[0]}"
-        head = tokenizer.encode(f"def compute_{name}(value):\n    return value\n\n").ids
-        tail = tokenizer.encode(question).ids
-        whole = tokenizer.encode(question + name[1:] + "(").ids
-        wanted = _rest(whole, tail)
+    for index, name in enumerate(NAMES):
         begin = index * 997 % (len(filler) - distance)
         middle = filler[begin : begin + distance].tolist()
-        ids = [*head, *middle, *whole[: len(whole) - len(wanted)]]
+        asked, wanted = question(name, tokenizer)
+        ids = [*definition(name, tokenizer), *middle, *asked]
         with torch.no_grad():
             logits = model(torch.tensor([[*ids, *wanted]]))[0]
         best = logits[len(ids) - 1 : len(ids) - 1 + len(wanted)].argmax(-1)
         right += best.tolist() == wanted
-    return Recall(right, len(_NAMES), distance)
+    return Recall(right, len(NAMES), distance)
+
+
+def definition(name: str, tokenizer) -> list[int]:
+    """The tokens of a function called compute_<name>."""
+    ids: list[int] = tokenizer.encode(f"def compute_{name}(value):\n    return value\n\n").ids
+    return ids
+
+
+def question(name: str, tokenizer) -> tuple[list[int], list[int]]:
+    """A call of compute_<name>: the tokens up to the name's first letter, and those behind it."""
+    asked = f"\n\nresult = compute_{name[0]}"
+    tail = tokenizer.encode(asked).ids
+    whole = tokenizer.encode(asked + name[1:] + "(").ids
+    wanted = _rest(whole, tail)
+    return whole[: len(whole) - len(wanted)], wanted
 
 
 def _rest(whole: list[int], tail: list[int]) -> list[int]:

@@ -56,6 +56,30 @@ def test_copies_are_kept_once() -> None:
     )
 
 
+def test_held_out_documents_are_those_of_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [(f"python/{n}.py", tmp_path / f"{n}.py") for n in range(300)]
+    for number, (_, path) in enumerate(files):
+        path.write_text(f"x = {number}  # " + "a" * 120 + "\n\n" + "same = 0  # " + "b" * 120)
+    monkeypatch.setattr(corpus, "SOURCES", {"python": (None, "PSF-2.0")})
+    monkeypatch.setattr(corpus, "files_of", lambda name: iter(files))
+    train, held_out, _ = corpus.read_documents()
+    assert corpus.held_out_documents() == held_out and len(train) + len(held_out) == 300
+    assert len(held_out) > 1 and "same" in held_out[0] and "same" not in held_out[1]
+
+
+def test_a_question_gives_away_one_letter() -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = checkpoint.load_tokenizer()
+    for name in evaluation.NAMES:
+        asked, wanted = evaluation.question(name, tokenizer)
+        text = tokenizer.decode([*asked, *wanted])
+        assert text == f"\n\nresult = compute_{name}(" and wanted
+        assert f"compute_{name[:2]}" not in tokenizer.decode(asked)
+        assert f"compute_{name}(" in tokenizer.decode(evaluation.definition(name, tokenizer))
+
+
 def test_perplexity_of_a_model_that_knows_nothing() -> None:
     class Bytes:
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
