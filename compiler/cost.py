@@ -90,8 +90,8 @@ def compute_dtype(node: Node) -> torch.dtype:
     if node.op.name.startswith("narrow_"):
         return torch.bfloat16
     given = dict(node.attrs).get("activations")  # of a quantized linear layer
-    if given in ("int8", "bf16"):
-        return torch.int8 if given == "int8" else torch.bfloat16
+    if given not in (None, "none"):
+        return torch.bfloat16 if given == "bf16" else torch.int8
     for value in (*node.inputs, node):
         for t in _types(value):
             if t.is_float:

@@ -22,13 +22,14 @@ _CLASSES = ("Int8Tensor", "IntxUnpackedToInt8Tensor")
 
 @dataclass(frozen=True, eq=False)
 class TorchaoWeight:
-    """integers int8 [N, K], scales [N, groups], and whether its layers round what they read to
-    bytes; dtype: what the subclass says it is. Shares the memory of the subclass's tensors."""
+    """integers int8 [N, K], scales [N, groups], and how its layers round what they read to bytes, a
+    name of ROW_ROUNDINGS or None; dtype: what the subclass says it is. Shares the memory of the
+    subclass's tensors."""
 
     integers: torch.Tensor
     scales: torch.Tensor
     dtype: torch.dtype
-    rounds_rows: bool
+    rounding: str | None
 
     def node(self, o: Builder, name: str) -> tuple[Node, dict[str, torch.Tensor]]:
         """The matrix as a node over constants, and those by name."""
@@ -39,9 +40,10 @@ class TorchaoWeight:
     def changes(self, o: Builder, old: Node, new: Node, users: Any) -> dict[Node, Node]:
         """`new` in the place of `old`; layers that multiply by it round their rows, if they do."""
         changes = {old: new}
-        for node in users if self.rounds_rows else ():
+        for node in users if self.rounding else ():
             if node.op.name == "aten.linear.default" and node.args[1] is old:
-                changes[node] = o.call(node.op, o.call(byte_rows, node.args[0]), *node.args[1:])
+                x = o.call(byte_rows, node.args[0], rounding=self.rounding)
+                changes[node] = o.call(node.op, x, *node.args[1:])
         return changes
 
 
@@ -68,18 +70,27 @@ def torchao_weight(name: str, value: torch.Tensor) -> TorchaoWeight:
         scales = scales.expand(n, -1).contiguous()
     if scales.shape[0] != n:
         raise TraceDeclined(f"{name} is a torchao {kind} in blocks of {held['block_size']}")
-    return TorchaoWeight(integers, scales, value.dtype, _rounds_rows(name, kind, held))
+    return TorchaoWeight(integers, scales, value.dtype, _rounding(name, kind, held))
 
 
-def _rounds_rows(name: str, kind: str, held: dict[str, Any]) -> bool:
+def _rounding(name: str, kind: str, held: dict[str, Any]) -> str | None:
+    """How layers round rows, see ROW_ROUNDINGS."""
     for key in ("act_quant_scale", "act_pre_scale"):
         if held.get(key) is not None:
             raise TraceDeclined(f"{name} is a torchao {kind} with {key}: static activations")
-    rounding = held.get("activation_quantization")
-    if rounding is not None:
-        return True  # int8 asymmetric per token, the only one there is
+    if held.get("activation_quantization") is not None:
+        return "int8-affine-per-token"  # the only one there is
     dynamic = held.get("act_quant_kwargs")
-    if dynamic is not None and type(dynamic.granularity).__name__ != "PerRow":
+    if dynamic is None:
+        return None
+    if type(dynamic.granularity).__name__ != "PerRow":
         granularity = type(dynamic.granularity).__name__
         raise TraceDeclined(f"{name} is a torchao {kind} with {granularity} activations")
-    return dynamic is not None
+    mapping = {"SYMMETRIC": "int8-symmetric", "ASYMMETRIC": "int8-affine"}
+    found = mapping.get(dynamic.mapping_type.name)
+    if found is None:
+        raise TraceDeclined(
+            f"{name} is a torchao {kind} with {dynamic.mapping_type.name} activations; expected "
+            "SYMMETRIC or ASYMMETRIC"
+        )
+    return found + "-reduced" if dynamic.reduce_range else found

@@ -86,7 +86,7 @@ class _Keeping:
         x, rest = node.args[0], node.args[len(weights) + 1 :]
         assert isinstance(x, Node)
         if x.op.name == _BYTES:
-            x, attrs["activations"] = x.args[0], "int8"
+            x, attrs["activations"] = x.args[0], x.attr("rounding")
         if node.op.name != "aten.linear.default":
             attrs["activation"] = node.attr("activation")
         made = self.o.call(op, x, *parts, *rest, **attrs)

@@ -34,8 +34,24 @@ struct RowCode {
   int32_t zero;
 };
 
+// How rows are rounded; but for the first as torchao does it (compiler/integer_weight.py), to the
+// bit: every result is rounded to the type of x where it rounds it.
+enum RowRounding : int64_t { kOwnRounding, kSymmetric, kAffine, kAffinePerToken };
+
+template <class T>
+inline RowCode torchao_row_code(float low, float high, RowRounding rounding) {
+  const auto in_type = [](float v) { return to_float(from_float<T>(v)); };
+  const bool symmetric = rounding == kSymmetric;
+  const float range = symmetric ? (-low > high ? -low : high) : in_type(high - low);
+  const float quotient = in_type(range / (symmetric ? 127.5f : 255.0f));
+  const float lowest = rounding == kAffinePerToken ? 0x1p-126f : 0x1p-23f;
+  const float step = quotient > lowest ? quotient : lowest;
+  const float zero = symmetric ? 128.0f : -__builtin_nearbyintf(in_type(low / step));
+  return {1 / step, step, int32_t(zero < 255 ? zero : 255)};
+}
+
 // Step and zero point of n values.
-template <class T> inline RowCode row_code(const T *x, int64_t n) {
+template <class T> inline RowCode row_code(const T *x, int64_t n, RowRounding rounding) {
   constexpr int kChains = kRegisters >= 16 ? 4 : 1;
   Vec low[kChains], high[kChains], poison[kChains];
   for (int c = 0; c < kChains; ++c) low[c] = high[c] = poison[c] = zero();
@@ -54,6 +70,8 @@ template <class T> inline RowCode row_code(const T *x, int64_t n) {
   }
   const float least_value = least(low[0]), width = greatest(high[0]) - least_value;
   const float bad = sum(poison[0]);
+  if (rounding != kOwnRounding && bad == 0)
+    return torchao_row_code<T>(least_value, greatest(high[0]), rounding);
   if (bad != 0 || !(width > kLeastWidth)) return {0, bad, 0};
   const float inverse = 255 / width;
   return {inverse, width / 255, int32_t(__builtin_nearbyintf(-least_value * inverse))};
@@ -62,17 +80,17 @@ template <class T> inline RowCode row_code(const T *x, int64_t n) {
 template <class T>
 INFOPT_INLINE void store_row_codes(const T *x, int64_t n, const RowCode &row, uint8_t *to) {
   const Vec codes = load_some(x, n) * broadcast(row.inverse);
-  store_codes(to, least_int(to_int(codes) + ibroadcast(row.zero), ibroadcast(255)));
+  store_codes(to, to_int(codes) + ibroadcast(row.zero));
 }
 
 // One panel of x[M][K].
 inline void quantize_panel(const Matrix &x, const BytePanels &out, int64_t m, int64_t k,
-                           int64_t panel) {
+                           int64_t panel, RowRounding rounding) {
   const int64_t tokens = least(16, m - panel * 16);
   RowCode rows[16] = {};
   with_row_type(x.format, [&](auto *type) {
     const auto *first = (decltype(type))x.data + panel * 16 * x.stride;
-    for (int64_t i = 0; i < tokens; ++i) rows[i] = row_code(first + i * x.stride, k);
+    for (int64_t i = 0; i < tokens; ++i) rows[i] = row_code(first + i * x.stride, k, rounding);
     for (int64_t i = 0; i < 16; ++i) {
       out.steps[panel * 16 + i] = rows[i].step;
       out.zeros[panel * 16 + i] = rows[i].zero;

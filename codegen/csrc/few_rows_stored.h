@@ -23,7 +23,7 @@ struct StoredTokens {
 // Tokens as bytes or in lane order into scratch; `count` of them are zeros beyond c.m.
 template <bool as_bytes>
 inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int64_t k,
-                                  void *scratch) {
+                                  [[maybe_unused]] RowRounding rounding, void *scratch) {
   const int64_t padded = round_up(k, kBlockDepth);
   RowCode *codes = (RowCode *)scratch;
   void *data = (char *)scratch + round_up(count * int64_t(sizeof(RowCode)), 64);
@@ -35,7 +35,7 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
       if (t < m)
         with_row_type(x.format, [&](auto *type) {
           const auto *row = (decltype(type))x.data + t * x.stride;
-          codes[t] = row_code(row, k);
+          codes[t] = row_code(row, k, rounding);
           for (int64_t i = 0; i < k; i += 16) {
             uint8_t sixteen[16];
             store_row_codes(row + i, least(16, k - i), codes[t], sixteen);
@@ -166,7 +166,8 @@ void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
   const float *sums[2] = {pointer<float>(call, 10), pointer<float>(call, 11)};
   const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[19]};
   const StoredTokens x =
-      stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k, call->scratch);
+      stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k,
+                              RowRounding(call->numbers[20]), call->scratch);
   for (int64_t task = first; task < last; ++task) {
     const int64_t n1 = least(c.n, (task + 1) * c.n_chunk);
     for (int64_t n = task * c.n_chunk; n < n1; n += 16) {

@@ -70,13 +70,14 @@ INFOPT_LINEAR(bf16_f32, StepPairs, float)
 
 // infopt_quantize_panels: row-major x[M][K] to panels of bytes with steps and zero points
 // (byte_panels.h); y holds 64 * P * ceil(K / 4) + 128 * P bytes.
-//   pointers: x, y        numbers: M, K, x format, x stride
+//   pointers: x, y        numbers: M, K, x format, x stride, rounding (RowRounding)
 //   tasks: P              scratch: 0
 INFOPT_EXPORT void infopt_quantize_panels(const infopt_call *call, int64_t first, int64_t last) {
   const int64_t *v = call->numbers;
   const Matrix x = {call->pointers[0], v[3], v[2]};
   const BytePanels y = byte_panels(call->pointers[1], v[0], v[1]);
-  for (int64_t panel = first; panel < last; ++panel) quantize_panel(x, y, v[0], v[1], panel);
+  for (int64_t panel = first; panel < last; ++panel)
+    quantize_panel(x, y, v[0], v[1], panel, RowRounding(v[4]));
 }
 
 // infopt_linear_bytes: infopt_linear for int8 weights with a scale per row, on panels of bytes

@@ -5,7 +5,7 @@
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes)
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 bits, 16 group or 0,
 //             17 elements between rows of scales, 18 bytes of one of them; few rows also 19 format
-//             of x
+//             of x, 20 how its rows become bytes (RowRounding)
 #include "embedding.h"
 #include "few_rows_stored.h"
 #include "linear_stored.h"

@@ -5,14 +5,13 @@
 //   dot_quads(acc, x, w)  acc + sum of the four products of x, unsigned, and w, signed; exact
 //   mul(a, b)             the low 32 bits of products
 //   load_ints(p)          16 int32
-//   least_int(a, b)       the smaller of each lane
 //   sar<n>(v)             arithmetic shift right
 //   unpack_halves(p)      32 bytes as 64: the low halves, then the high halves, 8 taken off each
 //   widen_bytes(p)        16 signed bytes as floats
 //   two_halves(p)         of bf16 or floats: p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
 //   bytes_as_floats(v, f) byte j of lane i of v as lane i of f[j]
 //   halves_as_floats(p, f)  bytes_as_floats of unpack_halves
-//   store_codes(p, v)     the 16 lanes as unsigned bytes; they are in 0..255
+//   store_codes(p, v)     the 16 lanes as unsigned bytes, 0 or 255 for what is below or above
 #pragma once
 
 #include "vec.h"
@@ -23,9 +22,9 @@ namespace infopt {
 INFOPT_INLINE IVec load_ints(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
 INFOPT_INLINE IVec mul(IVec a, IVec b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
-  _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v.v));
+  const __m512i floor = _mm512_max_epi32(v.v, _mm512_setzero_si512());
+  _mm_storeu_si128((__m128i *)p, _mm512_cvtusepi32_epi8(floor));
 }
-INFOPT_INLINE IVec least_int(IVec a, IVec b) { return {_mm512_min_epi32(a.v, b.v)}; }
 template <int n> INFOPT_INLINE IVec sar(IVec a) { return {_mm512_srai_epi32(a.v, n)}; }
 // 32 bytes twice, the second time with their high halves in place of the low ones.
 INFOPT_INLINE __m512i halves_in_place(const uint8_t *p) {
@@ -77,9 +76,6 @@ INFOPT_INLINE IVec load_ints(const int32_t *p) {
 }
 INFOPT_INLINE IVec mul(IVec x, IVec y) {
   return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
-}
-INFOPT_INLINE IVec least_int(IVec x, IVec y) {
-  return {_mm256_min_epi32(x.a, y.a), _mm256_min_epi32(x.b, y.b)};
 }
 INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(v.a, v.b), 0xd8);
@@ -156,11 +152,11 @@ INFOPT_INLINE Vec two_halves(const float *p) {
 INFOPT_INLINE IVec mul(IVec a, IVec b) {
   return each_quarter([&](int i) { return a.q[i] * b.q[i]; });
 }
-INFOPT_INLINE IVec least_int(IVec a, IVec b) {
-  return each_quarter([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
-}
 INFOPT_INLINE void store_codes(uint8_t *p, IVec v) {
-  for (int i = 0; i < 16; ++i) p[i] = uint8_t(v.q[i / 4][i % 4]);
+  for (int i = 0; i < 16; ++i) {
+    const int32_t lane = v.q[i / 4][i % 4];
+    p[i] = uint8_t(lane < 0 ? 0 : lane > 255 ? 255 : lane);
+  }
 }
 INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
   return each_quarter([&](int i) {

@@ -162,7 +162,16 @@ def _compute(x: TensorType, activations: str) -> str:
     return "bf16" if activations == "bf16" or x.dtype is torch.bfloat16 else "f32"
 
 
-@quantized_linear.kernel("gpu", legal=quantized_legal, layouts=LAYOUTS, **QUANTIZED_SPACE)
+_ROUNDED = ("none", "bf16", "int8")
+
+
+def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs: Any) -> str | None:
+    if activations not in _ROUNDED:
+        return f"rows rounded as {activations}"
+    return quantized_legal(target, x, *rest, activations=activations, **attrs)
+
+
+@quantized_linear.kernel("gpu", legal=_legal, layouts=LAYOUTS, **QUANTIZED_SPACE)
 def _quantized_linear(
     cfg: Config,
     target: Target,
@@ -195,6 +204,8 @@ def _gated_legal(
     target: Target, x: TensorType, gate: TensorType, gate_scales: TensorType, *rest: Any, **attrs
 ) -> str | None:
     up, up_scales = rest[1], rest[2]
+    if attrs["activations"] not in _ROUNDED:
+        return f"rows rounded as {attrs['activations']}"
     if (row_stride(gate), row_stride(gate_scales)) != (row_stride(up), row_stride(up_scales)):
         return "rows of gate and up that lie differently"
     return quantized_gated_legal(target, x, gate, gate_scales, *rest, **attrs)

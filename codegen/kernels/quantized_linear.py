@@ -11,9 +11,9 @@ from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate
 from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
-from infopt.codegen.kernels.stored_calls import Stored, stored_products
+from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS, Stored, stored_products
 from infopt.compiler.accuracy import Bounded
-from infopt.compiler.integer_weight import quantize_rows
+from infopt.compiler.integer_weight import ROW_ROUNDINGS, quantize_rows
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
 
@@ -27,8 +27,8 @@ def _product(
     activations: str,
 ) -> torch.Tensor:
     k = x.shape[-1]
-    if activations == "int8":
-        codes, steps, zeros = quantize_rows(x)
+    if activations in ROW_ROUNDINGS:
+        codes, steps, zeros = quantize_rows(x, activations)
         x = (codes - zeros) * steps
     elif activations == "bf16":
         x = x.to(torch.bfloat16)
@@ -75,7 +75,8 @@ def quantized_linear(
     bias [N], residual [..., N]  f32 or bf16
     activations  "none": x as it is. "bf16": as if x were bf16. Products with a bf16 x are of bf16
                  values; of 8 rows or fewer, of the weight's f32 values, which is nearer. "int8":
-                 rows of x become bytes (`quantize_rows`) and products are of integers
+                 rows of x become bytes (`quantize_rows`) and products are of integers; other
+                 names of ROW_ROUNDINGS: the same, rounded as torchao does it
     """
     y = activate(_product(x, values, scales, bias, format, activations), activation)
     return (y if residual is None else y + residual).to(out)
@@ -127,8 +128,12 @@ def quantized_legal(
         return f"dtypes {given}, activation {activation}"
     if not (is_positive(x.shape[-1]) and is_positive(values.shape[0])):
         return "an empty product"
-    if activations == "int8" and x.shape[-1] > _MOST_COLUMNS:  # a weight's, so never open
-        return f"rows of {x.shape[-1]}"
+    if activations in ROW_ROUNDINGS:
+        narrow = x.dtype is not torch.float32
+        if activations not in ROUNDED_BY_KERNELS or (narrow and "per-token" in activations):
+            return f"rows of {x.dtype} rounded as {activations}"
+        if x.shape[-1] > _MOST_COLUMNS:  # a weight's, so never open
+            return f"rows of {x.shape[-1]}"
     if residual is not None and residual.shape != (*x.shape[:-1], values.shape[0]):
         return "a residual that is broadcast"
     return None

@@ -23,6 +23,9 @@ from infopt.codegen.kernels.rows import Rows, as_rows, ceil_div, round_up
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
+# In the order of the rounding's numbers in codegen/csrc/byte_panels.h.
+ROUNDED_BY_KERNELS = ("int8", "int8-symmetric", "int8-affine", "int8-affine-per-token")
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -35,7 +38,12 @@ class Stored:
 
     @property
     def as_bytes(self) -> bool:
-        return self.activations == "int8"
+        return self.activations in ROUNDED_BY_KERNELS
+
+    @property
+    def rounding(self) -> int:
+        """The number of the rounding of rows; 0 where there is none."""
+        return ROUNDED_BY_KERNELS.index(self.activations) if self.as_bytes else 0
 
     def numbers(self) -> tuple[Size, ...]:
         """Numbers 15 and on of kernels_stored.cpp."""
@@ -101,7 +109,7 @@ def stored_products(
                 chunk,
                 1,
                 rows.stride,
-                (*stored.numbers(), ROW_FORMAT[x.dtype]),
+                (*stored.numbers(), ROW_FORMAT[x.dtype], stored.rounding),
                 tasks=only_if(few, ceil_div(n, chunk)),
                 scratch=64 + round_up(m, 4) * (12 + padded * (1 if stored.as_bytes else 4)),
             )
@@ -142,7 +150,7 @@ def _panels(
     codes = Call(
         "infopt_quantize_panels",
         (name,),
-        (rows.count, rows.width, ROW_FORMAT[dtype], rows.stride),
+        (rows.count, rows.width, ROW_FORMAT[dtype], rows.stride, stored.rounding),
         tasks,
         bytes=panels * (stride + 128),
     )

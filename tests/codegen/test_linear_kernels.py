@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import infopt.codegen
 from infopt.codegen.formats import stored_format
+from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS
 from infopt.compiler.integer_weight import quantize_rows
 
 CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
@@ -551,18 +552,23 @@ def byte_panels(codes, steps, zeros):
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=NAME.get)
 def test_quantize_panels(kernels, dtype):
-    """Codes, steps and zero points are those of the reference, to the bit."""
+    """Codes, steps and zero points are those of the reference, to the bit, in every rounding."""
     torch.manual_seed(20)
     for m, k in [(1, 1), (3, 2), (17, 5), (16, 64), (31, 67), (2, 200), (40, 129)]:
         x = random(m, k + 3, dtype=dtype, offset=1)[:, :k]
         for row, value in zip(range(1, m), (0.0, 3.5, -2.0, 1e-38), strict=False):
             x[row] = value
-        codes, steps, zeros = quantize_rows(x)
-        steps[x.float().abs().amax(-1) < 1e-35] = 0  # rows of zeros, whatever their step is
-        expected = byte_panels(codes, steps, zeros)
-        found = torch.full_like(expected, 77)
-        kernels.run("quantize_panels", [x, found], [m, k, ROW[dtype], k + 3], ceil_div(m, 16), 0)
-        assert torch.equal(found, expected), (m, k)
+        for number, rounding in enumerate(ROUNDED_BY_KERNELS):
+            if dtype is not F32 and "per-token" in rounding:
+                continue
+            codes, steps, zeros = quantize_rows(x, rounding)
+            if number == 0:  # rows of zeros, whatever their step is
+                steps[x.float().abs().amax(-1) < 1e-35] = 0
+            expected = byte_panels(codes, steps, zeros)
+            found = torch.full_like(expected, 77)
+            numbers = [m, k, ROW[dtype], k + 3, number]
+            kernels.run("quantize_panels", [x, found], numbers, ceil_div(m, 16), 0)
+            assert torch.equal(found, expected), (m, k, rounding)
 
 
 def run_bytes(kernels, codes, weight, *, zeros=None, up=None, out=F32, chunks=(48, 8)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,11 +11,13 @@ from hypothesis import strategies as st
 
 from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS
 from infopt.codegen.load import lower_for, program
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
+from infopt.passes.quantizing import no_kernel
 from tests.codegen.kernel_call import every_level
 
 # rows, columns, features: few and many rows, and no multiple of anything
@@ -87,6 +91,34 @@ def test_gates_and_bf16(level, format, activations):
         wanted = quantized_gated_linear(*args, **attrs)
         assert found.dtype == torch.bfloat16
         assert distance(found, wanted) <= 8e-3
+
+
+@every_level
+@pytest.mark.parametrize("rounding", ROUNDED_BY_KERNELS[1:])
+def test_rows_rounded_as_torchao_rounds_them(level, rounding):
+    """Every code and step is the reference's, so that only the order of sums is another."""
+    torch.manual_seed(2)
+    dtypes = (torch.float32,) if "per-token" in rounding else (torch.float32, torch.bfloat16)
+    for m, dtype, format in itertools.product(
+        (5, 37), dtypes, ("int8", "int8-g32", "int4-g64-f32")
+    ):
+        x, weight = torch.randn(m, 200).to(dtype), stored(format, torch.randn(33, 200) / 8)
+        x[1], x[2], x[3, 7] = 0, x[2] * 1e-7, torch.nan  # zeros; steps below the least; NaN
+        attrs = {"format": format, "activations": rounding}
+        found = native(quantized_linear, (x, *weight), attrs, level)
+        wanted = quantized_linear(x, *weight, **attrs)
+        assert wanted[3].isnan().all() and found[3].isnan().all()
+        keep = torch.arange(m) != 3
+        assert distance(found[keep], wanted[keep]) <= 1e-6, (m, dtype, format)
+
+
+def test_a_rounding_that_is_all_in_bf16_has_no_kernel():
+    o, weight = Builder(), stored("int8", torch.randn(33, 64))
+    args = (torch.randn(5, 64).bfloat16(), *weight)
+    nodes = [o.input(f"x{i}", TensorType.of(a)) for i, a in enumerate(args)]
+    made = o.call(quantized_linear, *nodes, activations="int8-affine-per-token")
+    reason = "rows of torch.bfloat16 rounded as int8-affine-per-token"
+    assert no_kernel(made, Target.parse("cpu:avx2")) == reason
 
 
 @every_level

@@ -14,6 +14,7 @@ from infopt.compiler.interpret import interpret
 from infopt.compiler.testing import run_pass
 from infopt.compiler.types import TensorType
 from infopt.passes.keep_quantized import KeepQuantized
+from infopt.passes.narrow_compute import NarrowCompute
 
 K, N = 128, 64
 
@@ -96,3 +97,17 @@ def test_gain():
     """Always in the list: a model that comes as integers asked for it."""
     names = [p.name for p in infopt.default_passes(weights="int8")]
     assert names.index("keep-quantized") < names.index("quantize-weights")
+
+
+def test_rows_rounded_by_the_formula_of_their_model_stay_f32(x):
+    """compute="bf16" would give that formula other numbers: a step off, not 2^-9."""
+
+    def build(o, x, w):
+        hidden = o.linear(x, o.cat([w, w], 0))
+        return o.linear(o.call(byte_rows, hidden, rounding="int8-symmetric"), w)
+
+    start = graph_with(x, build)
+    kept, _ = run_pass(KeepQuantized(), start, [(x,)])
+    found, _ = run_pass(NarrowCompute(), kept, [(x,)])
+    [node] = [n for n in found.nodes() if n.op is quantized_linear]
+    assert node.attr("activations") == "int8-symmetric" and node.args[0].dtype is torch.float32
