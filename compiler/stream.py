@@ -36,6 +36,7 @@ def compile_stream(
     *,
     hop: int,
     axis: int = -1,
+    max_length: int | None = None,
     target: str | Target = "native",
     **options: Any,
 ) -> Stream:
@@ -46,6 +47,7 @@ def compile_stream(
     example  a signal that is long enough for the model, its sizes beside time those of every hop
     hop      samples of a step; strides divide it
     axis     the signal's time
+    max_length  samples of the longest signal, for models that keep what grows with it (attention)
     options  see infopt.compiler.options.Options
 
     The concatenated results are the offline result, `delay` places late (Stream.step), also at the
@@ -55,6 +57,8 @@ def compile_stream(
     parsed = Options.parse(options)
     if not isinstance(hop, int) or isinstance(hop, bool) or hop < 1:
         raise BadOption(f"hop: expected a positive int, found {hop!r}")
+    if max_length is not None and (not isinstance(max_length, int) or max_length < hop):
+        raise BadOption(f"max_length: expected a hop of {hop} or more, found {max_length!r}")
     if not isinstance(example, Tensor) or not -example.dim() <= axis < example.dim():
         raise BadOption(f"axis: expected an axis of the example, a tensor, found {axis!r}")
     axis %= example.dim()
@@ -67,7 +71,8 @@ def compile_stream(
     with torch_threads(), torch.no_grad():
         exported = _traced(model, example)
         longer = _longer(model, example, hop, axis)
-        step = stream(exported.graph, longer.graph, rule_for)
+        hops = None if max_length is None else max_length // hop
+        step = stream(exported.graph, longer.graph, rule_for, hops)
         spec = _spec(step, axis)
         note = _check(exported.graph, longer.graph, step, spec, example)
         report.notes += [note] if note else []
@@ -122,6 +127,7 @@ def _spec(step: Step, axis: int) -> StreamSpec:
         step.output.hop,
         step.output.delay,
         tuple((tuple(map(int, s.node.shape)), str(s.node.dtype), s.fill) for s in step.stores),
+        step.limit,
     )
 
 
@@ -158,7 +164,8 @@ def _check(
             count = first
             break
     stores, checked = spec.empty(), 0
-    for number, hop in enumerate(example.split(spec.hop, axis)[:_CHECKED]):
+    most = _CHECKED if spec.limit is None else min(_CHECKED, spec.limit)
+    for number, hop in enumerate(example.split(spec.hop, axis)[:most]):
         if hop.shape[axis] < spec.hop:
             break
         (found,) = interpret(step.graph, [hop, *stores])

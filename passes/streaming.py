@@ -57,22 +57,30 @@ class Store:
 
 @dataclass(frozen=True)
 class Step:
-    """The step's graph: inputs (x, *stores), one result, and `updates` of every store."""
+    """The step's graph: inputs (x, *stores), one result, and `updates` of every store. limit: how
+    many hops its stores and tables have room for."""
 
     graph: Graph
     stores: tuple[Store, ...]
     output: Flow
+    limit: int | None = None
 
 
 Rule = Callable[["Streaming", Node, Node], Flow]
 
 
-def stream(graph: Graph, longer: Graph, rule: Callable[[Node], Rule | str]) -> Step:
+def stream(
+    graph: Graph,
+    longer: Graph,
+    rule: Callable[[Node], Rule | str],
+    hops: int | None = None,
+) -> Step:
     """The step of a model with one input and one result, traced at two lengths a hop apart.
 
-    rule: how a node streams, or the reason why it cannot. Raises CannotStream.
+    rule: how a node streams, or the reason why it cannot. hops: the room of what grows with the
+    signal. Raises CannotStream.
     """
-    made = Streaming(rule)
+    made = Streaming(rule, hops)
     pairs = list(zip(graph.nodes(), longer.nodes(), strict=False))
     same = len(graph.nodes()) == len(longer.nodes())
     if not same or any(a.op is not b.op for a, b in pairs):
@@ -96,9 +104,10 @@ def _described(node: Node) -> str:
 class Streaming:
     """Builds a step. Rules ask it for what they need: past samples, delays, padding."""
 
-    def __init__(self, rule: Callable[[Node], Rule | str]) -> None:
+    def __init__(self, rule: Callable[[Node], Rule | str], hops: int | None = None) -> None:
         self.o = builder_for(())
-        self.rule = rule
+        self.rule, self.hops = rule, hops
+        self.limit: int | None = None
         self.flows: dict[Node, Flow] = {}
         self.stores: list[Store] = []
         self.consts: dict[str, torch.Tensor] = {}
@@ -144,7 +153,7 @@ class Streaming:
             {**graph.consts, **self.consts},
             updates=tuple((len(inputs) + i, s.value) for i, s in enumerate(stores)),
         )
-        return Step(made.with_consts({}), stores, output)
+        return Step(made.with_consts({}), stores, output, self.limit)
 
     # What rules are made of
 
@@ -176,7 +185,7 @@ class Streaming:
         key = ("history", flow.node, flow.axis, count, str(flow.fill))
         if key not in self._kept:
             type = _cut(flow.node, flow.axis, count)
-            past = self.o.input(self._name(), type)
+            past = self.store(type)
             both = self.o.call("aten.cat.default", (past, flow.node), dim=flow.axis)
             value = self.part(both, flow.axis, flow.hop, flow.hop + count)
             self.stores.append(Store(past, value, flow.fill))
@@ -215,12 +224,25 @@ class Streaming:
     def steps(self) -> Node:
         """i64[1]: how many steps came before this one."""
         if self._steps is None:
-            self._steps = self.o.input(self._name(), TensorType.dense((1,), torch.int64))
+            self._steps = self.store(TensorType.dense((1,), torch.int64))
             self.stores.append(Store(self._steps, self.o.add(self._steps, 1), 0.0))
         return self._steps
 
-    def _name(self) -> str:
-        return f"infopt_state{len(self.stores)}"  # no argument of a model is called so
+    def store(self, type: TensorType) -> Node:
+        """The input of the next store; the caller appends it to `stores` with its next value."""
+        # no argument of a model is called so
+        return self.o.input(f"infopt_state{len(self.stores)}", type)
+
+    def room(self, hop: int) -> int:
+        """The places of a value that is kept whole."""
+        if self.hops is None:
+            raise CannotStream("what it keeps grows with the signal: compile_stream(max_length=)")
+        self.most(self.hops)
+        return self.hops * hop
+
+    def most(self, hops: int) -> None:
+        """No more hops than these can be taken."""
+        self.limit = hops if self.limit is None else min(self.limit, hops)
 
     def const(self, value: torch.Tensor) -> Node:
         """A constant of the step."""

@@ -9,6 +9,7 @@ from infopt.codegen import pointwise
 from infopt.compiler.errors import CannotStream
 from infopt.compiler.graph import Node, attr_key
 from infopt.passes.streaming import Flow, Rule, Streaming
+from infopt.passes.streaming_attention import attention, numbered, table_rows
 from infopt.passes.streaming_windows import convolution, pooling, repeated, transposed
 
 
@@ -136,7 +137,7 @@ def expanded(s: Streaming, node: Node, twin: Node) -> Flow:
 def sliced(s: Streaming, node: Node, twin: Node) -> Flow:
     """x[a::b]: positions before a are left out, so it is late by them; an end moves along."""
     if node.args[0] not in s.flows:
-        raise CannotStream("what it takes is as long as the signal, and no signal")
+        return table_rows(s, node, twin)
     flow = s.flow(node.args[0])
     rank = flow.node.tensor_type.rank
     if node.attr("dim") % rank != flow.axis:
@@ -225,6 +226,8 @@ RULES: dict[str, Rule] = {
         *("reshape.default", "view.default", "_unsafe_view.default", "flatten.using_ints"),
         *("unflatten.int", "squeeze.dim", "squeeze.dims", "squeeze.default"),
     ),
+    **_named(attention, "scaled_dot_product_attention.default"),
+    **_named(numbered, "arange.default", "arange.start", "arange.start_step"),
     **_named(expanded, "expand.default"),
     **_named(
         apart,
@@ -244,5 +247,4 @@ MIXES = {
     "aten.cumsum.default": "a sum without bound over the past",
     "aten.flip.default": "it begins at the signal's end",
     "aten.upsample_linear1d.vec": "a line between two samples, and a constant at the end",
-    "aten.scaled_dot_product_attention.default": "every position attends to all of time",
 }

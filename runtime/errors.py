@@ -46,7 +46,7 @@ class TooManySequences(InfoptRuntimeError, ValueError):
 
 
 class ContextFull(InfoptRuntimeError):
-    """More tokens than the cache of a compiled model has room for."""
+    """More tokens, or hops of a signal, than the state of a compiled model has room for."""
 
 
 class StaleState(InfoptRuntimeError):

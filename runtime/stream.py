@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infopt.runtime.errors import InputMismatch, StaleState
+from infopt.runtime.errors import ContextFull, InputMismatch, StaleState
 from infopt.runtime.plan_check import dtype_of
 
 
@@ -24,6 +24,7 @@ class StreamSpec:
     delay         how many samples the step's results are behind: of all that the stream gives, the
                   first `delay` samples belong to no place of the result
     stores        sizes, dtype and start value of every tensor of the state
+    limit         how many steps there is room for, where something grows with the signal
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class StreamSpec:
     out_hop: int
     delay: int
     stores: tuple[tuple[tuple[int, ...], str, float], ...]
+    limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         stores = [
@@ -48,6 +50,7 @@ class StreamSpec:
             "out_hop": self.out_hop,
             "delay": self.delay,
             "stores": stores,
+            "limit": self.limit,
         }
 
     @classmethod
@@ -64,6 +67,7 @@ class StreamSpec:
             int(record["out_hop"]),
             int(record["delay"]),
             stores,
+            None if record["limit"] is None else int(record["limit"]),
         )
 
     @property
@@ -150,18 +154,20 @@ class Stream:
 
         Step n gives the offline result at n out_hop - delay and the out_hop - 1 places behind it.
         What would be before place 0 is arbitrary.
-        Raises InputMismatch, StaleState; the state is then as it was.
+        Raises InputMismatch, StaleState, ContextFull; the state is then as it was.
         """
         if tuple(x.shape) != self.spec.shape:
             expected = list(self.spec.shape)
             raise InputMismatch(f"x: expected a hop of {expected}, found {list(x.shape)}")
+        if self.spec.limit is not None and state.steps >= self.spec.limit:
+            raise ContextFull(f"the stream was compiled for {self.spec.limit} hops of the signal")
         (y,) = self.program.run([x, *state.stores])
         return y, state.after()
 
     def run(self, x: Tensor) -> Tensor:
         """A whole signal, streamed: the first places of the offline result, without the delay.
 
-        x: a number of whole hops along the time axis. Raises InputMismatch.
+        x: a number of whole hops along the time axis. Raises InputMismatch, ContextFull.
         """
         spec = self.spec
         if x.dim() != len(spec.shape) or x.shape[spec.axis] % spec.hop or not x.numel():

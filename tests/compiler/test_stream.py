@@ -138,6 +138,36 @@ def test_an_artifact_streams(tmp_path: Path) -> None:
         loaded.save(tmp_path / "again.infopt")
 
 
+class Attending(nn.Module):
+    """A causal convolution in front of a transformer's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 16, 3), nn.LayerNorm(16)
+        self.qkv, self.out, self.mlp = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.pad(x, (2, 0))).transpose(1, 2)
+        q, k, v = (
+            t.unflatten(2, (2, 8)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, 2)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + F.silu(self.mlp(x))
+
+
+@torch.no_grad()
+def test_a_causal_conv_transformer_over_a_thousand_steps(tmp_path: Path) -> None:
+    model = Attending().eval()
+    stream = infopt.compile_stream(model, torch.randn(1, 4, 32), hop=2, max_length=2000)
+    assert stream.delay == 0 and not stream.report.fallbacks
+    x = torch.randn(1, 4, 2000)
+    torch.testing.assert_close(stream.run(x), model(x), rtol=1e-5, atol=1e-5)
+    loaded = infopt.load(stream.save(tmp_path / "net.infopt"))
+    with pytest.raises(infopt.ContextFull, match="compiled for 1000 hops"):
+        loaded.run(torch.randn(1, 4, 2002))  # type: ignore[union-attr]
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True)

@@ -24,10 +24,10 @@ WIDTH = 4
 Program = Callable[[Any, Node, Callable[[Tensor], Node]], Node]
 
 
-def graph_of(program: Program, length: int, shape: tuple[int, ...] = (1, WIDTH)) -> Graph:
-    """The graph of a program over x f64[*shape, length]; it makes constants with its third."""
+def graph_of(program: Program, length: int, beside: tuple[int, ...] = ()) -> Graph:
+    """The graph of a program over x f64[1, WIDTH, length]; it makes constants with its third."""
     o, consts = builder_for(()), {}
-    x = o.input("x", TensorType.dense((*shape, length), torch.float64))
+    x = o.input("x", TensorType.dense((1, WIDTH, length, *beside), torch.float64))
 
     def const(value: Tensor) -> Node:
         name = f"c{len(consts)}"
@@ -37,10 +37,8 @@ def graph_of(program: Program, length: int, shape: tuple[int, ...] = (1, WIDTH))
     return Graph((x,), (program(o, x, const),), consts)
 
 
-def step_of(program: Program, hop: int, length: int, shape: tuple[int, ...] = (1, WIDTH)) -> Step:
-    step = stream(
-        graph_of(program, length, shape), graph_of(program, length + hop, shape), rule_for
-    )
+def step_of(program: Program, hop: int, length: int, most: int | None = None) -> Step:
+    step = stream(graph_of(program, length), graph_of(program, length + hop), rule_for, most)
     verify(step.graph)
     return step
 
@@ -54,11 +52,11 @@ def streamed(step: Step, x: Tensor, axis: int = -1) -> Tensor:
     return out.narrow(step.output.axis, delay, out.shape[step.output.axis] - delay)
 
 
-def check(program: Program, hop: int, hops: int = 12, shape: tuple[int, ...] = (1, WIDTH)) -> Step:
+def check(program: Program, hop: int, hops: int = 12, most: int | None = None) -> Step:
     """The stream of a signal gives the first places of the result of a signal that goes on."""
-    step = step_of(program, hop, hop * hops, shape)
-    x = torch.randn(*shape, hop * hops + 64, dtype=torch.float64)
-    (expected,) = interpret(graph_of(program, x.shape[-1], shape), [x])
+    step = step_of(program, hop, hop * hops, most)
+    x = torch.randn(1, WIDTH, hop * hops + 64, dtype=torch.float64)
+    (expected,) = interpret(graph_of(program, x.shape[-1]), [x])
     found = streamed(step, x[..., : hop * hops].contiguous())
     count = found.shape[step.output.axis]
     assert count > 0, "the stream is too short to say anything"
@@ -205,28 +203,18 @@ def test_time_may_be_any_axis() -> None:
 
 
 def test_two_dimensional_convolutions_slide_over_time_or_beside_it() -> None:
-    def program(o: Builder, x: Node, const: Any) -> Node:  # [1, 2, T, 5], then [1, 2, 5, T]
-        y = o.conv2d(x, const(weight(2, 2, 3, 3)), None, padding=(1, 1))
+    def program(o: Builder, x: Node, const: Any) -> Node:  # [1, 4, T, 5]
+        y = o.conv2d(x, const(weight(2, 4, 3, 3)), None, padding=(1, 1))
         y = o.max_pool2d(o.relu(y), (1, 3), stride=(1, 3), padding=(0, 1))
         return o.conv2d(y, const(weight(2, 2, 3, 2)), None, padding=(1, 0), stride=(2, 1))
 
-    step = stream(graph_at(program, 24), graph_at(program, 28), rule_for)
-    x = torch.randn(1, 2, 24, 5, dtype=torch.float64)
-    found, (expected,) = streamed(step, x, 2), interpret(graph_at(program, 24), [x])
+    whole = graph_of(program, 24, (5,))
+    step = stream(whole, graph_of(program, 28, (5,)), rule_for)
+    x = torch.randn(1, WIDTH, 24, 5, dtype=torch.float64)
+    found, (expected,) = streamed(step, x, 2), interpret(whole, [x])
     count = found.shape[2]
     assert count > 9
     torch.testing.assert_close(found, expected[:, :, :count], rtol=1e-9, atol=1e-9)
-
-
-def graph_at(program: Program, length: int) -> Graph:
-    o, consts = builder_for(()), {}
-
-    def const(value: Tensor) -> Node:
-        consts[f"c{len(consts)}"] = value
-        return o.const(f"c{len(consts) - 1}", TensorType.of(value))
-
-    x = o.input("x", TensorType.dense((1, 2, length, 5), torch.float64))
-    return Graph((x,), (program(o, x, const),), consts)
 
 
 DECLINED: dict[str, tuple[Program, str]] = {
@@ -269,6 +257,33 @@ def test_what_mixes_time_is_declined(name: str) -> None:
     with pytest.raises(CannotStream, match=reason) as refused:
         step_of(program, 4, 24)
     assert str(refused.value).startswith("%")  # the place in the printed graph
+
+
+def attending(o: Builder, x: Node, const: Any) -> Node:
+    """A convolution, learned and counted places, then causal attention."""
+    length = x.shape[2]
+    y = o.permute(padded_conv(3, 1, 1)(o, x, const), (0, 2, 1))
+    table = o.slice(const(weight(200, WIDTH)), dim=0, start=1, end=length + 1)
+    counted = o.sin(o.to(o.arange(2, length + 2), torch.float64))
+    y = o.add(o.add(y, table), o.reshape(counted, (length, 1)))
+    q = o.reshape(y, (1, length, 2, 2))
+    heads = o.permute(q, (0, 2, 1, 3))
+    seen = o.scaled_dot_product_attention(heads, o.neg(heads), heads, is_causal=True)
+    return o.reshape(o.permute(seen, (0, 2, 1, 3)), (1, length, WIDTH))
+
+
+@pytest.mark.parametrize(("hop", "delay"), [(1, 1), (2, 2), (5, 5)])
+def test_causal_attention_keeps_keys_and_values(hop: int, delay: int) -> None:
+    """Its delay is rounded up to whole hops, and what is before place 0 is no key."""
+    step = check(attending, hop, hops=8, most=20)
+    assert (step.output.delay, step.limit) == (delay, 20)
+
+
+def test_attention_needs_to_know_its_room_and_tables_end() -> None:
+    with pytest.raises(CannotStream, match="grows with the signal: compile_stream"):
+        step_of(attending, 4, 24)
+    table = lambda o, x, c: o.add(x, o.slice(c(weight(1, 99)), dim=1, end=x.shape[2]))  # noqa: E731
+    assert check(table, 4, hops=8).limit == 24
 
 
 def test_strides_divide_the_hop() -> None:
