@@ -155,6 +155,23 @@ class CausalLM:
         lengths = tuple([a + b for a, b in zip(starts, counts)])
         return State(stores, lengths, torch.tensor(lengths), logits)
 
+    def fork(self, state: State, sequences: int) -> State:
+        """So many sequences that go on from the one of `state`, which stays as it is: a beginning
+        that several texts share is computed once. Each has it in memory of its own.
+
+        Raises ValueError for a state of several sequences, TooManySequences, StaleState.
+        """
+        if len(state.lengths) != 1 or sequences < 1:
+            found = f"a state of {len(state.lengths)} and sequences={sequences}"
+            raise ValueError(
+                f"expected a state of one sequence and 1 or more of them, found {found}"
+            )
+        self._check_batch(sequences)
+        rows = torch.zeros(sequences, dtype=torch.int64)
+        stores = [store[rows] for store in state.stores]
+        lengths = state.lengths * sequences
+        return State(stores, lengths, torch.tensor(lengths), state.logits[rows])
+
     def logits(self, ids: Prompts, chunk: int | None = None) -> Tensor:
         """The logits after every token of one prompt, [T, V]: for perplexity.
 
@@ -332,15 +349,18 @@ class CausalLM:
             found = [row[kept != 0] for row, kept in zip(found, mask.reshape(len(found), -1))]
         if not found:
             raise BadTokens("ids: expected at least one sequence, found none")
-        if len(found) > self.spec.batch:
-            raise TooManySequences(
-                f"{len(found)} sequences, but the model was compiled for batch={self.spec.batch}"
-            )
+        self._check_batch(len(found))
         for index, row in enumerate(found):
             if row.dim() != 1 or not len(row):
                 raise BadTokens(f"sequence {index} is empty: expected at least one token")
             self._check_ids(row)
         return found
+
+    def _check_batch(self, sequences: int) -> None:
+        if sequences > self.spec.batch:
+            raise TooManySequences(
+                f"{sequences} sequences, but the model was compiled for batch={self.spec.batch}"
+            )
 
     def _check_ids(self, ids: Tensor) -> None:
         low, high = int(ids.min()), int(ids.max())

@@ -225,6 +225,26 @@ def test_a_stepped_state_is_stale_and_a_copy_is_not(lm: infopt.CausalLM) -> None
     assert torch.equal(lm.step(kept, [4]).logits, after.logits)
 
 
+def test_a_fork_goes_on_as_texts_with_the_same_beginning(lm: infopt.CausalLM) -> None:
+    beginning, ends = [1, 2, 3, 4, 5, 6], ([7, 8], [9], [10, 11, 12])
+    shared = lm.prefill(beginning)
+    forked = lm.fork(shared, 3)
+    assert torch.equal(forked.logits, shared.logits.expand(3, -1)) and forked.lengths == (6, 6, 6)
+    after = lm.prefill(ends, state=forked)
+    whole = lm.prefill([beginning + end for end in ends])
+    assert after.lengths == whole.lengths
+    torch.testing.assert_close(after.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(lm.decode(after, 9)[0], lm.decode(whole, 9)[0])
+    assert lm.step(shared, [7]).lengths == (7,)  # it is still its own
+    with pytest.raises(infopt.StaleState, match="this state was stepped"):
+        lm.fork(shared, 2)
+    with pytest.raises(infopt.TooManySequences, match="4 sequences, but the model"):
+        lm.fork(lm.prefill([1]), 4)
+    with pytest.raises(ValueError, match="a state of one sequence and 1 or more of them, found a"):
+        lm.fork(whole := lm.prefill([[1], [2]]), 2)
+    assert lm.step(whole, [3, 4]).lengths == (2, 2)
+
+
 def test_texts_may_be_written_side_by_side(lm: infopt.CausalLM) -> None:
     prompts = ([1, 2, 3], [[4], [5, 6]])
     alone = [list(lm.generate(p, 10)) for p in prompts]
