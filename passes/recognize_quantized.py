@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.inline import inlined
 from infopt.compiler.integer_weight import integer_weight
@@ -26,14 +25,15 @@ class RecognizeQuantized(Pass):
     """linear(x, unpack(constants)) -> linear(x, integer_weight(integers, scales))
 
     Recognised by value: the matrix is computed once, and each constant or intermediate value that
-    may be its factors is tried; whole multiples of these factors, to the rounding of the model's
-    own expression, are what the model stores, in whatever layout and order of bits it does.
+    may be its factors is tried; whole multiples of these factors are what the model stores, in
+    whatever layout and order of bits it does. In f16 and bf16 the integers must give the model's
+    matrix to the bit; in f32 but for a few last bits of a step, the rounding of a zero point that
+    was taken off after the product.
     """
 
     name: ClassVar[str] = "recognize-quantized"
     stage: ClassVar[Stage] = Stage.NORMALIZE
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
-    accuracy: ClassVar[Accuracy] = Bounded("rms_rel", 0.01)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         o, changes = ctx.builder, {}
@@ -84,13 +84,20 @@ def _recognized(graph: Graph, packed: PackedWeight) -> tuple[Any, Any, Any] | st
     for node, transposed in _factors(values, n, k):
         split = _splitting(n, k, is_linear, transposed)
         integers, scales = split(whole, values[node])
-        spread = scales.float().repeat_interleave(k // scales.shape[1], 1)
         rows = whole if is_linear else whole.T
-        # a zero point may have been taken off after the product, whose rounding is then seen
-        rounding = 16 * torch.finfo(whole.dtype).eps * spread.abs()
-        if bool(((integers.float() * spread - rows.float()).abs() <= rounding).all()):
+        if _is_made_of(rows, integers, scales):
             return integers, scales, (split, (packed.matrix, node))
     return "its matrix is not whole multiples of any factors it is made with"
+
+
+def _is_made_of(rows: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor) -> bool:
+    """Whether integer_weight(integers, scales) is the matrix that layers multiply by."""
+    spread = scales.float().repeat_interleave(rows.shape[1] // scales.shape[1], 1)
+    made = integers.float() * spread
+    if rows.dtype in (torch.float16, torch.bfloat16):  # a last bit would be a part of a step
+        return torch.equal(made.to(rows.dtype), rows)
+    rounding = 16 * torch.finfo(rows.dtype).eps * spread.abs()
+    return bool(((made - rows).abs() <= rounding).all())
 
 
 def _splitting(n: int, k: int, is_linear: bool, transposed: bool) -> Any:

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 import infopt
+from infopt.compiler.accuracy import Exact
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
@@ -43,6 +44,10 @@ def test_each_pass_has_its_own_tests() -> None:
     folder = pathlib.Path(__file__).parent
     for p in default_passes(compute="bf16"):
         assert (folder / f"test_{p.name.replace('-', '_')}.py").exists(), p.name
+
+
+def test_nothing_is_approximated_unasked() -> None:
+    assert [p.name for p in default_passes() if p.accuracy != Exact()] == []
 
 
 def test_a_pass_is_added_at_the_end_of_its_stage() -> None:
