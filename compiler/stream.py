@@ -1,4 +1,4 @@
-"""infopt.compile_stream: a model over a time axis as a step of one hop with state in place."""
+"""infopt.compile_stream: a model over a time axis as a step of one hop with its state."""
 
 from __future__ import annotations
 
@@ -126,7 +126,10 @@ def _spec(step: Step, axis: int) -> StreamSpec:
         step.output.axis,
         step.output.hop,
         step.output.delay,
-        tuple((tuple(map(int, s.node.shape)), str(s.node.dtype), s.fill) for s in step.stores),
+        tuple(
+            (tuple(map(int, s.node.shape)), str(s.node.dtype), s.fill, s.in_place)
+            for s in step.stores
+        ),
         step.limit,
     )
 
@@ -140,8 +143,8 @@ def _exported(exported: Exported, step: Step) -> Exported:
         graph=step.graph,
         arguments=(Argument("x", False, Leaf(0)), Argument("state", False, state)),
         leaves=tuple(range(count + 1)),
-        outputs=Leaf(0),
-        rebuild=lambda flat: flat[0],
+        outputs=[Leaf(i) for i in range(len(step.graph.outputs))],
+        rebuild=list,
     )
 
 
@@ -168,7 +171,7 @@ def _check(
     for number, hop in enumerate(example.split(spec.hop, axis)[:most]):
         if hop.shape[axis] < spec.hop:
             break
-        (found,) = interpret(step.graph, [hop, *stores])
+        found = step.run(hop, stores)
         first = number * width - spec.delay
         skipped = min(max(-first, 0), width)
         length = min(width - skipped, count - first - skipped)

@@ -20,6 +20,7 @@ import torch
 from infopt.compiler.errors import CannotInfer, CannotStream
 from infopt.compiler.graph import Graph, Node, attr_key, type_text
 from infopt.compiler.infer import builder_for
+from infopt.compiler.interpret import interpret
 from infopt.compiler.ops import CONST, INPUT
 from infopt.compiler.types import TensorType
 
@@ -48,22 +49,35 @@ class Flow:
 
 @dataclass(frozen=True)
 class Store:
-    """One tensor of the state: its input of the step, its next value, and what it starts with."""
+    """One tensor of the state: its input of the step, its next value, and what it starts with.
+
+    in_place: the step writes into the input's memory; else the next value is a result of the step,
+    which costs less than to write it back.
+    """
 
     node: Node
     value: Node
-    fill: float
+    fill: float = 0.0
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """The step's graph: inputs (x, *stores), one result, and `updates` of every store. limit: how
-    many hops its stores and tables have room for."""
+    """The step's graph: inputs (x, *stores), results (y, *the next values of stores not in place),
+    and `updates` of those in place. limit: how many hops its stores and tables have room for."""
 
     graph: Graph
     stores: tuple[Store, ...]
     output: Flow
     limit: int | None = None
+
+    def run(self, x: torch.Tensor, stores: list[torch.Tensor]) -> torch.Tensor:
+        """One step by the references; the stores are brought up to date."""
+        y, *made = interpret(self.graph, [x, *stores])
+        fresh = (i for i, store in enumerate(self.stores) if not store.in_place)
+        for index, value in zip(fresh, made, strict=True):
+            stores[index] = value
+        return y
 
 
 Rule = Callable[["Streaming", Node, Node], Flow]
@@ -111,7 +125,9 @@ class Streaming:
         self.flows: dict[Node, Flow] = {}
         self.stores: list[Store] = []
         self.consts: dict[str, torch.Tensor] = {}
-        self._kept: dict[Any, Node] = {}
+        # of a value, axis and fill: how many past places are kept, and they with this step's
+        self._pasts: dict[tuple[Node, int, str], list[tuple[int, Node]]] = {}
+        self._begun: dict[tuple[Node, int, int], Node] = {}
         self._steps: Node | None = None
 
     def add(self, node: Node, twin: Node, graph: Graph, longer: Graph) -> None:
@@ -147,11 +163,13 @@ class Streaming:
     def finish(self, output: Flow, graph: Graph) -> Step:
         inputs = tuple(self.flows[n].node for n in graph.inputs)
         stores = tuple(self.stores)
+        results = (output.node, *(s.value for s in stores if not s.in_place))
         made = Graph(
             inputs + tuple(s.node for s in stores),
-            (output.node,),
+            results,
             {**graph.consts, **self.consts},
-            updates=tuple((len(inputs) + i, s.value) for i, s in enumerate(stores)),
+            updates=tuple((len(inputs) + i, s.value) for i, s in enumerate(stores) if s.in_place),
+            results=tuple(TensorType.dense(r.shape, r.dtype) for r in results),
         )
         return Step(made.with_consts({}), stores, output, self.limit)
 
@@ -177,20 +195,22 @@ class Streaming:
         """The flow with a longer delay."""
         if delay == flow.delay:
             return flow
+        # what is before place 0 is free: a padded layer's view of it shares its past
+        flow = replace(flow, node=self._begun.get((flow.node, flow.axis, flow.delay), flow.node))
         both = self.history(flow, delay - flow.delay)
         return replace(flow, node=self.part(both, flow.axis, 0, flow.hop), delay=delay)
 
     def history(self, flow: Flow, count: int) -> Node:
         """This step's positions behind the `count` ones before them."""
-        key = ("history", flow.node, flow.axis, count, str(flow.fill))
-        if key not in self._kept:
-            type = _cut(flow.node, flow.axis, count)
-            past = self.store(type)
-            both = self.o.call("aten.cat.default", (past, flow.node), dim=flow.axis)
-            value = self.part(both, flow.axis, flow.hop, flow.hop + count)
-            self.stores.append(Store(past, value, flow.fill))
-            self._kept[key] = both
-        return self._kept[key]
+        for known, longest in self._pasts.get((flow.node, flow.axis, str(flow.fill)), ()):
+            if known >= count:
+                return self.part(longest, flow.axis, known - count, known + flow.hop)
+        past = self.store(_cut(flow.node, flow.axis, count))
+        both = self.o.call("aten.cat.default", (past, flow.node), dim=flow.axis)
+        value = self.part(both, flow.axis, flow.hop, flow.hop + count)
+        self.stores.append(Store(past, value, flow.fill))
+        self._pasts.setdefault((flow.node, flow.axis, str(flow.fill)), []).append((count, both))
+        return both
 
     def part(self, node: Node, axis: int, start: int, end: int, step: int = 1) -> Node:
         """node[start:end:step] along an axis."""
@@ -212,20 +232,19 @@ class Streaming:
 
     def started(self, flow: Flow, fill: float) -> Node:
         """This step's positions, with `fill` at those below 0."""
-        key = ("started", flow.node, flow.axis, flow.delay, str(fill))
-        if key not in self._kept:
-            behind = (1,) * (flow.node.tensor_type.rank - flow.axis - 1)
-            least = (flow.delay - torch.arange(flow.hop)).reshape(-1, *behind)
-            begun = self.o.mul(self.steps(), flow.hop)
-            here = self.o.call("aten.ge.Tensor", begun, self.const(least))
-            self._kept[key] = self.o.call("aten.where.ScalarOther", here, flow.node, fill)
-        return self._kept[key]
+        behind = (1,) * (flow.node.tensor_type.rank - flow.axis - 1)
+        least = (flow.delay - torch.arange(flow.hop)).reshape(-1, *behind)
+        begun = self.o.mul(self.steps(), flow.hop)
+        here = self.o.call("aten.ge.Tensor", begun, self.const(least))
+        made = self.o.call("aten.where.ScalarOther", here, flow.node, fill)
+        self._begun.setdefault((flow.node, flow.axis, flow.delay), made)
+        return made
 
     def steps(self) -> Node:
         """i64[1]: how many steps came before this one."""
         if self._steps is None:
             self._steps = self.store(TensorType.dense((1,), torch.int64))
-            self.stores.append(Store(self._steps, self.o.add(self._steps, 1), 0.0))
+            self.stores.append(Store(self._steps, self.o.add(self._steps, 1)))
         return self._steps
 
     def store(self, type: TensorType) -> Node:

@@ -44,7 +44,7 @@ def attention(s: Streaming, node: Node, twin: Node) -> Flow:
         heads, width = flow.node.shape[1], flow.node.shape[3]
         past = s.store(TensorType.dense((batch, heads, room, width), flow.node.dtype))
         value = o.call(kv_append, past, flow.node, starts, counts)
-        s.stores.append(Store(past, value, 0.0))
+        s.stores.append(Store(past, value, in_place=True))
         stores.append(value)
     scale = node.attr("scale")
     scale = float(q.shape[3]) ** -0.5 if scale is None else float(scale)

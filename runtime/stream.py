@@ -23,7 +23,8 @@ class StreamSpec:
     out_hop       samples of the result that a step gives, along out_axis
     delay         how many samples the step's results are behind: of all that the stream gives, the
                   first `delay` samples belong to no place of the result
-    stores        sizes, dtype and start value of every tensor of the state
+    stores        sizes, dtype and start value of every tensor of the state, and whether a step
+                  writes it in place; the others' next values are results behind the first
     limit         how many steps there is room for, where something grows with the signal
     """
 
@@ -34,12 +35,13 @@ class StreamSpec:
     out_axis: int
     out_hop: int
     delay: int
-    stores: tuple[tuple[tuple[int, ...], str, float], ...]
+    stores: tuple[tuple[tuple[int, ...], str, float, bool], ...]
     limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         stores = [
-            {"shape": list(s), "dtype": dtype, "fill": str(fill)} for s, dtype, fill in self.stores
+            {"shape": list(shape), "dtype": dtype, "fill": str(fill), "in_place": in_place}
+            for shape, dtype, fill, in_place in self.stores
         ]
         return {
             "shape": list(self.shape),
@@ -56,7 +58,8 @@ class StreamSpec:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> StreamSpec:
         stores = tuple(
-            (tuple(s["shape"]), str(s["dtype"]), float(s["fill"])) for s in record["stores"]
+            (tuple(s["shape"]), str(s["dtype"]), float(s["fill"]), bool(s["in_place"]))
+            for s in record["stores"]
         )
         return cls(
             tuple(record["shape"]),
@@ -81,7 +84,7 @@ class StreamSpec:
             torch.full(shape, fill, dtype=dtype_of(name, "stores"))
             if fill
             else torch.zeros(shape, dtype=dtype_of(name, "stores"))
-            for shape, name, fill in self.stores
+            for shape, name, fill, _ in self.stores
         ]
 
 
@@ -108,9 +111,11 @@ class StreamState:
             raise StaleState("this state was stepped: use the state that the step gave, or copy()")
         return self._stores
 
-    def after(self) -> StreamState:
-        """The state one step later, which owns the memory from now on."""
+    def after(self, fresh: Mapping[int, Tensor]) -> StreamState:
+        """The state one step later, with the tensors that are new; it owns the memory now."""
         stores, self._stores = self.stores, None
+        for index, value in fresh.items():
+            stores[index] = value
         return StreamState(stores, self.steps + 1)
 
     def __repr__(self) -> str:
@@ -129,6 +134,7 @@ class Stream:
         self, spec: StreamSpec, program: Any, save: Callable[..., Path] | None = None
     ) -> None:
         self.spec, self.program, self._save = spec, program, save
+        self._fresh = [i for i, (*_, in_place) in enumerate(spec.stores) if not in_place]
 
     @property
     def hop(self) -> int:
@@ -161,8 +167,8 @@ class Stream:
             raise InputMismatch(f"x: expected a hop of {expected}, found {list(x.shape)}")
         if self.spec.limit is not None and state.steps >= self.spec.limit:
             raise ContextFull(f"the stream was compiled for {self.spec.limit} hops of the signal")
-        (y,) = self.program.run([x, *state.stores])
-        return y, state.after()
+        y, *made = self.program.run([x, *state.stores])
+        return y, state.after(dict(zip(self._fresh, made, strict=True)))
 
     def run(self, x: Tensor) -> Tensor:
         """A whole signal, streamed: the first places of the offline result, without the delay.
