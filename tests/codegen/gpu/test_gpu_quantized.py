@@ -7,6 +7,10 @@ import torch
 
 from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.compiler.infer import Builder
+from infopt.compiler.integer_weight import ROW_ROUNDINGS
+from infopt.compiler.types import TensorType
+from infopt.passes.quantizing import no_kernel
 from tests.codegen.gpu.launched import check, compiles, every_arch, gpu, launches_of, most
 
 EVERY_FORMAT = pytest.mark.parametrize("format", FORMATS)
@@ -129,3 +133,17 @@ def test_every_schedule_compiles(arch, format, activations):
             compiles(made[0], arch)
             if m == 1:
                 break
+
+
+@pytest.mark.parametrize("rounding", [r for r in ROW_ROUNDINGS if r != "int8"])
+def test_rows_rounded_by_torchaos_formula_have_no_kernel_here(rounding):
+    """Its own rounding in their place would be another result, unasked."""
+    codec, o = FORMATS["int8"], Builder()
+    values, scales = codec.encode(torch.randn(64, 64))
+    tensors = (torch.randn(4, 64), values, scales, codec.sums(values, scales, 64))
+    parts = [o.input(f"x{i}", TensorType.of(t)) for i, t in enumerate(tensors)]
+    single = o.call(quantized_linear, *parts, activations=rounding)
+    gated = o.call(quantized_gated_linear, *parts, *parts[1:], activations=rounding)
+    for made in (single, gated):
+        assert no_kernel(made, gpu(cores=1)) == f"rows rounded as {rounding}"
+    assert no_kernel(o.call(quantized_linear, *parts, activations="int8"), gpu(cores=1)) == ""
