@@ -94,6 +94,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             budget=options.budget,
             max_activations=options.max_activations,
             tokens=options.tokens,
+            sparse_activations=options.sparse_activations,
         )
     certify_new(passes, settings, report)
     original = graph

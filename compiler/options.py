@@ -14,6 +14,7 @@ from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
 from infopt.passes.quantize_weights import Formats, weight_formats
 from infopt.passes.slice_runs import SliceRuns
+from infopt.passes.sparse_activations import SparseActivations
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -53,6 +54,9 @@ class Options:
                for itself, and so are factors (codegen/factoring.py). Only infopt.compile takes it.
                Errors are measured on the example inputs
     tokens     None, or infopt.Tokens(keep=0.5, ...): later layers merge or drop that many tokens
+    sparse_activations  None, or a share: of what a linear layer with constant weights reads, that
+               share of places stays in every row, the others count as 0, and steps of few tokens
+               read no weights for them. What does not pay stays as it is
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -75,6 +79,7 @@ class Options:
     max_activations: int | None = None
     calibration: tuple[tuple[Any, ...], ...] | None = None
     tokens: Tokens | None = None
+    sparse_activations: float | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
 
@@ -96,9 +101,12 @@ class Options:
             SliceRuns(self.max_activations)
         if self.tokens is not None and not isinstance(self.tokens, Tokens):
             raise BadOption(f"tokens: expected an infopt.Tokens, found {self.tokens!r}")
+        if self.sparse_activations is not None:
+            SparseActivations(self.sparse_activations)
         if self.passes is not None:
             self._refuse_beside_passes(
-                "compute", "weights", "activations", "low_rank", "max_activations", "tokens"
+                *("compute", "weights", "activations", "low_rank", "max_activations", "tokens"),
+                "sparse_activations",
             )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
@@ -124,8 +132,8 @@ class Options:
 
     @property
     def changes_weights(self) -> bool:
-        """True where weights may be stored in another format, or as factors."""
-        asked = (self.weights, self.low_rank, self.budget)
+        """True where weights may be stored in another format, as factors, or turned."""
+        asked = (self.weights, self.low_rank, self.budget, self.sparse_activations)
         return any(option is not None for option in asked)
 
     @property

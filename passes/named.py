@@ -41,6 +41,7 @@ from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
+from infopt.passes.sparse_activations import SparseActivations
 from infopt.passes.unfold_patches import UnfoldPatches
 
 GROUP = "infopt.passes"
@@ -51,6 +52,7 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, QuantizeToBudget, QuantizeWeights, RecognizeQuantized, SliceRuns),
+    SparseActivations,
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

@@ -33,6 +33,7 @@ from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_form
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
+from infopt.passes.sparse_activations import SparseActivations
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
@@ -46,14 +47,15 @@ def default_passes(
     budget: Budget | None = None,
     max_activations: int | None = None,
     tokens: Tokens | None = None,
+    sparse_activations: float | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
     add      passes of your own, or names of such that installed packages offer (see named.py):
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
-    compute, weights, activations, low_rank, budget, max_activations, tokens  as in Options
-             (infopt.compiler.options)
+    compute, weights, activations, low_rank, budget, max_activations, tokens,
+    sparse_activations  as in Options (infopt.compiler.options)
     """
     quantize: Pass | None = None
     if budget is not None:
@@ -61,7 +63,8 @@ def default_passes(
     elif weights is not None:
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
-    passes = list(_blocks(compute, factor, quantize, tokens))
+    sparse = None if sparse_activations is None else SparseActivations(sparse_activations)
+    passes = list(_blocks(compute, factor, quantize, tokens, sparse))
     if max_activations is not None:
         passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
@@ -81,7 +84,11 @@ def _in_bytes(quantize: Pass | None) -> bool:
 
 
 def _blocks(
-    compute: str | None, factor: Pass | None, quantize: Pass | None, tokens: Tokens | None
+    compute: str | None,
+    factor: Pass | None,
+    quantize: Pass | None,
+    tokens: Tokens | None,
+    sparse: Pass | None,
 ) -> Iterable[Pass]:
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
@@ -116,6 +123,8 @@ def _blocks(
         yield factor
     if quantize is not None:
         yield quantize
+    if sparse is not None:
+        yield sparse
     if compute == "bf16":
         yield NarrowCompute(0.1) if _in_bytes(quantize) else NarrowCompute()
     yield FuseEmbeddingNorm()

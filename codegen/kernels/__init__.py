@@ -24,6 +24,7 @@ from infopt.codegen.kernels import (
     rotary,
     scan,
     softmax,
+    sparse_linear,
     token_maps,
     token_rows,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "rotary",
     "scan",
     "softmax",
+    "sparse_linear",
     "token_maps",
     "token_rows",
 ]

@@ -25,14 +25,15 @@ from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.slice_runs import SliceRuns
+from infopt.passes.sparse_activations import SparseActivations
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
 # held to their bounds; there is no exact arithmetic for these
 LOSSY = (FactorLowRank, KeepQuantized, NarrowCompute, QuantizeWeights)
-# One chooses by samples of the whole program, which generated graphs have not; what the other does
+# One chooses by samples of the whole program, which generated graphs have not; what the others do
 # to random data has no bound. Their own tests hold them to what they promise.
-MEASURED = (QuantizeToBudget, MergeTokens)
+MEASURED = (QuantizeToBudget, MergeTokens, SparseActivations)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
 OF_SIZES = (FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns)
