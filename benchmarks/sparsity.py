@@ -35,9 +35,7 @@ PROMPT = 64
 @torch.no_grad()
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks sparsity", description=__doc__)
-    parser.add_argument(
-        "--folder", type=Path, help="judge quality too, on the text there"
-    )
+    parser.add_argument("--folder", type=Path, help="judge quality too, on the text there")
     parser.add_argument("--windows", type=int, default=60, help="of 512 tokens")
     parser.add_argument("--share", type=float, default=0.5, help="of places, for speed")
     parser.add_argument("--steps", type=int, default=16, help="of one measurement")
