@@ -6,7 +6,7 @@
 // transposed on the way.
 #pragma once
 
-#include "conv_epilogue.h"
+#include "conv_ahead.h"
 #include "conv_panel.h"
 #include "few_rows.h"
 
@@ -36,21 +36,6 @@ inline ConvCall read_conv(const infopt_call *call) {
   e.y = {p[5], 0, v[9]};
   c.few = v[10];
   return c;
-}
-
-// The lines of the result and the residual of one pair of panels, to be fetched while the product is
-// computed.
-INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at,
-                                 int64_t pair, int64_t feature, int64_t rows) {
-  Ahead ahead;
-  const Matrix &y = e.y;
-  if (!at[0].whole() || !at[pair - 1].whole()) return ahead;
-  const int64_t size = y.format == kRowF32 ? 4 : 2;
-  for (int64_t i = 0; i < 2; ++i)
-    ahead.out[i] = (const char *)y.data + at[pair > i ? i : 0].offset(s, 0, feature) * size;
-  ahead.count = rows, ahead.stride = s.out_pixels() * size, ahead.width = 16 * size;
-  if (e.residual.present()) ahead.beside = (const char *)e.residual.data - (const char *)y.data;
-  return ahead;
 }
 
 // A last panel of few pixels is not worth the product of 16: its pixels meet the weights one by one,
@@ -149,31 +134,42 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
                         scratch.pixel_stride);
         });
       packed = chunk;
+      const int64_t whole = few ? count - 1 : count;  // panels
+      const int64_t products = ceil_div(features, kGroup) * ceil_div(whole, 2);
+      const int64_t next_chunk = last_cut ? (task + 1) / feature_chunks : chunk;
+      ImageAhead image;
+      if ((!last_cut || task + 1 < last) && (next_chunk != chunk || !one_cut) && products > 0) {
+        const int64_t next = last_cut ? 0 : k + cut, panel = next_chunk % panel_chunks * c.panel_chunk;
+        image = ImageAhead(s, c.x, c.x_format == kRowF32 ? 4 : 2, c.by_tap, next_chunk / panel_chunks,
+                           panel, least(c.panel_chunk, panels - panel), next,
+                           least(kDepth<Panel>, depth - next), products);
+      }
       for (int64_t f = 0; f < features; f += kGroup) {
         const int64_t rows = least(kGroup, features - f);
         const int64_t feature = group * s.features + f0 + f;
         const W *w = weights + f * c.weight_stride + k;
         const Rows<Row> r = convert_rows<Row>(w, c.weight_stride, rows, cut, scratch.converted);
         const Affine<kGroup> affine(c.epilogue, feature, last_cut ? rows : 0);
-        const int64_t whole = few ? count - 1 : count;  // panels
         for (int64_t p = 0; p < whole; p += 2) {
           const int64_t pair = least(2, whole - p);
           const PixelLanes at[2] = {{s, p0 + p}, {s, p0 + p + pair - 1}};
-          float *products = scratch.products + (one_cut ? 0 : p * c_stride + f * 16);
+          float *result = scratch.products + (one_cut ? 0 : p * c_stride + f * 16);
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
+          Ahead ahead;
+          if (last_cut) ahead = pixels_ahead(s, c.epilogue, at, pair, feature, rows);
+          ahead.in = image.take();
           session.multiply(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride, pair,
-                           cut, products, c_stride, k > 0, first_use ? features - f : int64_t(0),
-                           last_cut ? pixels_ahead(s, c.epilogue, at, pair, feature, rows)
-                                    : Ahead());
+                           cut, result, c_stride, k > 0, first_use ? features - f : int64_t(0),
+                           ahead);
           for (int64_t i = 0; last_cut && i < pair; ++i)
-            finish_conv(s, c.epilogue, at[i], products + i * c_stride, affine.scale, affine.shift,
+            finish_conv(s, c.epilogue, at[i], result + i * c_stride, affine.scale, affine.shift,
                         feature, rows);
         }
         if (few) {
-          float *products = scratch.products + (count - 1) * c_stride + f * 16;
-          multiply_few(r, rows, scratch.pixels, scratch.pixel_stride, few, cut, k > 0, products);
+          float *result = scratch.products + (count - 1) * c_stride + f * 16;
+          multiply_few(r, rows, scratch.pixels, scratch.pixel_stride, few, cut, k > 0, result);
           if (last_cut)
-            finish_conv(s, c.epilogue, {s, p0 + count - 1}, products, affine.scale, affine.shift,
+            finish_conv(s, c.epilogue, {s, p0 + count - 1}, result, affine.scale, affine.shift,
                         feature, rows);
         }
       }
