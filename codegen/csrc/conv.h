@@ -101,6 +101,7 @@ template <class Panel, class Row> struct ConvScratch {
 template <class Step, class W> void conv(const infopt_call *call, int64_t first, int64_t last) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
+  using InRegisters = FinishInRegisters<Panel>;
   const ConvCall c = read_conv(call);
   const ConvShape &s = c.shape;
   ConvScratch<Panel, Row> scratch(c, call->scratch);
@@ -111,6 +112,12 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
   const bool one_cut = depth <= kDepth<Panel>;
   const TileSession<Step> session;
   int64_t packed = -1;  // the chunk of panels that lies in scratch
+  auto first_product = [&](int64_t task) {
+    const int64_t chunk = task / feature_chunks, p0 = chunk % panel_chunks * c.panel_chunk;
+    const int64_t f0 = task % feature_chunks * c.feature_chunk;
+    return Product{p0, least(panels, p0 + c.panel_chunk), chunk / panel_chunks * s.features + f0,
+                   least(kGroup, least(c.feature_chunk, s.features - f0))};
+  };
 
   for (int64_t task = first; task < last; ++task) {
     const int64_t chunk = task / feature_chunks, group = chunk / panel_chunks;
@@ -138,11 +145,12 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
       const int64_t products = ceil_div(features, kGroup) * ceil_div(whole, 2);
       const int64_t next_chunk = last_cut ? (task + 1) / feature_chunks : chunk;
       ImageAhead image;
-      if ((!last_cut || task + 1 < last) && (next_chunk != chunk || !one_cut) && products > 0) {
-        const int64_t next = last_cut ? 0 : k + cut, panel = next_chunk % panel_chunks * c.panel_chunk;
-        image = ImageAhead(s, c.x, c.x_format == kRowF32 ? 4 : 2, c.by_tap, next_chunk / panel_chunks,
-                           panel, least(c.panel_chunk, panels - panel), next,
-                           least(kDepth<Panel>, depth - next), products);
+      if (products > 0 && (!last_cut || task + 1 < last) && (next_chunk != chunk || !one_cut)) {
+        const int64_t k_next = last_cut ? 0 : k + cut;
+        const int64_t panel = next_chunk % panel_chunks * c.panel_chunk;
+        image = ImageAhead(s, c.x, c.x_format == kRowF32 ? 4 : 2, c.by_tap,
+                           next_chunk / panel_chunks, panel, least(c.panel_chunk, panels - panel),
+                           k_next, least(kDepth<Panel>, depth - k_next), products);
       }
       for (int64_t f = 0; f < features; f += kGroup) {
         const int64_t rows = least(kGroup, features - f);
@@ -156,11 +164,25 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
           float *result = scratch.products + (one_cut ? 0 : p * c_stride + f * 16);
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
           Ahead ahead;
-          if (last_cut) ahead = pixels_ahead(s, c.epilogue, at, pair, feature, rows);
+          if (last_cut) {
+            Product next = {p0 + p + 2, p0 + whole, feature, rows};
+            if (next.panel >= next.end)
+              next = {p0, p0 + whole, feature + rows, least(kGroup, features - f - rows)};
+            if (next.rows <= 0 && one_cut && task + 1 < last) next = first_product(task + 1);
+            ahead = pixels_ahead(s, c.epilogue, next);
+          }
           ahead.in = image.take();
+          const int64_t row_end = first_use ? features - f : 0;
+          if constexpr (TileSession<Step>::kVectors)
+            if (last_cut && InRegisters::fits(c.epilogue, at, pair)) {
+              multiply_block<Step>(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride,
+                                   pair, cut, result, c_stride, k > 0, row_end, ahead,
+                                   InRegisters(s, c.epilogue, at, pair, feature, affine.scale,
+                                               affine.shift));
+              continue;
+            }
           session.multiply(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride, pair,
-                           cut, result, c_stride, k > 0, first_use ? features - f : int64_t(0),
-                           ahead);
+                           cut, result, c_stride, k > 0, row_end, ahead);
           for (int64_t i = 0; last_cut && i < pair; ++i)
             finish_conv(s, c.epilogue, at[i], result + i * c_stride, affine.scale, affine.shift,
                         feature, rows);

@@ -1,5 +1,5 @@
-// What a convolution fetches while it computes a product: where the results of that product go, and
-// the part of the images that the panels after these are made of.
+// What a convolution fetches while it computes a product: where the results of the next product go,
+// and the part of the images that the panels after these are made of.
 #pragma once
 
 #include "conv_epilogue.h"
@@ -7,29 +7,34 @@
 
 namespace infopt {
 
-// The lines of the result and the residual of one pair of panels.
-INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at,
-                                 int64_t pair, int64_t feature, int64_t rows) {
+// One product of a task: some features of two panels, or of the one that is left before `end`.
+struct Product {
+  int64_t panel, end, feature, rows;
+};
+
+// The lines of a product's result and residual; rows 0: none.
+INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const Product &next) {
   Ahead ahead;
-  const Matrix &y = e.y;
-  if (!at[0].whole() || !at[pair - 1].whole()) return ahead;
-  const int64_t size = y.format == kRowF32 ? 4 : 2;
+  if (next.rows <= 0) return ahead;
+  const PixelLanes at[2] = {{s, next.panel}, {s, least(next.panel + 1, next.end - 1)}};
+  if (!at[0].whole() || !at[1].whole()) return ahead;
+  const int64_t size = e.y.format == kRowF32 ? 4 : 2;
   for (int64_t i = 0; i < 2; ++i)
-    ahead.out[i] = (const char *)y.data + at[pair > i ? i : 0].offset(s, 0, feature) * size;
-  ahead.count = rows, ahead.stride = s.out_pixels() * size, ahead.width = 16 * size;
-  if (e.residual.present()) ahead.beside = (const char *)e.residual.data - (const char *)y.data;
+    ahead.out[i] = (const char *)e.y.data + at[i].offset(s, 0, next.feature) * size;
+  ahead.count = next.rows, ahead.stride = s.out_pixels() * size, ahead.width = 16 * size;
+  if (e.residual.present()) ahead.beside = (const char *)e.residual.data - (const char *)e.y.data;
   return ahead;
 }
 
-// What the lowest taps of some neighbouring pixels see of every channel's plane; what the taps above
-// see has mostly been read for the pixels before. Channels lie a page or more apart, so no hardware
-// guesses them.
+// What the lowest taps of some neighbouring pixels see of every channel's plane; what the taps
+// above see has mostly been read for the pixels before. Channels lie a page or more apart, so no
+// hardware guesses them.
 class ImageAhead {
  public:
   ImageAhead() = default;
   // `panels` panels from p0 on, rows k to k + depth of them, spread over `products` products.
-  ImageAhead(const ConvShape &s, const void *x, int64_t size, bool by_tap, int64_t group, int64_t p0,
-             int64_t panels, int64_t k, int64_t depth, int64_t products) {
+  ImageAhead(const ConvShape &s, const void *x, int64_t size, bool by_tap, int64_t group,
+             int64_t p0, int64_t panels, int64_t k, int64_t depth, int64_t products) {
     const int64_t image = p0 * 16 / s.out_pixels(), pixel = p0 * 16 - image * s.out_pixels();
     const int64_t from = lowest(s, pixel);
     const int64_t to = lowest(s, least(pixel + panels * 16, s.out_pixels()) - 1) + 1;
@@ -56,7 +61,8 @@ class ImageAhead {
   // The place of the element that the lowest tap of a pixel sees, or the nearest one to it.
   static int64_t lowest(const ConvShape &s, int64_t pixel) {
     const int64_t row = pixel / s.out_width, column = pixel - row * s.out_width;
-    const int64_t bottom = row * s.stride_height - s.pad_top + (s.kernel_height - 1) * s.dilation_height;
+    const int64_t bottom =
+        row * s.stride_height - s.pad_top + (s.kernel_height - 1) * s.dilation_height;
     return greatest(0, least(bottom, s.height - 1)) * s.row_stride +
            least(column * s.stride_width, s.width - 1);
   }

@@ -131,4 +131,62 @@ inline void finish_conv(const ConvShape &s, const ConvEpilogue &e, const PixelLa
   });
 }
 
+// The same for whole panels, while the products are in registers (microkernel.h): y of type T,
+// without activation or with relu.
+template <class T> struct FinishInRegisters {
+  T *y[2];
+  const T *residual[2];  // null: none
+  int64_t stride;        // between features
+  const float *scale, *shift;
+  bool add_first, rectify, joined;  // joined: the second panel's pixels follow the first's
+
+  static bool fits(const ConvEpilogue &e, const PixelLanes *at, int64_t pair) {
+    return e.y.format == (std::is_same_v<T, float> ? kRowF32 : kRowBf16) && at[0].whole() &&
+           at[pair - 1].whole() && (e.activation == kRelu || e.activation == kIdentity);
+  }
+  FinishInRegisters(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at, int64_t pair,
+                    int64_t feature, const float *scale, const float *shift)
+      : y(), residual(), stride(s.out_pixels()), scale(scale), shift(shift),
+        add_first(e.add_first), rectify(e.activation == kRelu) {
+    for (int64_t i = 0; i < pair; ++i) {
+      const int64_t offset = at[i].offset(s, 0, feature);
+      y[i] = (T *)e.y.data + offset;
+      if (e.residual.present()) residual[i] = (const T *)e.residual.data + offset;
+    }
+    joined = y[1] == y[0] + 16;
+  }
+  INFOPT_INLINE FinishInRegisters from(int64_t r, int64_t p) const {
+    FinishInRegisters f = *this;
+    for (int64_t i = p; i < 2; ++i) {
+      f.y[i - p] = y[i] + r * stride;
+      f.residual[i - p] = residual[i] ? residual[i] + r * stride : nullptr;
+    }
+    f.scale += r, f.shift += r;
+    return f;
+  }
+  template <int R, int P>
+  INFOPT_INLINE void take(const Vec (&acc)[R][P], float *, int64_t) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      Vec t[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        t[p] = fma(acc[r][p], broadcast(scale[r]), broadcast(shift[r]));
+        if (residual[p] && add_first) t[p] = t[p] + load(residual[p] + r * stride);
+        if (rectify) t[p] = relu(t[p]);
+        if (residual[p] && !add_first) t[p] = t[p] + load(residual[p] + r * stride);
+      }
+      write(t, r);
+    }
+  }
+
+ private:
+  template <int P> INFOPT_INLINE void write(const Vec (&t)[P], int64_t r) const {
+    if constexpr (P == 2 && std::is_same_v<T, bf16>)
+      if (joined) return store_pairs(y[0] + r * stride, to_row(t[0], t[1]));
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) store(y[p] + r * stride, t[p]);
+  }
+};
+
 }  // namespace infopt

@@ -20,6 +20,7 @@ namespace infopt {
 
 // Lives for one kernel call on one thread.
 template <class Step> struct TileSession {
+  static constexpr bool kVectors = true;  // multiply is multiply_block
   template <class... Args> INFOPT_INLINE void multiply(Args... args) const {
     multiply_block<Step>(args...);
   }
@@ -115,6 +116,7 @@ __attribute__((noinline)) void multiply_tiles(const typename Step::Row *rows, in
 }
 
 template <class Step> struct Tiles {
+  static constexpr bool kVectors = false;
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
 

@@ -141,12 +141,25 @@ struct Ahead {
   }
 };
 
+// What becomes of a finished block: it is kept in c. Others take it while it is in registers.
+struct Keep {
+  // The same from row r and panel p on.
+  INFOPT_INLINE Keep from(int64_t, int64_t) const { return {}; }
+  template <int R, int P>
+  INFOPT_INLINE void take(const Vec (&acc)[R][P], float *c, int64_t c_stride) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) store(c + p * c_stride + r * 16, acc[r][p]);
+  }
+};
+
 // `k` row elements; strides in elements; c_stride is the distance between panels of c.
-template <class Step, int R, int P>
+template <class Step, int R, int P, class Finish>
 __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t row_stride,
                                         const typename Step::Panel *panels, int64_t panel_stride,
                                         int64_t k, float *c, int64_t c_stride, bool accumulate,
-                                        Ahead ahead) {
+                                        Ahead ahead, Finish finish) {
   using Row = typename Step::Row;
   constexpr int kLanes = 16 * int(sizeof(int32_t) / sizeof(typename Step::Panel));
   constexpr int kUnroll = 4, kBases = (R + 2) / 3;
@@ -209,34 +222,31 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
     step(0, [left](Vec c, const Row *row, typename Step::Lanes lanes)
                 __attribute__((always_inline)) { return Step::add_last(c, row, left, lanes); });
 
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) store(c + p * c_stride + r * 16, acc[r][p]);
+  finish.take(acc, c, c_stride);
 }
 
 // The same for any number of panels.
-template <class Step, int R>
+template <class Step, int R, class Finish>
 INFOPT_INLINE void multiply_panels(const typename Step::Row *rows, int64_t row_stride,
                                    const typename Step::Panel *panels, int64_t panel_stride,
                                    int64_t count, int64_t k, float *c, int64_t c_stride,
-                                   bool accumulate, Ahead ahead) {
+                                   bool accumulate, Ahead ahead, const Finish &finish) {
   int64_t p = 0;
   for (; p + kPanels <= count; p += kPanels, ahead = Ahead())
     multiply<Step, R, kPanels>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                               c + p * c_stride, c_stride, accumulate, ahead);
+                               c + p * c_stride, c_stride, accumulate, ahead, finish.from(0, p));
   if (p < count)
     multiply<Step, R, 1>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                         c + p * c_stride, c_stride, accumulate, ahead);
+                         c + p * c_stride, c_stride, accumulate, ahead, finish.from(0, p));
 }
 
 // The same for any number of rows. Rows up to `row_end` are fetched ahead; so is `out`, a share of
 // it with each block.
-template <class Step>
+template <class Step, class Finish = Keep>
 void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
                     const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
                     int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t row_end,
-                    const Ahead &out) {
+                    const Ahead &out, const Finish &finish = Finish()) {
   constexpr int kBlock = Step::kBlock;
   const int64_t blocks = ceil_div(row_count, kBlock), share = ceil_div(out.count, blocks);
   int64_t r = 0, fetched = 0, index = 0;
@@ -251,7 +261,7 @@ void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t 
     fetched += share;
     ahead.in = out.in.part(index++, blocks, k * int64_t(sizeof(*rows)) / 64);
     multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
-                             c + r * 16, c_stride, accumulate, ahead);
+                             c + r * 16, c_stride, accumulate, ahead, finish.from(r, 0));
     r += R;
   };
   while (r + kBlock <= row_count) block(Constant<kBlock>());
