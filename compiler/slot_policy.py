@@ -147,8 +147,9 @@ class Evict(SlotPolicy):
 
     def choose(self, cache: LayerCache, new: Tensor) -> Tensor:
         place = cache["places"][..., 0]
-        score = torch.where(place < 0, -math.inf, self.score(cache))
-        score = torch.where(place > cache.starts[:, None, None] - self.recent, math.inf, score)
+        recent = place > cache.starts[:, None, None] - self.recent
+        score = torch.where(recent, math.inf, self.score(cache))
+        score = torch.where(place < 0, -math.inf, score)  # empty slots first, in short texts too
         order = torch.ops.infopt.top_places(-score, count=self.chunk + 1, by_place=False)
         return order.narrow(2, 0, new.shape[1])  # fewer than there are: else torch fixes the size
 

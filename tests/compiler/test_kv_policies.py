@@ -198,6 +198,14 @@ def test_the_least_attended_slot_is_given_away(decoder: Decoder, policy: Any, sc
     check(decoder, lm, lambda: evicting_weights(score), chunk=5)
 
 
+@torch.no_grad()
+def test_nothing_is_given_away_while_slots_are_empty(decoder: Decoder) -> None:
+    kv = infopt.kv.Evict(tokens=20, recent=10, chunk=5)  # more are recent than there are tokens
+    lm = infopt.compile_causal_lm(decoder, max_length=32, kv=kv)
+    ids = torch.randint(SMALL.vocabulary, (19,), generator=torch.manual_seed(1))
+    torch.testing.assert_close(lm.logits(ids, 1), decoder(ids[None])[0], rtol=2e-3, atol=2e-3)
+
+
 def test_what_varies_most_is_safe() -> None:
     cache = {"steps": torch.full((1, 1, 8, 1), 4.0)}
     cache["mass"] = torch.tensor([4.0, 4, 4, 4, 4, 4, 1, 2])[None, None, :, None] / 8
