@@ -21,6 +21,9 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-
 TESTS = (
     "codegen/test_row_kernels.py",
     "codegen/test_linear_kernels.py",
+    "codegen/test_few_rows_kernels.py",
+    "codegen/test_matmul_kernels.py",
+    "codegen/test_byte_kernels.py",
     "codegen/test_attention_kernels.py",
     "codegen/test_kernel_declarations.py",
     "codegen/test_regions.py",
