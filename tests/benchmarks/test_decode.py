@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
-
-pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
 
 from benchmarks import decode
 from benchmarks.limits import Limits

@@ -7,8 +7,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
-
 from benchmarks import encoders
 from benchmarks.__main__ import COMMANDS
 from benchmarks.arms import arm

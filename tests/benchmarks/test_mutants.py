@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
-
 from benchmarks import mutation_reach
 from benchmarks.mutants import mutants_of, mutated
 from benchmarks.mutation import sample

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
-
 from benchmarks.process import Child, ChildFailed
 
 SCRIPT = """

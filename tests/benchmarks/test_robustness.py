@@ -9,8 +9,6 @@ from collections import Counter
 
 import pytest
 
-pytest.importorskip("benchmarks", reason="the benchmarks are part of the source checkout")
-
 from benchmarks import robustness
 from benchmarks.forking import kill_after, outcome, start
 
