@@ -98,6 +98,14 @@ class Integers:
         integers = integers.contiguous()
         return Encoded(integers if self.bits == 8 else _pack(integers), scales)
 
+    def factors_of(self, scales: torch.Tensor, k: int) -> torch.Tensor:
+        """Factors [N, groups] that somebody else chose, in as many and in the dtype of this format,
+        whose groups are parts of theirs."""
+        spread, count = scales.float(), self.groups(k)
+        if scales.shape[1] > 1:
+            spread = spread.repeat_interleave(count // scales.shape[1], 1)
+        return spread.expand(-1, count).to(self.scale_dtype).contiguous()
+
     def grouped(self, matrix: torch.Tensor) -> torch.Tensor:
         """[N, groups, columns of a group], zeros behind the last column."""
         return _grouped(matrix, self.group or matrix.shape[1])
@@ -182,5 +190,4 @@ def format_of(integers: torch.Tensor, scales: torch.Tensor) -> tuple[Integers, t
     factors = scales.float()
     wide = not torch.equal(factors.bfloat16().float(), factors)
     codec = Integers(4 if narrow else 8, group, wide)
-    spread = factors.repeat_interleave(run // group, 1) if groups > 1 else factors
-    return codec, spread.expand(-1, codec.groups(k)).to(codec.scale_dtype).contiguous()
+    return codec, codec.factors_of(scales, k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,8 +34,8 @@ from infopt.runtime.executor import Program
 
 @dataclass
 class Built:
-    """A graph and the program that computes it. derived: see PassContext. batch_invariant: whether
-    its kernels were chosen so that a row's result depends on that row alone."""
+    """A graph and the program that computes it. derived, held: see PassContext. batch_invariant:
+    whether its kernels were chosen so that a row's result depends on that row alone."""
 
     graph: Graph
     lowered: Lowered
@@ -45,6 +45,7 @@ class Built:
     batch_invariant: bool = False
     options: Options = field(default_factory=Options)
     device: Device | None = None
+    held: Set[str] = frozenset()
 
     def with_constants(self, lowered: Lowered) -> Built:
         """The same with other constants: nothing is compiled anew."""
@@ -134,7 +135,8 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
     hints = {d.name: d.hint for d in graph.dims}
     if all(d.name in hints for d in lowered.plan.dims):
         report.memory["arena"] = made.arena_bytes([hints[d.name] for d in lowered.plan.dims])
-    return Built(graph, lowered, made, report, ctx.derived, target.batch_invariant, options, device)
+    invariant = target.batch_invariant
+    return Built(graph, lowered, made, report, ctx.derived, invariant, options, device, ctx.held)
 
 
 def made_for(

@@ -56,7 +56,7 @@ class Compiled:
     ) -> None:
         self.report: Report = built.report
         self.graph: Graph | None = built.graph
-        self._origin = provenance(exported, built.graph, built.derived)
+        self._origin = provenance(exported, built.graph, built.derived, built.held)
         state = [t.to(built.program.where) for t in exported.state]
         self._exported, self._built = replace(exported.without_tensors(), state=state), built
         self._examples, self._also = examples, tuple(also)

@@ -56,6 +56,7 @@ class PassContext:
     report    where decisions are recorded
     limit     None, or how many sites may be applied
     derived   constant -> how passes made it from the model's own, see `derive`
+    held      those of which that is true for the values that the model has now alone
     calibration  further example inputs, to choose by: what they chose is not judged on them
     """
 
@@ -67,11 +68,16 @@ class PassContext:
     entry: PassReport | None = None
     limit: SiteLimit | None = None
     derived: dict[str, Node] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
     calibration: tuple[tuple[Any, ...], ...] = ()
 
-    def derive(self, name: str, expression: Node) -> None:
+    def derive(self, name: str, expression: Node, held: bool = False) -> None:
         """Say how the new constant `name` is computed from constants, so that the weights of a
-        compiled model can be exchanged; one that is not explained here holds them fixed."""
+        compiled model can be exchanged; one that is not explained here holds them fixed.
+
+        held: the pass looked at the values to find the expression, which others may not obey
+        (integers that fit into four bits): those it reads then stay as they are.
+        """
         images: dict[Node, Node] = {}
 
         def image(arg: Any) -> Any:
@@ -89,6 +95,8 @@ class PassContext:
             return images[arg]
 
         self.derived[name] = image(expression)
+        if held:
+            self.held.add(name)
 
     def site(
         self, where: Node | str, applied: bool, reason: str = "", gain: float | None = None

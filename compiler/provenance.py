@@ -3,7 +3,7 @@ them, or something no pass explained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,11 @@ class Provenance:
     plan: Plan | None
 
 
-def provenance(exported: Exported, graph: Graph, derived: Mapping[str, Node]) -> Provenance:
-    """exported: the model as traced, its tensors still in it. graph: the finished one."""
+def provenance(
+    exported: Exported, graph: Graph, derived: Mapping[str, Node], chosen: Set[str] = frozenset()
+) -> Provenance:
+    """exported: the model as traced, its tensors still in it. graph: the finished one. chosen:
+    what of `derived` holds for the present values alone (PassContext.held)."""
     aliases = _aliases(exported.parameters)
     names = {c: aliases.get(p, p) for c, p in exported.names.items()}
     made, fixed = {}, {}
@@ -60,8 +63,9 @@ def provenance(exported: Exported, graph: Graph, derived: Mapping[str, Node]) ->
             made, sources = {}, []
     held = {
         names[c]
-        for node in derived.values()
-        if is_read(node.dtype, node.tensor_type.numel) and node.dtype not in _STORED
+        for name, node in derived.items()
+        if name in chosen
+        or (is_read(node.dtype, node.tensor_type.numel) and node.dtype not in _STORED)
         for c in _constants(node)
         if c in names
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from infopt.codegen.formats import Integers, format_of
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.inline import inlined
 from infopt.compiler.interpret import evaluate
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
@@ -106,13 +108,13 @@ class _Keeping:
         """Constants with values, scales and row sums."""
         key = (weight, codec.name)
         if key not in self.made:
-            found = self.format(weight)
-            assert not isinstance(found, str)
-            integers = self.value(weight.args[0])
-            values, factors = codec.pack(integers, found[1])
-            sums = codec.sums(values, factors, integers.shape[1])
-            named = {"values": values, "scales": factors, "sums": sums}
-            self.made[key] = tuple(self.constant(weight, k, t) for k, t in named.items())
+            integers, scales = map(self.value, weight.args)
+            store = _stored_as(codec, integers.shape[1])
+            parts = zip(("values", "scales", "sums"), store(integers, scales), strict=True)
+            self.made[key] = tuple(self.constant(weight, k, t) for k, t in parts)
+            recipe = inlined(store, weight.args, self.o)
+            for const, expression in zip(self.made[key], recipe, strict=True):
+                self.ctx.derive(str(const.attr("name")), expression, held=True)
         return self.made[key]
 
     def constant(self, weight: Node, kind: str, tensor: torch.Tensor) -> Node:
@@ -124,6 +126,16 @@ class _Keeping:
 
     def value(self, const: Node) -> torch.Tensor:
         return self.graph.consts[str(const.attr("name"))].detach()
+
+
+def _stored_as(codec: Integers, k: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """(integers, scales) -> values, scales and row sums in a format that holds them."""
+
+    def stored(integers: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values, factors = codec.pack(integers, codec.factors_of(scales, k))
+        return values, factors, codec.sums(values, factors, k)
+
+    return stored
 
 
 def _decoded(graph: Graph, ctx: PassContext) -> Graph:

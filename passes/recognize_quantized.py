@@ -57,7 +57,7 @@ class RecognizeQuantized(Pass):
                 while const in graph.consts:
                     const += "_"
                 tensors[const] = tensor
-                ctx.derive(const, recipe)
+                ctx.derive(const, recipe, held=True)
                 parts.append(o.const(const, TensorType.of(tensor)))
             matrix = o.call(integer_weight, *parts, out=packed.matrix.dtype)
             bias = packed.layer.args[2:]

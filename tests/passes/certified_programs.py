@@ -64,6 +64,8 @@ CONSTS |= {"wide": torch.randn(96, 64) / 8, "deep": torch.randn(64, 96) / 8}
 CONSTS |= {"thin": torch.randn(256, 32) @ torch.randn(32, 256) / 64}
 CONSTS |= {"integers": torch.randint(-127, 128, (96, 64), dtype=torch.int8)}
 CONSTS |= {"steps": torch.rand(96, 1) / 500 + 1e-3}
+CONSTS |= {"nibbles": torch.randint(-8, 8, (96, 128), dtype=torch.int8)}
+CONSTS |= {"steps_of_groups": (torch.rand(96, 2) / 20 + 1e-2).bfloat16()}
 
 
 def const(o: Any, name: str) -> Any:
@@ -83,9 +85,13 @@ def quantizes(o: Any, x: Any) -> Any:
     return o.linear(o.relu(o.linear(x, const(o, "wide"))), const(o, "deep"))
 
 
-def on_integers(o: Any, x: Any) -> Any:
-    parts = const(o, "integers"), const(o, "steps")
-    return o.linear(x, o.call(integer_weight, *parts, out=torch.float32))
+def on_integers(o: Any, x: Any, *parts: str) -> Any:
+    held = [const(o, name) for name in parts or ("integers", "steps")]
+    return o.linear(x, o.call(integer_weight, *held, out=torch.float32))
+
+
+def on_groups_of_nibbles(o: Any, x: Any) -> Any:
+    return on_integers(o, x, "nibbles", "steps_of_groups")
 
 
 def unpacks(o: Any, x: Any) -> Any:
@@ -216,7 +222,10 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
         ("of a matrix", last_row_of_matrix, [torch.randn(64, 32), torch.randn(32, 32)]),
     ],
     MergeFactors: [("an adapter", adapter, [X])],
-    KeepQuantized: [("a layer", on_integers, [torch.randn(5, 64)])],
+    KeepQuantized: [
+        ("a layer", on_integers, [torch.randn(5, 64)]),
+        ("four bits", on_groups_of_nibbles, [torch.randn(5, 128)]),
+    ],
     MergeLinears: [("two", merges, [X])],
     NarrowCompute: [("two in a row", products, [X.repeat(6, 1), W])],
     QuantizeWeights: [("two layers", quantizes, [torch.randn(5, 64)])],

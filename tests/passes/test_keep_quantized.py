@@ -111,3 +111,29 @@ def test_rows_rounded_by_the_formula_of_their_model_stay_f32(x):
     found, _ = run_pass(NarrowCompute(), kept, [(x,)])
     [node] = [n for n in found.nodes() if n.op is quantized_linear]
     assert node.attr("activations") == "int8-symmetric" and node.args[0].dtype is torch.float32
+
+
+class Packed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.randint(0, 16, (N, K), dtype=torch.uint8))
+        self.scales = torch.nn.Parameter(torch.rand(N, 2).bfloat16().float())
+        self.bias = torch.nn.Parameter(torch.randn(N))
+
+    def forward(self, x):
+        integers = (self.codes.float() - 8).reshape(N, 2, -1) * self.scales[..., None]
+        return torch.nn.functional.linear(x, integers.reshape(N, K), self.bias)
+
+
+def test_what_the_format_was_chosen_by_is_held_and_the_rest_can_be_exchanged(x):
+    """Other factors may need more bits than the format has: no silent rounding."""
+    torch.manual_seed(3)
+    model = Packed().eval()
+    compiled = infopt.compile(model, (x,))
+    assert quantized_linear in {n.op for n in compiled.graph.nodes()}
+    with torch.no_grad():
+        model.bias += 1
+        compiled.load_weights(model.state_dict())
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+        with pytest.raises(infopt.WeightsMismatch, match="scales: other values"):
+            compiled.load_weights({"scales": model.scales * 1.01})
