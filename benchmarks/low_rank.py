@@ -3,7 +3,8 @@
 Two tables. BERT-base's shape in bf16 with random weights of a quarter of the full rank: weights,
 peak memory of activations and time of the dense model, of its factors, and of these in slices;
 quality says nothing there. The real MiniLM: factors chosen for calibration sentences, with and
-without int8, against int8 alone, judged on other sentences.
+without int8, against int8 alone, and budgets with and without ranks to choose from, judged on other
+sentences.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from infopt.runtime.measure import measure
 SHARE = 0.25  # of the full rank
 GOAL = 0.35  # of the memory without slices
 ENERGIES = ("energy-0.995", "energy-0.99", "energy-0.95")
+LIMIT = 0.02  # of budgets
 Way = tuple[str, dict[str, Any]]
 
 
@@ -38,14 +40,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--layers", type=int, default=12, help="of BERT-base's shape")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, per table")
-    parser.add_argument("--only", choices=("bert", "minilm"))
+    parser.add_argument("--only", choices=("bert", "minilm", "budgets"))
     options = parser.parse_args(arguments)
     console, found = wide_console(), {}
-    if options.only != "minilm":
+    if options.only in (None, "bert"):
         found["bert"] = bert(options.layers, options.seconds)
         console.print(table(f"BERT-base shape, {options.layers} layers, 8x512", found["bert"]))
     if options.only != "bert":
-        found["minilm"] = minilm(options.seconds)
+        only = "budget" if options.only == "budgets" else ""
+        found["minilm"] = minilm(options.seconds, only)
         console.print(table("MiniLM, judged on sentences that chose nothing", found["minilm"]))
     if options.json:
         write_json(options.json, found | {"layers": options.layers})
@@ -83,8 +86,8 @@ def bert(layers: int, seconds: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def minilm(seconds: float) -> list[dict[str, Any]]:
-    """Formats and factors of the real model."""
+def minilm(seconds: float, only: str = "") -> list[dict[str, Any]]:
+    """Formats and factors of the real model; only: ways whose names begin so."""
     model = load_minilm()
     chosen, calibrating = SENTENCES[::4][:48], SENTENCES[1::4][:48]
     samples, calibration = tokenize(chosen), tokenize(calibrating)
@@ -94,6 +97,8 @@ def minilm(seconds: float) -> list[dict[str, Any]]:
     shapes = ({0: ids, 1: mask}, {0: ids, 1: mask})
     made, rows = {}, []
     for name, given in _minilm_ways((calibration.ids, calibration.mask)):
+        if not name.startswith(only):
+            continue
         try:
             compiled = infopt.compile(
                 model, (samples.ids, samples.mask), dynamic_shapes=shapes, **given
@@ -124,17 +129,25 @@ def _minilm_ways(seen: tuple[Tensor, Tensor]) -> Iterator[Way]:
         yield energy, {"low_rank": energy} | calibrated
     for energy in ENERGIES:
         yield f"{energy}, int8", {"low_rank": energy} | int8 | calibrated
+    for objective in ("size", "latency"):
+        for chosen, ranks in (("formats", ()), ("formats and ranks", "auto")):
+            budget = infopt.Budget(LIMIT, objective, ranks=ranks)
+            yield f"budget {LIMIT:.0%}, {objective}, {chosen}", {"budget": budget} | calibrated
 
 
 def figures(name: str, compiled: Any) -> dict[str, Any]:
     report = compiled.report
-    ran = {p.name: len(p.applied) for p in report.passes}
-    return {
+    lossy = [p for p in report.passes if p.name in ("factor-low-rank", "quantize-to-budget")]
+    sites = [site for entry in lossy for site in entry.sites]
+    row = {
         "name": name,
         "weights": report.memory["weights"],
         "arena": report.memory["arena"],
-        "factored": ran.get("factor-low-rank", 0),
+        "factored": sum(site.applied and site.reason.startswith("rank ") for site in sites),
     }
+    if report.frontier:
+        row["layers"] = {site.where: site.reason for site in sites}
+    return row
 
 
 def _quality(expected: Tensor, found: Tensor) -> dict[str, float]:

@@ -34,6 +34,13 @@ class Moments:
         self.sum.addmm_(rows.T, rows)
         self.total += rows.sum(0)
 
+    def through(self, a: torch.Tensor) -> Moments:
+        """What a layer reads that follows x -> a x, a [R, K]."""
+        made, product = Moments(len(a)), a.double()
+        made.rows, made.total = self.rows, (product @ self.total.double()).float()
+        made.sum = (product @ self.sum.double() @ product.T).float()
+        return made
+
     @cached_property
     def order(self) -> torch.Tensor:
         """Columns, the largest inputs first."""

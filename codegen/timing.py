@@ -1,9 +1,9 @@
-"""How long one node takes on this machine: its kernels, alone, on memory that is not in cache."""
+"""How long a node takes on this machine: its kernels, alone, on memory that is not in cache."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,20 @@ _MOST_COPIES = 16
 
 
 def measured_seconds(
-    nodes: Iterable[Node], target: Target, dims: Sequence[Dim] = (), rounds: int = 5
+    nodes: Iterable[Node],
+    target: Target,
+    dims: Sequence[Dim] = (),
+    rounds: int = 5,
+    inner: Collection[Node] = (),
 ) -> dict[Node, float]:
     """The least time of each node, in turns (A B C A B C ...), at the sizes seen in tracing.
 
-    Nodes of equal types and attributes are measured once.
+    inner: nodes that are run with the one that reads them; other values are there already. Nodes
+    of equal types and attributes are measured once.
     """
-    keys = {node: (node.op.name, _types(node.args), node.attrs) for node in nodes}
-    runs = {key: _Run(node, target, dims) for node, key in keys.items()}
+    keys = {node: _types(node, {node, *inner}) for node in nodes}
+    one_of = {key: node for node, key in keys.items()}
+    runs = {key: _Run(node, target, dims, inner=inner) for key, node in one_of.items()}
     least = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for key, run in runs.items():
@@ -51,15 +57,22 @@ def schedule_seconds(
     return least
 
 
-def _types(args: Any) -> Any:
-    if isinstance(args, tuple):
-        return tuple(map(_types, args))
-    return args.type if isinstance(args, Node) else None
+def _types(arg: Any, inner: Collection[Node]) -> Any:
+    if isinstance(arg, tuple):
+        return tuple(_types(a, inner) for a in arg)
+    if arg in inner:
+        return arg.op.name, _types(arg.args, inner), arg.attrs
+    return arg.type if isinstance(arg, Node) else None
 
 
 class _Run:
     def __init__(
-        self, node: Node, target: Target, dims: Sequence[Dim], schedules: Schedules = usual
+        self,
+        node: Node,
+        target: Target,
+        dims: Sequence[Dim],
+        schedules: Schedules = usual,
+        inner: Collection[Node] = (),
     ) -> None:
         hints = {d.symbol: d.hint for d in dims}
         o = Builder()
@@ -68,18 +81,24 @@ class _Run:
         def leaf(arg: Any) -> Any:
             if not isinstance(arg, Node):
                 return arg
-            if arg not in leaves:
+            if arg not in leaves and arg in inner:
+                leaves[arg] = call(arg)
+            elif arg not in leaves:
                 shape = tuple(substitute(s, hints) for s in arg.shape)
                 kind = TensorType(shape, arg.dtype, contiguous_strides(shape))
                 leaves[arg] = o.input(f"x{len(leaves)}", kind)
             return leaves[arg]
 
-        made = o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
-        graph = Graph(tuple(leaves.values()), (made,), stage=Stage.LAYOUT)
+        def call(node: Node) -> Node:
+            return o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
+
+        made = call(node)
+        given = [n for arg, n in leaves.items() if arg not in inner]
+        graph = Graph(tuple(given), (made,), stage=Stage.LAYOUT)
         self.program = program(lower_for(graph, target, schedules))
-        size = max(sum(int(n.tensor_type.nbytes) for n in leaves.values()), 1)
+        size = max(sum(int(n.tensor_type.nbytes) for n in given), 1)
         copies = min(_MOST_COPIES, -(-_BEYOND_CACHES // size))
-        self.inputs = [[_random(n.tensor_type) for n in leaves.values()] for _ in range(copies)]
+        self.inputs = [[_random(n.tensor_type) for n in given] for _ in range(copies)]
 
     def seconds(self) -> float:
         """One call, the mean over all copies of the operands."""

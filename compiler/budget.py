@@ -28,6 +28,9 @@ class Budget:
     metric      metric(expected, found) -> error, of the model's flat results; None: the relative
                 RMS error, the worst result of the worst sample
     formats, activations  what may be chosen from
+    ranks       the ranks of thin factors that may be chosen for layers, as the option low_rank
+                names them: shares, or "energy-0.99". "auto": what keeps 99.99, 99.9, 99 and 95 % of
+                the outputs' power where there are calibration inputs, else none. () for none
     """
 
     max_error: float
@@ -37,6 +40,7 @@ class Budget:
     metric: Metric | None = None
     formats: tuple[str, ...] = ("int8", "int4-g32", "int4-g128")
     activations: tuple[str, ...] = ("none", "int8")
+    ranks: str | tuple[float | str, ...] = "auto"
 
     def __post_init__(self) -> None:
         error = self.max_error
@@ -49,6 +53,8 @@ class Budget:
             not isinstance(self.max_memory, int) or self.max_memory <= 0
         ):
             raise BadOption(f"max_memory: expected bytes or None, found {self.max_memory!r}")
+        if self.ranks != "auto" and not isinstance(self.ranks, tuple):
+            raise BadOption(f"ranks: expected 'auto' or a tuple of ranks, found {self.ranks!r}")
 
     def error(self, expected: Sequence[Any], found: Sequence[Any]) -> float:
         """The error of one sample's flat results in the budget's metric."""

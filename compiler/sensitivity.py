@@ -14,7 +14,7 @@ import torch
 
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import bind_dims, evaluate
-from infopt.compiler.ops import INPUT
+from infopt.compiler.ops import CONST, INPUT
 
 
 def relative_errors(
@@ -28,7 +28,8 @@ def relative_errors(
     """For every variant of a node, the relative RMS error that it alone would cause in the results.
 
     sample    the graph's inputs
-    variants  node -> others of its type that read what it reads, and constants
+    variants  node -> others of its type that read what it reads, and constants, directly or
+              through nodes of their own
     tensors   the constants that only variants read, by name
     probes    backward runs; the relative deviation of an error is about 0.7 / sqrt(probes)
 
@@ -88,5 +89,10 @@ def _variant(
     known = {n: values[n].detach() for n in node.inputs if n in values}
     for source in node.inputs:
         if source not in known:
-            known[source] = tensors[str(source.attr("name"))]
+            own = source.op is CONST
+            known[source] = (
+                tensors[str(source.attr("name"))]
+                if own
+                else _variant(graph, source, values, tensors, sizes)
+            )
     return evaluate(graph, node, known, sizes)

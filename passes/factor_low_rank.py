@@ -11,10 +11,9 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.passes.layers import LINEARS, label_of, name_matches, names_of
-from infopt.passes.low_rank_layers import LowRankLayers
+from infopt.passes.low_rank_layers import ENERGY, LowRankLayers
 
 Ranks: TypeAlias = "tuple[tuple[str, float | str], ...]"
-_ENERGY = "energy-"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class FactorLowRank(Pass):
             if not reason and wanted == {"none"}:
                 reason = "to stay as it is"
             if not reason:
-                rank = _count(layers, node, *wanted)
+                rank = layers.rank(node, *wanted)
                 reason, gain = layers.profit(node, rank)
             if reason:
                 ctx.site(label_of(node), False, reason, gain)
@@ -76,13 +75,9 @@ class FactorLowRank(Pass):
         return "none"
 
 
-def _count(layers: LowRankLayers, node: Node, wanted: float | str) -> int:
-    if isinstance(wanted, str):
-        return layers.factoring(node).rank_for(float(wanted.removeprefix(_ENERGY)))
-    return max(1, round(wanted * min(layers.shape(node))))
-
-
-def layer_ranks(value: Ranks | float | str | Mapping[str, float | str]) -> Ranks:
+def layer_ranks(
+    value: Ranks | float | str | Mapping[str, float | str], option: str = "low_rank"
+) -> Ranks:
     """The `ranks` of the option low_rank=0.25 or low_rank={"*up*": "energy-0.99", "*": "none"}.
 
     Raises BadOption where it is neither, or where a rank is no rank.
@@ -93,11 +88,11 @@ def layer_ranks(value: Ranks | float | str | Mapping[str, float | str]) -> Ranks
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise BadOption(
-                f"low_rank: expected a rank or a dict of patterns to ranks, found {value!r}"
+                f"{option}: expected a rank or a dict of patterns to ranks, found {value!r}"
             )
         if not _is_rank(pair[1]):
             raise BadOption(
-                f"low_rank: expected a share of the full rank between 0 and 1, 'energy-0.99' or "
+                f"{option}: expected a share of the full rank between 0 and 1, 'energy-0.99' or "
                 f"'none', found {pair[1]!r} (for {pair[0]!r})"
             )
     return pairs
@@ -106,9 +101,9 @@ def layer_ranks(value: Ranks | float | str | Mapping[str, float | str]) -> Ranks
 def _is_rank(value: object) -> bool:
     if value == "none":
         return True
-    if isinstance(value, str) and value.startswith(_ENERGY):
+    if isinstance(value, str) and value.startswith(ENERGY):
         try:
-            value = float(value.removeprefix(_ENERGY))
+            value = float(value.removeprefix(ENERGY))
         except ValueError:
             return False
     return isinstance(value, float) and 0 < value < 1

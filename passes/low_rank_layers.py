@@ -21,6 +21,7 @@ from infopt.passes.layers import (
     weights_of,
 )
 
+ENERGY = "energy-"  # begins a rank that is told by the share of power it keeps
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -29,14 +30,17 @@ class LowRankLayers:
     """Layers of one graph as two thin products.
 
     tensors  the constants made so far, by name
+    moments  what calibration inputs bring to the layers, by what they read, where it is known
     """
 
-    def __init__(self, graph: Graph, ctx: PassContext) -> None:
+    def __init__(
+        self, graph: Graph, ctx: PassContext, moments: dict[Node, Moments] | None = None
+    ) -> None:
         self.graph, self.ctx, self.o = graph, ctx, ctx.builder
         self.tensors: dict[str, torch.Tensor] = {}
         self._factorings: dict[Node, Factoring] = {}
         self._made: dict[tuple[Node, int], Factors] = {}
-        self._moments: dict[Node, Moments] | None = None
+        self._moments = moments
 
     def shape(self, node: Node) -> tuple[int, int]:
         """Rows and columns of a layer's weight; of gate and up one below the other."""
@@ -63,6 +67,12 @@ class LowRankLayers:
             if others and source is weight:
                 return f"its weight is also read by {others[0].op.name}"
         return ""
+
+    def rank(self, node: Node, wanted: float | str) -> int:
+        """The rank of a layer that is asked for as a share of the full one or "energy-0.99"."""
+        if isinstance(wanted, str):
+            return self.factoring(node).rank_for(float(wanted.removeprefix(ENERGY)))
+        return max(1, round(wanted * min(self.shape(node))))
 
     def profit(self, node: Node, rank: int) -> tuple[str, float | None]:
         """Why a rank does not pay, "" where it does, and the seconds that it saves."""

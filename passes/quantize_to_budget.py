@@ -1,4 +1,4 @@
-"""Formats for the weights of layers, chosen one by one under one error budget."""
+"""Formats and ranks for the weights of layers, chosen one by one under one error budget."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
-from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
 from infopt.codegen.timing import measured_seconds
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.allocation import Choice, allocate
@@ -20,8 +17,9 @@ from infopt.compiler.pipeline import Pass, PassContext, results_of
 from infopt.compiler.report import FrontierPoint
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
-from infopt.passes.layers import is_table, label_of
-from infopt.passes.quantizing import Quantizing
+from infopt.passes.factor_low_rank import layer_ranks
+from infopt.passes.layer_forms import Form, LayerForms
+from infopt.passes.layers import label_of
 
 _PROBES = 16
 _ATTEMPTS = 8  # end-to-end checks of an allocation
@@ -30,9 +28,10 @@ _FRONTIER = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # multiples of the budget that th
 
 @dataclass(frozen=True)
 class QuantizeToBudget(Pass):
-    """linear(x, w) -> quantized_linear(x, ...) in the formats that pay most for a given error
+    """linear(x, w) -> quantized_linear(x, ...), or two thin ones: what pays most for a given error
 
-    Every layer's error in every format is predicted by a few backward runs on the samples
+    Every layer's error in every format, as thin factors of a few ranks, and as such factors in
+    formats of 8 bits, is predicted by a few backward runs on the samples
     (compiler/sensitivity.py), its time measured on this machine, or estimated for another one; an
     integer program picks; the pick is checked end to end and picked again with less where
     needed. Where nothing pays, nothing is changed.
@@ -46,6 +45,10 @@ class QuantizeToBudget(Pass):
 
     budget: Budget = field(default_factory=lambda: Budget(0.01))
     then: tuple[Pass, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.budget.ranks != "auto":
+            layer_ranks(tuple(("*", rank) for rank in self.budget.ranks), "ranks of a budget")
 
     @property
     def accuracy(self) -> Accuracy:  # type: ignore[override]
@@ -62,66 +65,78 @@ class QuantizeToBudget(Pass):
 
 
 @dataclass(frozen=True)
-class _Form:
-    """One way to compute a layer: the node, in what format (None: as it is), at what price."""
+class _Priced:
+    """A form of a layer with what it costs."""
 
-    node: Node
-    format: str | None
-    activations: str
+    form: Form
     choice: Choice
 
     def __str__(self) -> str:
-        if self.format is None:
-            return "as it is"
-        return self.format + (" and int8 activations" if self.activations == "int8" else "")
+        return str(self.form)
 
 
 class _Search:
-    """layers: linear layer -> its forms, the first of them as it is."""
+    """layers: layer -> its forms, the first of them as it is."""
 
     def __init__(self, options: QuantizeToBudget, graph: Graph, ctx: PassContext) -> None:
         self.options, self.budget, self.graph, self.ctx = options, options.budget, graph, ctx
-        self.quantizing = Quantizing(graph, ctx)
+        narrows = any(p.name == "narrow-compute" for p in options.then)
+        self.forms = LayerForms(graph, ctx, self.budget, narrows)
         self.expected = results_of(graph, ctx.samples)
-        found = {node: self.variants(node) for node in self.quantizing.layers()}
-        found = {node: forms for node, forms in found.items() if forms}
-        errors = self.errors({node: [f[0] for f in forms] for node, forms in found.items()})
-        costs = self.costs(
-            [self.baseline(n) for n in found] + [f[0] for v in found.values() for f in v]
-        )
-        self.layers: dict[Node, list[_Form]] = {}
-        for node, forms in found.items():
-            size, base = self.quantizing.bytes(node, None), self.baseline(node)
-            if base is not node:  # it will be rounded to bf16
-                size = size * torch.bfloat16.itemsize // node.dtype.itemsize
-            self.layers[node] = [
-                _Form(node, None, "none", Choice(costs[base] if costs else size, 0.0, size))
-            ]
-            for (made, format, activations), error in zip(forms, errors[node], strict=True):
-                size = self.quantizing.bytes(node, format)
-                choice = Choice(costs[made] if costs else size, error, size)
-                self.layers[node].append(_Form(made, format, activations, choice))
+        self.ranks: dict[Node, str] = {}  # why a layer has no factors to choose from
+        found = self.found()
+        costs = self.costs([form for forms in found.values() for form, _ in forms])
+        self.layers = {
+            node: [_Priced(f, Choice(costs.get(f, f.bytes), e, f.bytes)) for f, e in forms]
+            for node, forms in found.items()
+        }
 
-    def variants(self, node: Node) -> list[tuple[Node, str, str]]:
-        """A layer in every format that has a kernel; where there is none, why."""
-        label, reason = label_of(node), self.quantizing.refusal(node)
-        found = []
-        if not reason:
-            for format in self.budget.formats:
-                for activations in ("none",) if is_table(node) else self.budget.activations:
-                    made = self.quantizing.replacement(node, format, activations)
-                    if isinstance(made, Node):
-                        found.append((made, format, activations))
-                    else:
-                        reason = made
-        if not found:
-            self.ctx.site(label, False, reason)
+    def found(self) -> dict[Node, list[tuple[Form, float]]]:
+        """The forms of every layer that has any, with the errors they cause."""
+        made: dict[Node, list[Form]] = {}
+        for node in self.forms.quantizing.layers():
+            formats, factors = self.forms.formats(node), self.forms.factors(node)
+            if isinstance(factors, str):
+                self.ranks[node], factors = factors, []
+            if isinstance(formats, str) and not factors:
+                self.ctx.site(label_of(node), False, formats)
+            else:
+                made[node] = factors + ([] if isinstance(formats, str) else formats)
+        errors = self.errors(made)
+        further = {}
+        for node, forms in made.items():
+            thin = [(f, e) for f, e in zip(forms, errors[node], strict=True) if f.inner]
+            kept = [f for f, e in thin if e <= self.most]
+            if thin and not kept:
+                form, error = min(thin, key=lambda pair: pair[1])
+                limit = self.budget.max_error
+                self.ranks[node] = f"{form} alone would add {error:.1e}, the budget is {limit:.1e}"
+            further[node] = [f for form in kept for f in self.forms.factors_in_formats(form)]
+        more = self.errors({node: forms for node, forms in further.items() if forms})
+        found = {}
+        for node, forms in made.items():
+            pairs = [*zip(forms, errors[node], strict=True)]
+            pairs += zip(further[node], more.get(node, []), strict=True)
+            pairs = [(f, e) for f, e in pairs if not f.inner or e <= self.most]
+            if pairs:
+                found[node] = [(self.forms.plain(node), 0.0), *pairs]
+            else:
+                self.ctx.site(label_of(node), False, self.ranks[node])
         return found
 
-    def errors(self, variants: Mapping[Node, Sequence[Node]]) -> dict[Node, list[float]]:
-        """The relative error of the results that each variant alone causes, over all samples."""
+    @property
+    def most(self) -> float:
+        """The error beyond which factors are not looked at."""
+        return 2 * self.budget.max_error if self.budget.metric is None else 1.0
+
+    def errors(self, forms: Mapping[Node, Sequence[Form]]) -> dict[Node, list[float]]:
+        """The relative error of the results that each form alone causes, over all samples."""
+        if not forms:
+            return {}
+        variants = {node: [f.node for f in found] for node, found in forms.items()}
+        tensors = self.forms.tensors
         runs = [
-            relative_errors(self.graph, sample, variants, self.quantizing.tensors, _PROBES, seed)
+            relative_errors(self.graph, sample, variants, tensors, _PROBES, seed)
             for seed, sample in enumerate(self.ctx.samples)
         ]
         return {
@@ -132,24 +147,19 @@ class _Search:
             for node, found in variants.items()
         }
 
-    def baseline(self, node: Node) -> Node:
-        """What a layer becomes where no format is chosen."""
-        narrows = any(p.name == "narrow-compute" for p in self.options.then)
-        if not narrows or is_table(node):
-            return node
-        gated = node.op.name == "gated_linear"
-        attrs = {k: v for k, v in node.attrs if k == "activation"}
-        op = narrow_gated_linear if gated else narrow_linear
-        return self.ctx.builder.call(op, *node.args, out=node.dtype, **attrs)
-
-    def costs(self, nodes: Sequence[Node]) -> dict[Node, float]:
-        """Seconds of each node; {} where the objective is not time."""
+    def costs(self, forms: Sequence[Form]) -> dict[Form, float]:
+        """Seconds of each form; {} where the objective is not time."""
         if self.budget.objective != "latency":
             return {}
         dims = self.graph.dims
         if self.ctx.target.name != Target.parse("native").name:
-            return {n: node_seconds(n, self.ctx.target, dims) for n in nodes}
-        return measured_seconds(nodes, self.ctx.target, dims)
+            return {
+                f: sum(node_seconds(n, self.ctx.target, dims) for n in (*f.inner, f.run))
+                for f in forms
+            }
+        inner = {n for f in forms for n in f.inner}
+        times = measured_seconds([f.run for f in forms], self.ctx.target, dims, inner=inner)
+        return {f: times[f.run] for f in forms}
 
     def best(self) -> Graph:
         """The graph with the formats that keep the budget, found by trying smaller or larger
@@ -187,13 +197,13 @@ class _Search:
 
     def changed(self, picked: Sequence[int]) -> dict[Node, Node]:
         pairs = zip(self.layers.items(), picked, strict=True)
-        return {node: forms[i].node for (node, forms), i in pairs if i}
+        return {node: forms[i].form.node for (node, forms), i in pairs if i}
 
     def check(self, picked: Sequence[int]) -> float:
         """The error of the whole model, in the budget's metric, with everything that follows."""
         ctx = replace(self.ctx, entry=None, limit=None, derived={})
         graph = ctx.exchange(self.graph, self.changed(picked))
-        graph = graph.with_consts(self.quantizing.tensors)
+        graph = graph.with_consts(self.forms.tensors)
         for later in self.options.then:
             graph = later.run(graph, ctx)
         pairs = zip(self.expected, results_of(graph, self.ctx.samples), strict=True)
@@ -208,12 +218,27 @@ class _Search:
                 reason = f"{chosen}, error {chosen.choice.error:.1e} of the results'"
             else:
                 reason = _why_not(forms, timed)
+            reason += self.of_ranks(node, chosen)
             self.ctx.site(label_of(node), bool(index), reason, gain if index and timed else None)
         self.ctx.report.frontier = self.frontier(picked, error)
         changes = self.changed(picked)
         if not changes:
             return self.graph
-        return self.ctx.exchange(self.graph, changes).with_consts(self.quantizing.tensors)
+        return self.ctx.exchange(self.graph, changes).with_consts(self.forms.tensors)
+
+    def of_ranks(self, node: Node, chosen: _Priced) -> str:
+        """Why a layer did not become two thin products, where that was asked."""
+        if node in self.ranks:
+            return f"; as factors: {self.ranks[node]}"
+        thin = [p for p in self.layers[node] if p.form.inner]
+        if not thin or chosen.form.inner:
+            return ""
+        timed = self.budget.objective == "latency"
+        best = min(thin, key=lambda p: p.choice.cost)
+        return (
+            f"; as factors: {best} would take {_amount(best, timed)} and add "
+            f"{best.choice.error:.1e}, this takes {_amount(chosen, timed)}"
+        )
 
     def frontier(self, picked: Sequence[int], error: float) -> list[FrontierPoint]:
         """What other budgets would buy, predicted; and the chosen point, measured."""
@@ -242,16 +267,19 @@ class _Search:
         )
 
 
-def _why_not(forms: Sequence[_Form], timed: bool) -> str:
+def _amount(priced: _Priced, timed: bool) -> str:
+    cost = priced.choice.cost
+    return f"{cost * 1e6:.4g} us" if timed else f"{cost:.0f} bytes"
+
+
+def _why_not(forms: Sequence[_Priced], timed: bool) -> str:
     """Why a layer stays as it is."""
     plain, others = forms[0], forms[1:]
     cheapest = min(others, key=lambda f: f.choice.cost)
     if cheapest.choice.cost >= plain.choice.cost:
-        unit = " us" if timed else " bytes"
-        scale = 1e6 if timed else 1
         return (
-            f"does not pay: {cheapest} takes {cheapest.choice.cost * scale:.4g}{unit}, "
-            f"as it is {plain.choice.cost * scale:.4g}{unit}"
+            f"does not pay: {cheapest} takes {_amount(cheapest, timed)}, "
+            f"as it is {_amount(plain, timed)}"
         )
     least = min(others, key=lambda f: f.choice.error)
     return f"the budget is spent elsewhere: {least} would add {least.choice.error:.1e}"

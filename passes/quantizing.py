@@ -36,10 +36,15 @@ class Quantizing:
     """Layers of one graph in other formats.
 
     tensors  the constants made so far, by name: each encoded weight once, however often it is read
+    moments  what calibration inputs bring to the linear layers, by what a layer reads
     """
 
-    def __init__(self, graph: Graph, ctx: PassContext) -> None:
+    def __init__(
+        self, graph: Graph, ctx: PassContext, moments: dict[Node, Moments] | None = None
+    ) -> None:
         self.graph, self.ctx, self.o = graph, ctx, ctx.builder
+        if moments is not None:
+            self.moments = moments
         self.tensors: dict[str, torch.Tensor] = {}
         self._encoded: dict[tuple[Node, str], tuple[Node, ...]] = {}
         self._errors: dict[tuple[Node, str], float] = {}
@@ -110,7 +115,6 @@ class Quantizing:
 
     @cached_property
     def moments(self) -> dict[Node, Moments]:
-        """What calibration inputs bring to the linear layers, by what a layer reads."""
         linear = [n for n in self.layers() if not is_table(n) and not self.refusal(n)]
         return moments_of(self.graph, self.ctx, linear)
 

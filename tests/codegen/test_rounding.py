@@ -63,3 +63,15 @@ def test_the_same_inputs_give_the_same_integers(weight):
     x = correlated(300)
     a, b = (rounded_for(FORMATS["int8-g32"], weight, seen(x)) for _ in range(2))
     assert torch.equal(a.values, b.values)
+
+
+def test_moments_of_what_follows_a_product():
+    torch.manual_seed(4)
+    x, a = torch.randn(50, 24) + 1, torch.randn(6, 24)
+    before, direct = Moments(24), Moments(6)
+    before.add(x)
+    direct.add(x @ a.T)
+    found = before.through(a)
+    assert found.rows == 50
+    torch.testing.assert_close(found.sum, direct.sum, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.total, direct.total, rtol=1e-4, atol=1e-3)

@@ -60,3 +60,13 @@ def test_what_no_result_reads_has_no_error(chain):
     only_integers = Graph(graph.inputs, (o.argmax(graph.outputs[0], 1),), dict(graph.consts))
     found = relative_errors(only_integers, [x], variants, tensors)
     assert all(error == 0 for errors in found.values() for error in errors)
+
+
+def test_variants_may_have_nodes_of_their_own(chain):
+    """v' h as (v' h) through a node that only the variant reads."""
+    graph, variants, tensors, x, o = chain
+    _, last = variants
+    direct = {last: variants[last]}
+    through = {last: [o.mul(o.mul(direct[last][0], 2.0), 0.5)]}
+    expected = relative_errors(graph, [x], direct, tensors)
+    assert relative_errors(graph, [x], through, tensors)[last] == pytest.approx(expected[last])

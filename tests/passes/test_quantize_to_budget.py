@@ -111,6 +111,64 @@ def test_own_metric_and_samples(net, x):
     assert compiled.report.find("quantize-to-budget").applied
 
 
+class Thin(nn.Module):
+    """One layer of low rank, gate and up that share theirs, and one layer of full rank."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+
+        def thin(*shape):
+            n, k = shape
+            return nn.Parameter(torch.randn(n, 8) @ torch.randn(8, k) / (8 * k) ** 0.5)
+
+        self.thin, self.full = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.thin.weight = thin(WIDTH, WIDTH)
+        self.both = thin(2 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        gate, up = self.both[:WIDTH], self.both[WIDTH:]
+        y = nn.functional.silu(nn.functional.linear(x, gate)) * nn.functional.linear(x, up)
+        return self.full(x + torch.tanh(self.thin(y)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", ["size", "latency"])
+def test_factors_compete_with_formats(x, objective):
+    net, seen = Thin().eval(), [(torch.randn(24, WIDTH),) for _ in range(9)]
+    given = {"max_error": 0.02, "objective": objective, "calibration": seen}
+    compiled = infopt.compile(net, (x,), **given)
+    assert relative(compiled(x), net(x)) <= 0.021
+    sites = {s.where: s for s in compiled.report.find("quantize-to-budget").sites}
+    for site in sites.values():
+        assert "rank" in site.reason, site
+    if objective == "size":
+        chosen = sites["p_thin_weight"]
+        assert chosen.applied and chosen.reason.startswith("rank 16, int8"), chosen.reason
+        # 16 (96 + 96) bytes, and 4 for every factor and sum of a row: 16 + 96 of them
+        [point] = [p for p in compiled.report.frontier if p.measured_error is not None]
+        only = infopt.Budget(0.02, "size", ranks=())
+        others = infopt.compile(net, (x,), budget=only, calibration=seen).report
+        [without] = [p for p in others.frontier if p.measured_error is not None]
+        assert point.bytes < 0.6 * without.bytes
+        assert not any("rank" in s.reason for s in others.find("quantize-to-budget").sites)
+
+
+@torch.no_grad()
+def test_why_no_factors(x):
+    """Both numbers: of weights where no rank saves any, of errors where none is near enough."""
+    net, seen = Net().eval(), [(torch.randn(24, WIDTH),) for _ in range(9)]
+    told = {}
+    for ranks in (("energy-0.9999",), (0.25,)):
+        budget = infopt.Budget(0.02, "size", ranks=ranks)
+        report = infopt.compile(net, (x,), budget=budget, calibration=seen).report
+        sites = report.find("quantize-to-budget").sites
+        told[ranks] = next(s.reason for s in sites if s.where == "p_layers_0_weight")
+    assert "; as factors: rank 96 does not pay: 18432 numbers for 9216" in told["energy-0.9999",]
+    assert "; as factors: rank 32 alone would add " in told[0.25,]
+    assert told[0.25,].endswith(", the budget is 2.0e-02")
+
+
 def test_through_torch_compile(net, x):
     torch._dynamo.reset()
     options = {"max_error": 0.02, "objective": "size"}
@@ -140,6 +198,11 @@ def test_unreachable(net, x):
         infopt.compile(net, (x,), max_error=1e-5, objective="size", max_memory=2 * whole)
 
 
+def test_ranks_are_a_tuple():
+    with pytest.raises(infopt.BadOption, match="ranks: expected 'auto' or a tuple of ranks, found"):
+        infopt.Budget(0.1, ranks=0.5)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -153,6 +216,10 @@ def test_unreachable(net, x):
             "max_memory: expected bytes or None, found 0",
         ),
         ({"budget": 0.01}, "expected an infopt.Budget, found 0.01"),
+        (
+            {"budget": infopt.Budget(0.1, ranks=(2,))},
+            "ranks of a budget: expected a share of the full rank between 0 and 1, 'energy-0.99'",
+        ),
         ({"objective": "size", "max_error": 0}, "a budget needs a number above 0, found 0"),
     ],
 )
