@@ -18,9 +18,11 @@ from rich.table import Table
 import infopt
 from benchmarks.report import spread, wide_console, write_json
 from infopt.models.decoder import DECODER_340M, Decoder
+from infopt.runtime.kv_pages import PagedMemory
 
 KINDS: dict[str, Any] = {
     "same": None,
+    "paged": infopt.KV(page=16),
     "int8": infopt.KV("int8"),
     "int4": infopt.KV("int4"),
     "quest": infopt.kv.Quest(pages=64, dense=0),
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
                 if round > 1:
                     times[kind].append(time.perf_counter() - start)
         for kind, spent in times.items():
-            size = sum(s.numel() * s.element_size() for s in states[kind].stores)
+            size = states[kind].bytes
             rows.append({"kind": kind, "context": context, "cache": size, "step": spread(spent)})
     drawn = Table(title=f"one step, {options.layers} layers of the 0.34B shape, batch 1")
     for heading in ("cache", "context", "MiB kept", "step ms", "min"):
@@ -80,4 +82,7 @@ def filled(lm: infopt.CausalLM, context: int) -> infopt.State:
             store.normal_()
         else:
             store.random_(40, 60)  # as factors, too, these are usual numbers
-    return infopt.State(state.stores, (context,), torch.tensor([context]), state.logits)
+    memory = state.take()
+    if isinstance(memory, PagedMemory):
+        memory.make_room(torch.tensor([1]), torch.tensor([context - 1]))
+    return infopt.State(memory, (context,), torch.tensor([context]), state.logits)

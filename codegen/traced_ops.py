@@ -15,6 +15,7 @@ from infopt.codegen.kernels.kv_cache import (
     kv_attention_int8,
 )
 from infopt.codegen.kernels.kv_int4 import kv_append_int4, kv_attention_int4
+from infopt.codegen.kernels.kv_paged import kv_append_paged, kv_attention_paged
 from infopt.codegen.kernels.kv_parts import attention_part, kv_attention_pages
 from infopt.codegen.kernels.kv_slots import kv_read, kv_write, top_places
 from infopt.compiler.exchange import exchange
@@ -71,6 +72,19 @@ _declare(
     "(Tensor q, Tensor keys, Tensor values, Tensor starts, Tensor counts, *, float scale, "
     "int width, int window=0, float softcap=0.0) -> Tensor",
     _like_queries_of_width,
+)
+_declare(
+    kv_append_paged,
+    "(Tensor store, Tensor x, Tensor starts, Tensor counts, Tensor table, *, int page) -> Tensor",
+    _like_store,
+)
+_declare(
+    kv_attention_paged,
+    "(Tensor q, Tensor keys, Tensor values, Tensor starts, Tensor table, *, float scale, int page, "
+    "int window=0, float softcap=0.0) -> Tensor",
+    lambda q, keys, values, *_, **__: q.new_empty(
+        (*q.shape[:3], values.shape[3] - 4 * (values.dtype is torch.int8))
+    ),
 )
 _declare(kv_write, "(Tensor store, Tensor x, Tensor places) -> Tensor", _like_store)
 _declare(

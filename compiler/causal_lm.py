@@ -24,6 +24,7 @@ from infopt.compiler.errors import BadOption, TraceDeclined
 from infopt.compiler.export import Exported, check_module, export
 from infopt.compiler.graph import Node
 from infopt.compiler.kv_contiguous import Contiguous
+from infopt.compiler.kv_paged import Paged
 from infopt.compiler.kv_policy import LayerShape, Policy
 from infopt.compiler.model import Compiled
 from infopt.compiler.options import Options
@@ -33,6 +34,7 @@ from infopt.compiler.tracing_cache import ShapeCache, TracingCache
 from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.forked import torch_threads
 from infopt.runtime.kv_layout import KV
+from infopt.runtime.kv_pages import PagedMemory
 from infopt.runtime.structure import Leaf
 
 _TOKENS, _ROWS = 5, 3  # of the example that is traced
@@ -71,7 +73,7 @@ def compile_causal_lm(
     check_module(model)
     machine = target if isinstance(target, Target) else Target.parse(target)
     report = Report(target=machine.name)
-    policy = kv if isinstance(kv, Policy) else Contiguous(kv or KV())
+    policy = kv if isinstance(kv, Policy) else _policy_of(kv or KV())
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
         layers, vocabulary = _shapes(forward, model)
@@ -86,13 +88,19 @@ def compile_causal_lm(
             for layer in layers
             for store in policy.stores(layer, max_length).values()
         )
-        spec = CausalSpec(vocabulary, max_length, batch, stores, policy.group, policy.chunk)
-        exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
+        kept = policy.group, policy.chunk, policy.pooled
+        spec = CausalSpec(vocabulary, max_length, batch, stores, *kept)
+        kind = _PagedStep if spec.page else _Step
+        exported, sample = _trace(kind(forward, model, policy, layers, spec), spec)
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
     refuse_fallbacks(parsed, report)
     compiled = _Program(exported, built, (sample, {}))
     compiled.about["causal_lm"] = spec.to_json()
     return CausalLM(spec, compiled, compiled.save)
+
+
+def _policy_of(kv: KV) -> Policy:
+    return Paged(kv) if kv.page else Contiguous(kv)
 
 
 class _Program(Compiled):
@@ -187,8 +195,19 @@ class _Step(torch.nn.Module):
     def forward(
         self, ids: Tensor, starts: Tensor, counts: Tensor, picks: Tensor, stores: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        inverse = self.inverse_frequencies
-        cache = TracingCache(self.layers, stores, starts, counts, self.policy, self.room, inverse)
+        return self._step(ids, starts, counts, picks, None, stores)
+
+    def _step(
+        self,
+        ids: Tensor,
+        starts: Tensor,
+        counts: Tensor,
+        picks: Tensor,
+        table: Tensor | None,
+        stores: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        known = self.policy, self.room, self.inverse_frequencies, table
+        cache = TracingCache(self.layers, stores, starts, counts, *known)
         last = (counts - 1).clamp(min=0)
         # padding has the position of the last token: one that the model surely knows
         inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
@@ -203,6 +222,21 @@ class _Step(torch.nn.Module):
         return logits, cache.stores
 
 
+class _PagedStep(_Step):
+    """_Step over pages of a pool: table int64 [B, P], which of them each sequence has."""
+
+    def forward(  # type: ignore[override]
+        self,
+        ids: Tensor,
+        starts: Tensor,
+        counts: Tensor,
+        picks: Tensor,
+        table: Tensor,
+        stores: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self._step(ids, starts, counts, picks, table, stores)
+
+
 def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
     rows = min(2, spec.batch)
     tokens = min(_TOKENS, spec.max_length, spec.chunk or _TOKENS)
@@ -210,19 +244,28 @@ def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
     ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
     counts = torch.full((rows,), tokens)
     picks = torch.arange(min(_ROWS, tokens)).repeat(rows, 1)
-    sample = (ids, torch.zeros_like(counts), counts, picks, spec.empty(rows))
+    given: tuple = (ids, torch.zeros_like(counts), counts, picks)
+    if spec.page:
+        memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
+        memory.make_room(given[1], counts)
+        sample = (*given, memory.table, memory.stores)
+    else:
+        sample = (*given, spec.empty(rows))
     # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
     batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
     open_rows = {0: batch} if spec.batch > 1 else {}
     most = min(spec.max_length, spec.chunk or spec.max_length)
     length = torch.export.Dim("tokens", min=1, max=max(3, most))
-    shapes = {
+    shapes: dict[str, Any] = {
         "ids": {**open_rows, 1: length},
         "starts": open_rows,
         "counts": open_rows,
         "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, most))},
         "stores": [open_rows for _ in spec.stores],
     }
+    if spec.page:
+        room = torch.export.Dim("room", min=2)
+        shapes |= {"table": open_rows, "stores": [{2: room} for _ in spec.stores]}
     exported = export(step.eval(), sample, {}, shapes, Leaf)
     return _with_updates(exported, len(spec.stores)), sample
 

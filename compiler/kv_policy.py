@@ -49,6 +49,7 @@ class LayerCache:
 
     starts, counts: int64 [B], tokens in the cache and tokens that this call brings
     inverse_frequencies: f32 [D / 2], of rotary positions whose pairs are halves apart, if known
+    table: int64 [B, P], the pages of each sequence, where all have theirs in one store
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class LayerCache:
         starts: Tensor,
         counts: Tensor,
         inverse_frequencies: Tensor | None,
+        table: Tensor | None = None,
     ) -> None:
         self.shape, self.starts, self.counts = shape, starts, counts
-        self.inverse_frequencies = inverse_frequencies
+        self.inverse_frequencies, self.table = inverse_frequencies, table
         self.stores = dict(stores)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -84,10 +86,13 @@ class Policy:
     chunk  the most tokens of one call; longer prompts are cut. None: any number
     group  with every so many tokens it changes what is kept of earlier ones, so that guessed tokens
            end before; 0: never, 1: with each, so that none are guessed
+    pooled stores are of one page of so many tokens, [heads, pooled, width], and all sequences have
+           pages of one pool (`LayerCache.table`); 0: stores are a sequence's own
     """
 
     chunk: int | None = None
     group: int = 0
+    pooled: int = 0
 
     def stores(self, shape: LayerShape, max_length: int) -> dict[str, Store]:
         """The state of one layer, "keys" and "values" among it."""

@@ -55,13 +55,15 @@ class TracingCache:
         policy: Policy,
         max_length: int,
         inverse_frequencies: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> None:
         self.policy, self.read = policy, set[int]()
         left: Iterator[Tensor] = iter(stores)
         self._layers = []
         for shape in shapes:
             named = {name: next(left) for name in policy.stores(shape, max_length)}
-            self._layers.append(LayerCache(shape, named, starts, counts, inverse_frequencies))
+            given = shape, named, starts, counts, inverse_frequencies, table
+            self._layers.append(LayerCache(*given))
         self._returned: list[tuple[Tensor, int]] = []  # by append: keys, and of which layer
 
     @property

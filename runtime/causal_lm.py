@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from infopt.runtime.errors import BadTokens, ContextFull, StaleState, TooManySequences
+from infopt.runtime.kv_memory import Memory, OwnMemory
+from infopt.runtime.kv_pages import PagedMemory, PagePool
 from infopt.runtime.plan_check import dtype_of
 from infopt.runtime.prompt_lookup import PromptLookup
 from infopt.runtime.sampling import Sampler
@@ -27,6 +29,8 @@ class CausalSpec:
     group: with every so many tokens the cache changes how it keeps them, and guesses end before;
         0: never
     chunk: the most tokens of one call; longer prompts are cut. None: any number
+    page: the stores' sizes are those of a page of so many tokens, and all sequences have theirs in
+        one pool; 0: each sequence has stores of its own
     """
 
     vocabulary: int
@@ -35,6 +39,7 @@ class CausalSpec:
     stores: tuple[tuple[tuple[int, ...], str, float], ...]
     group: int = 0
     chunk: int | None = None
+    page: int = 0
 
     def to_json(self) -> dict[str, Any]:
         stores = [
@@ -47,13 +52,14 @@ class CausalSpec:
             "stores": stores,
             "group": self.group,
             "chunk": self.chunk,
+            "page": self.page,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
         stores = tuple((tuple(s["shape"]), str(s["dtype"]), s["fill"]) for s in record["stores"])
         sizes = (record["vocabulary"], record["max_length"], record["batch"])
-        return cls(*sizes, stores, record["group"], record["chunk"])
+        return cls(*sizes, stores, record["group"], record["chunk"], record.get("page", 0))
 
     def empty(self, sequences: int) -> list[Tensor]:
         """The stores of so many sequences without a token."""
@@ -63,6 +69,13 @@ class CausalSpec:
             else torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
             for shape, name, fill in self.stores
         ]
+
+    def pool(self) -> PagePool:
+        """Pages for a batch of full sequences; more are made where more texts are kept."""
+        kinds = [
+            (heads, width, dtype_of(name, "stores")) for (heads, _, width), name, _ in self.stores
+        ]
+        return PagePool(kinds, self.page, self.batch * -(-self.max_length // self.page))
 
 
 class State:
@@ -74,34 +87,50 @@ class State:
     Stepping hands the cache's memory on to the new state; the old one can only be read.
     """
 
-    __slots__ = ("_starts", "_stores", "lengths", "logits")
+    __slots__ = ("_memory", "_starts", "lengths", "logits")
 
     def __init__(
-        self, stores: list[Tensor], lengths: tuple[int, ...], starts: Tensor, logits: Tensor
+        self, memory: Memory, lengths: tuple[int, ...], starts: Tensor, logits: Tensor
     ) -> None:
-        self._stores: list[Tensor] | None = stores
+        self._memory: Memory | None = memory
         self._starts = starts
         self.lengths, self.logits = lengths, logits
 
     def copy(self) -> State:
         """The same state with memory of its own: both may be stepped."""
-        stores = [s.clone() for s in self.stores]
-        return State(stores, self.lengths, self._starts.clone(), self.logits)
+        return self._pick(range(len(self.lengths)))
+
+    @property
+    def memory(self) -> Memory:
+        """The cache. Raises StaleState."""
+        if self._memory is None:
+            raise StaleState("this state was stepped: use the state that the step gave, or copy()")
+        return self._memory
 
     @property
     def stores(self) -> list[Tensor]:
-        """The cache. Raises StaleState."""
-        if self._stores is None:
-            raise StaleState("this state was stepped: use the state that the step gave, or copy()")
-        return self._stores
+        """The tensors that hold the cache. Raises StaleState."""
+        return self.memory.stores
 
-    def take(self) -> list[Tensor]:
+    @property
+    def bytes(self) -> int:
+        """Memory of the cache: what is reserved, of pages those that its texts have (what they
+        have in common once). Raises StaleState."""
+        return self.memory.bytes
+
+    def take(self) -> Memory:
         """The cache, which is no longer this state's. Raises StaleState."""
-        stores, self._stores = self.stores, None
-        return stores
+        memory, self._memory = self.memory, None
+        return memory
+
+    def _pick(self, rows: Sequence[int]) -> State:
+        """These sequences, with memory of their own; this state stays as it is."""
+        lengths = tuple([self.lengths[row] for row in rows])
+        memory = self.memory.pick(rows)
+        return State(memory, lengths, torch.tensor(lengths), self.logits[torch.tensor(rows)])
 
     def __repr__(self) -> str:
-        stale = ", stale" if self._stores is None else ""
+        stale = ", stale" if self._memory is None else ""
         return (
             f"<infopt.State of {len(self.lengths)} sequences, {list(self.lengths)} tokens{stale}>"
         )
@@ -118,6 +147,7 @@ class CausalLM:
         self, spec: CausalSpec, program: Any, save: Callable[..., Path] | None = None
     ) -> None:
         self.spec, self.program, self._save = spec, program, save
+        self._pool = spec.pool() if spec.page else None
 
     @property
     def report(self) -> Any:
@@ -140,24 +170,31 @@ class CausalLM:
             raise BadTokens(f"ids: expected {len(starts)} sequences, found {len(prompts)}")
         counts = [len(p) for p in prompts]
         self._check_room(starts, counts)
+        if state is None and self._pool and len(prompts) > 1:
+            shared = _common_beginning(prompts)
+            if shared >= self.spec.page:  # computed once, and kept once
+                beginning = self.prefill(prompts[0][:shared])
+                rest = [p[shared:] for p in prompts]
+                return self.prefill(rest, state=self.fork(beginning, len(prompts)))
         padded = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = prompt
-        stores = self.spec.empty(len(prompts)) if state is None else state.take()
+        memory = self._empty(len(prompts)) if state is None else state.take()
         ends, begun = torch.tensor(counts), torch.tensor(starts)
         most = self.spec.chunk or padded.shape[1]
         logits = torch.empty(0)
         for first in range(0, padded.shape[1], most):
             part = padded[:, first : first + most]
             new = (ends - first).clamp(0, part.shape[1])
-            made = self._run(part, stores, begun + first, new, (new[:, None] - 1).clamp(min=0))
+            made = self._run(part, memory, begun + first, new, (new[:, None] - 1).clamp(min=0))
             logits = torch.where(new[:, None] > 0, made[:, 0], logits) if first else made[:, 0]
         lengths = tuple([a + b for a, b in zip(starts, counts)])
-        return State(stores, lengths, torch.tensor(lengths), logits)
+        return State(memory, lengths, torch.tensor(lengths), logits)
 
     def fork(self, state: State, sequences: int) -> State:
         """So many sequences that go on from the one of `state`, which stays as it is: a beginning
-        that several texts share is computed once. Each has it in memory of its own.
+        that several texts share is computed once. Each has it in memory of its own, of which pages
+        (KV(page=...)) are copied only where they are written to.
 
         Raises ValueError for a state of several sequences, TooManySequences, StaleState.
         """
@@ -167,10 +204,40 @@ class CausalLM:
                 f"expected a state of one sequence and 1 or more of them, found {found}"
             )
         self._check_batch(sequences)
-        rows = torch.zeros(sequences, dtype=torch.int64)
-        stores = [store[rows] for store in state.stores]
-        lengths = state.lengths * sequences
-        return State(stores, lengths, torch.tensor(lengths), state.logits[rows])
+        return state._pick([0] * sequences)
+
+    def join(self, states: Sequence[State]) -> State:
+        """The sequences of all these states as one, which are stale then. Pages stay where they
+        are, other memory is copied.
+
+        Raises ValueError for no state or one given twice, TooManySequences, StaleState.
+        """
+        if not states or len({id(state) for state in states}) < len(states):
+            raise ValueError(f"expected different states, 1 or more, found {list(states)}")
+        self._check_batch(sum(len(state.lengths) for state in states))
+        for state in states:
+            _ = state.memory  # before any is taken
+        first, *others = [state.take() for state in states]
+        lengths = tuple([n for state in states for n in state.lengths])
+        logits = torch.cat([state.logits for state in states])
+        return State(first.join(others), lengths, torch.tensor(lengths), logits)
+
+    def keep(self, state: State, rows: Sequence[int]) -> State:
+        """Only these sequences of `state`, by their numbers, in this order; `state` is stale then,
+        and what the others had of memory is given back.
+
+        Raises ValueError for none, one twice or one that there is not, StaleState.
+        """
+        if (
+            not rows
+            or len(set(rows)) < len(rows)
+            or not set(rows) <= set(range(len(state.lengths)))
+        ):
+            found = f"{list(rows)} of {len(state.lengths)}"
+            raise ValueError(f"rows: expected different numbers of sequences, found {found}")
+        kept = state._pick(rows)
+        state.take()
+        return kept
 
     def logits(self, ids: Prompts, chunk: int | None = None) -> Tensor:
         """The logits after every token of one prompt, [T, V]: for perplexity.
@@ -181,13 +248,13 @@ class CausalLM:
         """
         (prompt,) = self._prompts(ids, None)
         self._check_room([0], [len(prompt)])
-        stores, made = self.spec.empty(1), []
+        memory, made = self._empty(1), []
         most = min(chunk or len(prompt), self.spec.chunk or len(prompt))
         for first in range(0, len(prompt), most):
             part = prompt[None, first : first + most]
             size = torch.tensor([part.shape[1]])
             rows = torch.arange(part.shape[1])[None]
-            made.append(self._run(part, stores, torch.tensor([first]), size, rows)[0])
+            made.append(self._run(part, memory, torch.tensor([first]), size, rows)[0])
         return torch.cat(made)
 
     def step(self, state: State, next_ids: Tensor | Sequence[int] | int) -> State:
@@ -260,8 +327,9 @@ class CausalLM:
         self, state: State, count: int, stops: set[int], sampler: Sampler, single: bool
     ) -> Iterator[Any]:
         ended = [False] * len(state.lengths)
+        rows = list(range(len(ended)))  # of `state`: which sequence each is
         for number in range(count):
-            ids = sampler(state.logits)
+            ids = sampler(_spread(state.logits, rows, len(ended)))
             chosen = ids.flatten().tolist()
             yield (
                 chosen[0]
@@ -272,8 +340,11 @@ class CausalLM:
                 ended = [done or token in stops for done, token in zip(ended, chosen)]
                 if all(ended):
                     return
+                if self._pool and any(ended[row] for row in rows):  # pages are given back
+                    going = [n for n, row in enumerate(rows) if not ended[row]]
+                    state, rows = self.keep(state, going), [rows[n] for n in going]
             if number + 1 < count:
-                state = self._step(state, ids)
+                state = self._step(state, ids if len(rows) == len(ended) else ids[rows])
 
     def _guessed_tokens(
         self, state: State, count: int, stops: set[int], lookup: PromptLookup, most: int
@@ -300,16 +371,16 @@ class CausalLM:
     def _verify(self, state: State, token: int, draft: list[int]) -> tuple[list[int], State]:
         """One step over a token and guesses of what follows: (the guesses that are right and the
         token after them, the state after the right ones)."""
-        stores, starts, (length,) = state.take(), state._starts, state.lengths
+        memory, starts, (length,) = state.take(), state._starts, state.lengths
         ids = torch.tensor([[token, *draft]])
         rows = torch.arange(len(draft) + 1)[None]
-        logits = self._run(ids, stores, starts, torch.tensor([len(draft) + 1]), rows)[0]
+        logits = self._run(ids, memory, starts, torch.tensor([len(draft) + 1]), rows)[0]
         best: list[int] = logits.argmax(-1).tolist()
         right = 0
         while right < len(draft) and draft[right] == best[right]:
             right += 1
         length += right + 1  # what was wrong lies behind the end, and is written over
-        made = State(stores, (length,), torch.tensor([length]), logits[right : right + 1])
+        made = State(memory, (length,), torch.tensor([length]), logits[right : right + 1])
         return best[: right + 1], made
 
     def save(self, path: str | Path, **options: Any) -> Path:
@@ -323,16 +394,21 @@ class CausalLM:
         lengths, starts = state.lengths, state._starts
         if max(lengths) >= self.spec.max_length:
             self._check_room(lengths, [1] * len(lengths))
-        stores, ones = state.take(), torch.ones_like(starts)
-        logits = self._run(ids, stores, starts, ones, torch.zeros_like(ids))
-        return State(stores, tuple([n + 1 for n in lengths]), starts + 1, logits[:, 0])
+        memory, ones = state.take(), torch.ones_like(starts)
+        logits = self._run(ids, memory, starts, ones, torch.zeros_like(ids))
+        return State(memory, tuple([n + 1 for n in lengths]), starts + 1, logits[:, 0])
 
     def _run(
-        self, ids: Tensor, stores: list[Tensor], starts: Tensor, counts: Tensor, picks: Tensor
+        self, ids: Tensor, memory: Memory, starts: Tensor, counts: Tensor, picks: Tensor
     ) -> Tensor:
-        """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T]; the stores are written."""
-        (logits,) = self.program.run([ids, starts, counts, picks, *stores])
+        """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T]; the cache is written."""
+        (logits,) = memory.run(self.program, [ids, starts, counts, picks])
         return logits
+
+    def _empty(self, sequences: int) -> Memory:
+        if self._pool:
+            return PagedMemory.empty(self._pool, sequences, self.spec.max_length)
+        return OwnMemory(self.spec.empty(sequences))
 
     def _prompts(self, ids: Prompts, mask: Tensor | None) -> list[Tensor]:
         """Each sequence's tokens, int64. Raises BadTokens, TooManySequences."""
@@ -379,6 +455,23 @@ class CausalLM:
     def __repr__(self) -> str:
         s = self.spec
         return f"<infopt.CausalLM of {s.batch} sequences of {s.max_length} tokens>"
+
+
+def _common_beginning(prompts: Sequence[Tensor]) -> int:
+    """How many tokens all begin with, so that each has one more."""
+    least = min(len(p) for p in prompts) - 1
+    first = prompts[0][:least]
+    same = torch.stack([p[:least] == first for p in prompts]).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def _spread(logits: Tensor, rows: list[int], sequences: int) -> Tensor:
+    """Logits of all sequences, 0 for those that are not among `rows`: chances stay theirs."""
+    if len(rows) == sequences:
+        return logits
+    made = logits.new_zeros(sequences, logits.shape[1])
+    made[rows] = logits
+    return made
 
 
 def _is_flat(ids: Any) -> bool:

@@ -18,14 +18,23 @@ class KV:
             "int4": 5 bits per feature: keys with a range per channel of 32 tokens, values with one
             per token and 32 features; tokens of an incomplete 32 in full precision (KIVI)
 
-    Raises ValueError for another format.
+    page    0: each sequence has memory for max_length tokens of its own. Else all have pages of so
+            many tokens, as they need them, of a common store: sequences with the same beginning
+            have its pages in common (PagedAttention, Kwon et al., 2023). Not of "int4"
+
+    Raises ValueError for another format, and for pages that there cannot be.
     """
 
     format: str = "same"
+    page: int = 0
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"format: expected one of {FORMATS}, found {self.format!r}")
+        if self.page < 0 or (self.page and self.format == "int4"):
+            raise ValueError(
+                f"page: expected 0 or more tokens of a page, and 0 with int4, found {self}"
+            )
 
     @property
     def group(self) -> int:

@@ -35,6 +35,7 @@ ROOF = (
     "compiler.tracing_cache",
     "compiler.kv",
     "compiler.kv_contiguous",
+    "compiler.kv_paged",
     "compiler.page_policy",
     "compiler.slot_policy",
     "compiler.transformers_cache",

@@ -193,14 +193,15 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
   const S *k_head = k + rows.batch * s.k[0] + kv_head * s.k[1];
   const S *v_head = v + rows.batch * s.v[0] + kv_head * s.v[1];
   for (int64_t key = first, keys; key < last; key += keys) {
-    keys = block_keys<S>(s, key, last);
-    const S *v_block = v_head + key * s.v[2];
-    const Operand *k_rows = (const Operand *)(k_head + key * s.k[2]);
+    const KeyRun run = key_run(s, rows.batch, key, block_keys<S>(s, key, last));
+    keys = run.keys;
+    const S *v_block = v_head + run.row * s.v[2];
+    const Operand *k_rows = (const Operand *)(k_head + run.row * s.k[2]);
     const Operand *v_rows = (const Operand *)v_block;
     int64_t k_stride = s.k[2], v_stride = s.v[2];
     if (!keys_in_place) {
       k_stride = depth * kPerLane;
-      stage_block(s, k_head, false, key, keys, k_stride, (Operand *)scratch.keys);
+      stage_block(s, k_head, false, run.row, keys, k_stride, (Operand *)scratch.keys);
       k_rows = (const Operand *)scratch.keys;
     }
     product_of<Steps>(lanes, k_rows, k_stride, kPerLane, scratch.q, depth, scratch.scores, keys,
@@ -231,7 +232,7 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
       int64_t stride = s.v[2], step_of_row = s.v[3];
       if constexpr (kInBytes<S> || kInGroups<S>) {  // behind the pairs, which need half of the memory
         bf16 *staged = (bf16 *)scratch.values + kKeyBlock * s.value_depth;
-        stage_block(s, v_head, true, key, keys, s.value_depth, staged);
+        stage_block(s, v_head, true, run.row, keys, s.value_depth, staged);
         rows_of_bf16 = staged, stride = s.value_depth, step_of_row = 1;
       }
       pair_values(rows_of_bf16, stride, step_of_row, keys, s.value_depth,
@@ -241,7 +242,7 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
     } else {
       if (!values_in_place) {
         v_stride = s.value_depth;
-        stage_block(s, v_head, true, key, keys, v_stride, (Operand *)scratch.values);
+        stage_block(s, v_head, true, run.row, keys, v_stride, (Operand *)scratch.values);
         v_rows = (const Operand *)scratch.values;
       }
       product_of<Steps>(lanes, v_rows, 1, v_stride, scratch.scores, keys, scratch.out,

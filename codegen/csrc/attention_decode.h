@@ -140,7 +140,7 @@ static float weigh_row(const AttentionShape &s, const void *mask, const QueryRow
   return factor[0];
 }
 
-// few_scores of one head's keys from `key` on, whatever they are stored as.
+// few_scores of one head's keys from row `key` on, whatever they are stored as.
 template <class S, int Rows>
 static void block_scores(const AttentionShape &s, const S *head, int64_t key, int64_t keys,
                          const AttentionScratch &scratch, int64_t q_stride) {
@@ -161,7 +161,7 @@ static void block_scores(const AttentionShape &s, const S *head, int64_t key, in
   }
 }
 
-// few_sums of one head's values from `key` on.
+// few_sums of one head's values from row `key` on.
 template <class S, int Rows>
 static void block_sums(const AttentionShape &s, const S *head, int64_t key, int64_t keys,
                        const AttentionScratch &scratch, const float *factor, int64_t o_stride) {
@@ -208,14 +208,15 @@ static void attend_few(const AttentionShape &s, const T *q, const S *k, const S 
   const S *v_head = v + rows.batch * s.v[0] + kv_head * s.v[1];
   const auto read = [&](int64_t first, int64_t last) {
     for (int64_t key = first, keys; key < last; key += keys) {
-      keys = block_keys<S>(s, key, last);
+      const KeyRun run = key_run(s, rows.batch, key, block_keys<S>(s, key, last));
+      keys = run.keys;
       if constexpr (kInGroups<S>)
         if (key >= s.complete) keys = least(keys, kRingTokens - key % kRingTokens);
-      block_scores<S, Rows>(s, k_head, key, keys, scratch, q_stride);
+      block_scores<S, Rows>(s, k_head, run.row, keys, scratch, q_stride);
       for (int r = 0; r < Rows; ++r)
         factor[r] = weigh_row(s, mask, rows, r, key, keys, scratch.scores + r * kKeyBlock,
                               &maximum[r], &total[r]);
-      block_sums<S, Rows>(s, v_head, key, keys, scratch, factor, o_stride);
+      block_sums<S, Rows>(s, v_head, run.row, keys, scratch, factor, o_stride);
     }
   };
   if (s.listed && s.queries == 1) {

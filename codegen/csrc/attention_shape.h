@@ -28,7 +28,9 @@ struct AttentionShape {
   int64_t blocks;            // tasks of one (batch, key head)
   int64_t complete;          // keys in groups of tokens: those from here on are not, yet
   const int64_t *listed;     // [batch][key head][list]: the pages to read, ascending; null: all
-  int64_t list, page;        // their number, and the keys of one
+  const int64_t *table;      // [batch][list]: the pages of a sequence, in its order; null: none
+  int64_t list, page;        // the number of a list, and the keys of a page
+  int64_t pages;             // of the store that `table` counts
   float *logsum;             // [batch][head][query]: log of the sum of exponentials; null: not asked
 };
 
@@ -48,7 +50,7 @@ INFOPT_INLINE AttentionShape attention_shape(const infopt_call *call) {
   s.packed = s.group > 1 && s.queries <= 16;
   s.blocks = s.packed ? ceil_div(s.group * s.queries, kTaskRows)
                       : s.group * ceil_div(s.queries, kTaskRows);
-  s.complete = 0, s.listed = nullptr, s.logsum = nullptr;
+  s.complete = 0, s.listed = s.table = nullptr, s.logsum = nullptr;
   return s;
 }
 
@@ -70,6 +72,19 @@ INFOPT_INLINE void query_rows(const AttentionShape &s, int64_t batch, int64_t kv
     rows->token[i] = r % s.queries;
     rows->limit[i] = s.causal ? float(rows->token[i] + s.offset) : FLT_MAX;
   }
+}
+
+// Where a sequence's key `key` lies, as a row of the store, and how many of `keys` follow it there:
+// pages that are neighbours in the store too are read as one.
+struct KeyRun { int64_t row, keys; };
+INFOPT_INLINE KeyRun key_run(const AttentionShape &s, int64_t batch, int64_t key, int64_t keys) {
+  if (!s.table) return {key, keys};
+  const int64_t *entry = s.table + batch * s.list + key / s.page, within = key % s.page;
+  const int64_t page = least(greatest(*entry, 0), s.pages - 1);
+  int64_t run = s.page - within;
+  for (int64_t next = page + 1; run < keys && *++entry == next && next < s.pages; ++next)
+    run += s.page;
+  return {page * s.page + within, least(run, keys)};
 }
 
 // The keys that any of a block's rows may see, given the least and the greatest limit.

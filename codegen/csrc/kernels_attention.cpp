@@ -46,6 +46,13 @@
 //   pointers  q, keys, values, starts, pages (int64 [B, Hkv, numbers[34]]), out
 //   numbers   as above, 34 pages of a list   35 keys of a page     tasks, scratch as above
 //
+// infopt_kv_attention_paged_{f32,bf16,f16}, _paged_int8_{...}: infopt_kv_attention where sequences
+// have their keys in pages of one store that all share, keys and values [1, Hkv, rows, D]
+//   pointers  q, keys, values, starts, table (int64 [B, numbers[34]]), out
+//   numbers   as above, 34 pages of a sequence   35 keys of a page   36 pages of the store; Tk is the
+//             product of 34 and 35, strides of batch of k and v are 0     tasks, scratch as above
+// Numbers of pages outside the store are taken for the nearest one inside.
+//
 // infopt_kv_attention_int4_{f32,bf16,f16}: the same over groups of tokens in 4 bits (kv_int4.h);
 // pointer 5 is counts (int64 [B]): of sequence b, all groups that end at or before starts[b] +
 // counts[b] are complete. Strides of k and v count bytes, those of token and feature are not read;
@@ -108,17 +115,22 @@ static int64_t complete_tokens(const AttentionShape &s, int64_t start, int64_t c
   return end - end % kGroupTokens;
 }
 
+enum KeysRead { kInOrder, kListed, kPaged };
+
 // The keys of a cache: how many of them a sequence sees is read from `starts`.
-template <class T, class Steps, class S = T, bool Listed = false>
+template <class T, class Steps, class S = T, KeysRead Read = kInOrder>
 static void kv_attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
   AttentionShape s = attention_shape(call);
-  if (Listed)
-    s.listed = pointer<int64_t>(call, 4), s.list = call->numbers[34], s.page = call->numbers[35];
+  if (Read != kInOrder) {
+    (Read == kListed ? s.listed : s.table) = pointer<int64_t>(call, 4);
+    s.list = call->numbers[34], s.page = call->numbers[35];
+    if (Read == kPaged) s.pages = call->numbers[36];
+  }
   s.mask_kind = kNoMask;
   const int64_t *starts = pointer<int64_t>(call, 3);
   const AttentionScratch scratch(s, call->scratch);
   const Operands<T, S> operands = {pointer<T>(call, 0), pointer<S>(call, 1), pointer<S>(call, 2),
-                                   nullptr, pointer<T>(call, Listed ? 5 : 4)};
+                                   nullptr, pointer<T>(call, Read == kInOrder ? 4 : 5)};
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
   for (int64_t task = first_task; task < last_task; ++task) {
     const int64_t kv = task / s.blocks, block = task % s.blocks, batch = kv / s.kv_heads;
@@ -262,15 +274,53 @@ INFOPT_EXPORT void infopt_attention_part_f16(const infopt_call *call, int64_t fi
 
 INFOPT_EXPORT void infopt_kv_attention_pages_f32(const infopt_call *call, int64_t first,
                                                  int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, float, true>(call, first, last);
+  infopt::kv_attention<float, infopt::FloatSteps, float, infopt::kListed>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_pages_bf16(const infopt_call *call, int64_t first,
                                                   int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, true>(call, first, last);
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, infopt::kListed>(call, first,
+                                                                             last);
 }
 
 INFOPT_EXPORT void infopt_kv_attention_pages_f16(const infopt_call *call, int64_t first,
                                                  int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, true>(call, first, last);
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, infopt::kListed>(call, first,
+                                                                             last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_f32(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps, float, infopt::kPaged>(call, first,
+                                                               last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_bf16(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, infopt::kPaged>(call, first,
+                                                               last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_f16(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, infopt::kPaged>(call, first,
+                                                               last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_int8_f32(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<float, infopt::FloatSteps, infopt::i8, infopt::kPaged>(call, first,
+                                                               last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_int8_bf16(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i8, infopt::kPaged>(call, first,
+                                                               last);
+}
+
+INFOPT_EXPORT void infopt_kv_attention_paged_int8_f16(const infopt_call *call, int64_t first,
+                          int64_t last) {
+  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i8, infopt::kPaged>(call, first,
+                                                               last);
 }

@@ -10,6 +10,12 @@
 // infopt_kv_append_int8_{f32,bf16,f16}: the same into bytes: each row becomes round(row / factor)
 // in 8 bits, then its factor (f32), the largest magnitude / 127; 4 is D, strides of x in elements.
 //
+// infopt_kv_append_paged, infopt_kv_append_paged_int8_{f32,bf16,f16}: the two into pages of a store
+// that all sequences share: token place of sequence b goes to row table[b][place / page] * page +
+// place % page, where that is inside
+//   pointers  x, starts, counts, table (int64 [B, numbers[11]]), store [1, H, S, D]
+//   numbers   as above, 11 pages of a sequence   12 tokens of a page     tasks  B * H
+//
 // infopt_kv_append_int4_{f32,bf16,f16}: the same into groups of tokens in 4 bits (kv_int4.h): rows go
 // to the ring, and a group that they complete becomes a page; 3 is pages * 32, 4 is D, strides of x
 // in elements, 8 store: 2 strides in bytes, of sequence and head, 10 1: values, else keys;
@@ -69,6 +75,33 @@ static void kv_append_int8(const infopt_call *call, int64_t first, int64_t last)
   }
 }
 
+// put(from, to): one row, `from` in units of the strides of x, `to` in those of the store.
+template <class T, class U, class Put>
+static void kv_append_paged(const infopt_call *call, int64_t first, int64_t last, Put put) {
+  const int64_t *n = call->numbers;
+  const int64_t heads = n[1], tokens = n[2], room = n[3], list = n[11], page = n[12];
+  const int64_t *starts = pointer<int64_t>(call, 1), *counts = pointer<int64_t>(call, 2);
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t batch = task / heads, head = task % heads, start = starts[batch];
+    const int64_t *table = pointer<int64_t>(call, 3) + batch * list;
+    const int64_t count = start < 0 ? 0 : least(least(counts[batch], tokens), list * page - start);
+    const T *from = pointer<T>(call, 0) + batch * n[5] + head * n[6];
+    U *to = pointer<U>(call, 4) + head * n[9];
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t at = table[(start + t) / page], row = at * page + (start + t) % page;
+      if (at >= 0 && row < room) put(from + t * n[7], to + row * n[10]);
+    }
+  }
+}
+
+template <class T>
+static void kv_append_paged_int8(const infopt_call *call, int64_t first, int64_t last) {
+  const int64_t depth = call->numbers[4];
+  kv_append_paged<T, int8_t>(call, first, last, [depth](const T *from, int8_t *to) {
+    row_to_bytes(from, depth, to);
+  });
+}
+
 template <class T>
 static void kv_append_int4(const infopt_call *call, int64_t first, int64_t last) {
   const int64_t *n = call->numbers;
@@ -116,6 +149,27 @@ INFOPT_EXPORT void infopt_kv_append_int8_bf16(const infopt_call *call, int64_t f
 INFOPT_EXPORT void infopt_kv_append_int8_f16(const infopt_call *call, int64_t first,
                                               int64_t last) {
   infopt::kv_append_int8<infopt::f16>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_paged(const infopt_call *call, int64_t first, int64_t last) {
+  const size_t bytes = size_t(call->numbers[4]);
+  infopt::kv_append_paged<char, char>(
+      call, first, last, [bytes](const char *from, char *to) { memcpy(to, from, bytes); });
+}
+
+INFOPT_EXPORT void infopt_kv_append_paged_int8_f32(const infopt_call *call, int64_t first,
+                                                    int64_t last) {
+  infopt::kv_append_paged_int8<float>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_paged_int8_bf16(const infopt_call *call, int64_t first,
+                                                     int64_t last) {
+  infopt::kv_append_paged_int8<infopt::bf16>(call, first, last);
+}
+
+INFOPT_EXPORT void infopt_kv_append_paged_int8_f16(const infopt_call *call, int64_t first,
+                                                    int64_t last) {
+  infopt::kv_append_paged_int8<infopt::f16>(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_append_int4_f32(const infopt_call *call, int64_t first,
