@@ -15,6 +15,7 @@ COMMANDS = {
     "kv_cache": "a decoder's step by layout and policy of its cache, at long contexts",
     "kv_quality": "perplexity and recall of a real model by layout and policy of its cache",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
+    "low_bits": "3 and 4 bits, tables and remainders on real models: what each format loses",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
     "tokens": "merging and dropping tokens: speed and agreement with all of them",
     "streaming": "a step of a stream against computing its past again, by hop",

@@ -31,14 +31,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "int4-g32": {"weights": "int4-g32"},
     "int4-g128": {"weights": "int4-g128"},
     "int4-g32-act": {"weights": "int4-g32", "activations": "int8"},
+    "lut4": {"weights": "lut4"},
+    "lut4-g64": {"weights": "lut4-g64"},
+    "lut4+0.5%": {"weights": "lut4+0.5%"},
+    "lut3": {"weights": "lut3"},
 }
+USUAL = tuple(form for form in FORMS if not form.startswith("lut"))  # tables take minutes to find
 
 
 @torch.no_grad()
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks decode", description=__doc__)
     parser.add_argument("--models", default="0.34b", help=f"of {','.join(MODELS)}")
-    parser.add_argument("--forms", default=",".join(FORMS), help="formats of weights")
+    parser.add_argument("--forms", default=",".join(USUAL), help=f"of {','.join(FORMS)}")
     parser.add_argument("--batches", default="1,8", help="sequences that are decoded together")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--steps", type=int, default=16, help="tokens of one measurement")

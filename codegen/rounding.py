@@ -11,10 +11,9 @@ from functools import cached_property
 
 import torch
 
-from infopt.codegen.formats import Encoded, Integers
+from infopt.codegen.integers import Encoded, Integers
 
 _BLOCK = 128  # columns whose corrections are applied to the rest in one product
-_CLIPPING = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # shares of the extreme value that may be kept
 
 
 class Moments:
@@ -62,45 +61,36 @@ class Moments:
         return torch.linalg.cholesky(inverse, upper=True)
 
 
-def rounded_for(codec: Integers, weight: torch.Tensor, moments: Moments) -> Encoded:
-    """Integers of a weight [N, K] such that its products with the inputs seen move least.
+def rounded_for(
+    codec: Integers, weight: torch.Tensor, moments: Moments, kept: torch.Tensor | None = None
+) -> tuple[Encoded, torch.Tensor]:
+    """Integers of a weight [N, K] such that its products with the inputs seen move least, and the
+    matrix [N, K] that the columns before made each of them stand for.
 
-    Factors are those that make the error of each group least, weighted by the size of its inputs.
-    Then columns are rounded one by one; what rounding one did to the products is taken back, as
-    far as can be, by the columns still to come.
+    Factors, and tables where there are some, are those that make the error of each group least,
+    weighted by the size of its inputs. Then columns are rounded one by one; what rounding one did
+    to the products is taken back, as far as can be, by the columns still to come. Elements that
+    are `kept`, bool [N, K], lose nothing: what is left of them is stored elsewhere.
     """
     n, k = weight.shape
-    scales = _factors(codec, weight.float(), moments.sum.diagonal())
-    spread = scales.float().repeat_interleave(codec.group or k, 1)[:, :k]
+    table, scales = codec.fitted(weight.float(), moments.sum.diagonal(), kept)
+    spread = codec.divisors(scales).repeat_interleave(codec.group or k, 1)[:, :k]
     order, upper = moments.order, moments.corrections
     rest = weight.float().T[order].contiguous()  # [K, N]: what is worked on lies together
-    factors = torch.where(spread == 0, torch.ones_like(spread), spread).T[order].contiguous()
+    factors = spread.T[order].contiguous()
+    exact = None if kept is None else kept.T[order]
     integers = torch.empty(k, n, dtype=torch.int8)
     for first in range(0, k, _BLOCK):
         last = min(first + _BLOCK, k)
         errors = torch.empty(last - first, n)
         for i in range(first, last):
-            nearest = (rest[i] / factors[i]).round_().clamp_(codec.low, codec.high)
-            integers[order[i]] = nearest.to(torch.int8)
-            error = errors[i - first] = (rest[i] - nearest * factors[i]) / upper[i, i]
+            nearest = codec.level((rest[i] / factors[i])[:, None], table)[:, 0]
+            integers[order[i]] = nearest
+            error = (rest[i] - nearest * factors[i]) / upper[i, i]
+            if exact is not None:
+                error = error.masked_fill(exact[i], 0)
+            errors[i - first] = error
             rest[i + 1 : last].addr_(upper[i, i + 1 : last], error, alpha=-1)
         rest[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
-    return codec.pack(integers.T, scales)
-
-
-def _factors(codec: Integers, weight: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """[N, groups]: of the factors that keep a share of each group's extreme, the best; sizes: the
-    sum of squares of each column's inputs."""
-    importance, grouped = codec.grouped(sizes[None]), codec.grouped(weight)
-
-    def error(scales: torch.Tensor) -> torch.Tensor:
-        found = codec.grouped(codec.nearest(weight, scales).float()) * scales.float()[..., None]
-        return ((found - grouped).square() * importance).sum(-1)
-
-    usual = best = codec.factors(weight)
-    least = error(best)
-    for share in _CLIPPING:
-        scales = (usual.float() * share).to(codec.scale_dtype)
-        found = error(scales)
-        best, least = torch.where(found < least, scales, best), torch.minimum(found, least)
-    return best
+    wanted = torch.empty(k, n).index_copy_(0, order, rest)
+    return codec.pack(integers.T, scales, table), wanted.T

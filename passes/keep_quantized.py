@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from infopt.codegen.formats import Integers, format_of
+from infopt.codegen.formats import format_of
+from infopt.codegen.integers import Integers
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.compiler.graph import Graph, Node, Stage

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
+from infopt.codegen.weight_format import weight_format
 from infopt.compiler.budget import Budget
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.pipeline import PassContext
@@ -117,7 +117,7 @@ class LayerForms:
         made.graph = replace(graph, consts={**graph.consts, **self.factoring.tensors})
         seen = made.moments.get(first.args[0])  # type: ignore[arg-type]
         found = []
-        for name in (f for f in self.budget.formats if FORMATS[f].bits == 8):
+        for name in (f for f in self.budget.formats if weight_format(f).dense.bits == 8):
             for activations in self.budget.activations:
                 thin = made.replacement(first, name, activations)
                 if not isinstance(thin, Node):

@@ -20,6 +20,7 @@ from infopt.compiler.target import Target
 from infopt.passes.factor_low_rank import layer_ranks
 from infopt.passes.layer_forms import Form, LayerForms
 from infopt.passes.layers import label_of
+from infopt.passes.quantize_weights import checked_format
 
 _PROBES = 16
 _ATTEMPTS = 8  # end-to-end checks of an allocation
@@ -47,6 +48,8 @@ class QuantizeToBudget(Pass):
     then: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.budget.formats:
+            checked_format(name, f"budget: there is no format {name!r}")
         if self.budget.ranks != "auto":
             layer_ranks(tuple(("*", rank) for rank in self.budget.ranks), "ranks of a budget")
 

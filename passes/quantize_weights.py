@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from infopt.codegen.formats import FORMATS
+from infopt.codegen.weight_format import NAMES, weight_format
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
@@ -15,7 +15,7 @@ from infopt.passes.layers import label_of, name_matches, names_of
 from infopt.passes.quantizing import Quantizing
 
 Formats: TypeAlias = "tuple[tuple[str, str], ...]"
-_LIMITS = {8: 0.1, 4: 0.5}
+_LIMITS = {8: 0.1, 4: 0.5, 3: 0.9}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class QuantizeWeights(Pass):
     """linear(x, w) -> quantized_linear(x, values, scales, sums), and rows of tables alike
 
     formats      (pattern, format) pairs, the first whose pattern matches the weight's name counts;
-                 a format is a name of codegen/formats.py or "none". Patterns are those of fnmatch;
+                 a format is a name of codegen/formats.py, also with a remainder
+                 (codegen/weight_format.py), or "none". Patterns are those of fnmatch;
                  whatever is not a letter, a digit or a wildcard counts as an underscore
     activations  "none": activations as they are. "int8": rows of activations become bytes, and
                  products are of integers
@@ -43,7 +44,7 @@ class QuantizeWeights(Pass):
 
     @property
     def accuracy(self) -> Accuracy:  # type: ignore[override]
-        used = [FORMATS[name].bits for _, name in self.formats if name != "none"]
+        used = [weight_format(name).dense.bits for _, name in self.formats if name != "none"]
         return Bounded("rms_rel", _LIMITS[min(used, default=8)])
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
@@ -95,9 +96,14 @@ def weight_formats(value: Formats | str | Mapping[str, str]) -> Formats:
             f"weights: expected a format or a dict of patterns to formats, found {value!r}"
         )
     for pattern, name in pairs:
-        if name != "none" and name not in FORMATS:
-            raise BadOption(
-                f"weights: there is no format {name!r} (for {pattern!r}); there are none, "
-                + ", ".join(FORMATS)
-            )
+        if name != "none":
+            checked_format(name, f"weights: there is no format {name!r} (for {pattern!r})")
     return pairs
+
+
+def checked_format(name: str, problem: str) -> None:
+    """Raises BadOption, which begins with the problem, where there is no format of that name."""
+    try:
+        weight_format(name)
+    except KeyError:
+        raise BadOption(f"{problem}; there are none, {NAMES}") from None

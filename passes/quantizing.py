@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from re import sub
 from typing import Any
 
 import torch
 
-from infopt.codegen.formats import FORMATS, Integers
 from infopt.codegen.kernel import find_emitter
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
-from infopt.codegen.rounding import Moments, rounded_for
+from infopt.codegen.rounding import Moments
+from infopt.codegen.weight_format import WeightFormat, weight_format
 from infopt.compiler.accuracy import compare
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.inline import inlined
@@ -68,29 +69,37 @@ class Quantizing:
         """The layer with weights in a format, or the reason why no kernel computes that."""
         if is_table(node):
             return self._table(node, format)
-        count, codec = LINEARS[node.op.name], FORMATS[format]
+        count, stored = LINEARS[node.op.name], weight_format(format)
         x, weights, rest = node.args[0], weights_of(node), node.args[count + 1 :]
         op = quantized_gated_linear if count == 2 else quantized_linear
-        attrs = {"format": format, "activations": activations, "out": node.dtype}
+        attrs = {"format": stored.dense.name, "activations": activations, "out": node.dtype}
         if node.op.name != "aten.linear.default":
             attrs["activation"] = node.attr("activation")
+        names = ("gate_remainder", "up_remainder") if count == 2 else ("remainder",)
+
+        def made(parts: list[tuple[Node, ...]]) -> Node:
+            dense = [part for found in parts for part in found[:3]]
+            remainders = {name: p[3] for name, p in zip(names, parts, strict=True) if p[3:]}
+            return self.o.call(op, x, *dense, *rest, **remainders, **attrs)
+
         # types decide whether there is a kernel: ask before the work of encoding
-        held = [part for w in weights for part in self._placeholders(codec, *w.shape)]
-        reason = no_kernel(self.o.call(op, x, *held, *rest, **attrs), self.ctx.target)
+        held = [self._placeholders(stored, *w.shape) for w in weights]
+        reason = no_kernel(made(held), self.ctx.target)
         if reason:
             return f"no kernel for {format} here: {reason}"
-        parts = [part for w in weights for part in self._parts(w, codec, x)]
-        return self.o.call(op, x, *parts, *rest, **attrs)
+        return made([self._parts(w, stored, x) for w in weights])
 
     def _table(self, node: Node, format: str) -> Node | str:
-        (table,), ids, codec = weights_of(node), node.args[1], FORMATS[format]
-        attrs = {"format": format, "width": table.shape[1], "out": node.dtype}
-        held = self._placeholders(codec, *table.shape)[:2]  # no row sums: nothing is multiplied
-        reason = no_kernel(self.o.call(quantized_embedding, ids, *held, **attrs), self.ctx.target)
+        (table,), ids, stored = weights_of(node), node.args[1], weight_format(format)
+        attrs = {"format": stored.dense.name, "width": table.shape[1], "out": node.dtype}
+
+        def made(parts: tuple[Node, ...]) -> Node:  # no row sums: nothing is multiplied
+            return self.o.call(quantized_embedding, ids, *parts[:2], *parts[3:], **attrs)
+
+        reason = no_kernel(made(self._placeholders(stored, *table.shape)), self.ctx.target)
         if reason:
             return f"no kernel for {format} here: {reason}"
-        parts = self._parts(table, codec, None)[:2]
-        return self.o.call(quantized_embedding, ids, *parts, **attrs)
+        return made(self._parts(table, stored, None))
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -100,17 +109,13 @@ class Quantizing:
         """What a layer's weights occupy in a format; None: as they are."""
         if format is None:
             return sum(int(w.tensor_type.nbytes) for w in weights_of(node))
-        return sum(FORMATS[format].bytes(*w.shape) for w in weights_of(node))  # type: ignore[arg-type]
+        return sum(weight_format(format).bytes(*w.shape) for w in weights_of(node))  # type: ignore[arg-type]
 
-    def _placeholders(self, codec: Integers, n: Any, k: Any) -> tuple[Node, ...]:
-        """Inputs of the types that an encoded [n, k] weight has."""
-        with torch.device("meta"):
-            values, scales = codec.encode(torch.empty(n, k))
-            sums = torch.empty(n)
-        named = (("values", values), ("scales", scales), ("sums", sums))
+    def _placeholders(self, stored: WeightFormat, n: Any, k: Any) -> tuple[Node, ...]:
+        """Inputs of the types that a stored [n, k] weight has."""
         return tuple(
-            self.o.input(name, TensorType(tuple(t.shape), t.dtype, t.stride(), "cpu"))
-            for name, t in named
+            self.o.input(name, TensorType.dense(shape, dtype))
+            for name, (shape, dtype) in stored.types(n, k).items()
         )
 
     @cached_property
@@ -118,37 +123,38 @@ class Quantizing:
         linear = [n for n in self.layers() if not is_table(n) and not self.refusal(n)]
         return moments_of(self.graph, self.ctx, linear)
 
-    def _parts(self, weight: Node, codec: Integers, x: Node | None) -> tuple[Node, ...]:
-        """Constants with values, scales and row sums of a weight, made once; x: what it multiplies
-        first, which calibration looks at."""
-        key = (weight, codec.name)
+    def _parts(self, weight: Node, format: WeightFormat, x: Node | None) -> tuple[Node, ...]:
+        """Constants with values, scales, row sums and the remainder, if there is one, of a weight,
+        made once; x: what it multiplies first, which calibration looks at."""
+        key = (weight, format.name)
         if key in self._encoded:
             return self._encoded[key]
         source = source_of(weight)
         assert source is not None
         tensor = value_of(self.graph, weight)
-        k = tensor.shape[1]
-
-        def encode(w: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            values, scales = codec.encode(w)
-            return values, scales, codec.sums(values, scales, k)
-
+        moments = None
+        if x is not None and self.ctx.calibration and self.moments[x].rows:
+            moments = self.moments[x]
         with torch.no_grad():
-            parts = encode(tensor)
-            if x is not None and self.ctx.calibration and self.moments[x].rows:
-                values, scales = rounded_for(codec, tensor, self.moments[x])
-                parts = values, scales, codec.sums(values, scales, k)
-            decoded = codec.decode(parts[0], parts[1], k)
+            *parts, decoded = format.store(tensor, moments)
         self._errors[key] = compare(tensor.float(), decoded).rms_rel
-        stem = f"{source.attr('name')}_{codec.name.replace('-', '_')}"
+        stem = f"{source.attr('name')}_{sub('[^0-9a-z]+', '_', format.name)}".rstrip("_")
         nodes = []
-        for kind, part in zip(("values", "scales", "sums"), parts, strict=True):
+        kinds = ("values", "scales", "sums", "remainder")
+        for kind, part in zip(kinds, parts, strict=True):
+            if part is None:
+                continue
             name = f"{stem}_{kind}"
             while name in self.graph.consts or name in self.tensors:
                 name += "_"
             self.tensors[name] = part
             nodes.append(self.o.const(name, TensorType.of(part)))
-        if x is None or not self.ctx.calibration:  # else no expression says how they were found
+        # else no expression says how they were found
+        if format.is_expression and (x is None or not self.ctx.calibration):
+
+            def encode(w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                return format.store(w)[:3]  # type: ignore[return-value]
+
             recipe = inlined(encode, (weight,), self.o)
             for node, expression in zip(nodes, recipe, strict=True):
                 self.ctx.derive(str(node.attr("name")), expression)

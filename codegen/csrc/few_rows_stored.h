@@ -62,7 +62,8 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
 }
 
 // Scale: the type of a group's factors, void where a row has one.
-template <int width, bool as_bytes, class Scale> struct StoredDot {
+template <int layout, bool as_bytes, class Scale> struct StoredDot {
+  using L = Layout<layout>;
   static constexpr bool grouped = !std::is_void_v<Scale>;
   using Token = std::conditional_t<as_bytes, uint8_t, float>;
   // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
@@ -71,9 +72,11 @@ template <int width, bool as_bytes, class Scale> struct StoredDot {
                                              const StoredTokens &x, int64_t token, Vec *sums) {
     const uint8_t *row[R];
     const Scale *scales[R];
+    FloatTable<L::bits> tables[R];
     Vec acc[R][M];
     for (int r = 0; r < R; ++r) {
       row[r] = w.row(least(n + r, last));
+      if constexpr (L::table && !as_bytes) tables[r] = FloatTable<L::bits>(row[r]);
       if constexpr (grouped) scales[r] = w.template group_scales<Scale>(least(n + r, last));
       for (int m = 0; m < M; ++m) acc[r][m] = zero();
     }
@@ -85,12 +88,12 @@ template <int width, bool as_bytes, class Scale> struct StoredDot {
       constexpr bool whole = decltype(is_whole)::value, pairs = decltype(has_pairs)::value;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(row[r] + R * row_bytes + b * (kBlockDepth * width / 8), 0, 2);
+        __builtin_prefetch(row[r] + R * row_bytes + b * L::block_bytes, 0, 2);
         Vec scale = zero();
         if constexpr (grouped)
           scale = block_scales<whole, pairs>(scales[r], b, group_bits, groups);
         if constexpr (as_bytes) {
-          const IVec block = stored_block<width, whole>(row[r], b, depth);
+          const IVec block = stored_block<layout, whole>(row[r], b, depth);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
             const Token *codes = tokens + m * token_stride + b * kBlockDepth;
@@ -103,7 +106,7 @@ template <int width, bool as_bytes, class Scale> struct StoredDot {
           }
         } else {
           Vec part[4];
-          stored_floats<width, whole>(row[r], b, depth, part);
+          stored_floats<layout, whole>(row[r], b, depth, tables[r], part);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
             const Token *values = tokens + m * token_stride + b * kBlockDepth;
@@ -158,12 +161,28 @@ template <int width, bool as_bytes, class Scale> struct StoredDot {
   }
 };
 
-template <int width, bool as_bytes, class Scale>
+// What the remainders of `features` rows from n on add to their products with one token, given in
+// lane order.
+inline Vec remainder_products(const Remainder &remainder, int64_t n, int64_t features,
+                              const float *token) {
+  alignas(64) float sums[16] = {};
+  for (int64_t f = 0; f < features; ++f) {
+    float sum = 0;
+    remainder.each(n + f, [&](int64_t i, float value) {
+      sum += value * token[(i & ~(kBlockDepth - 1)) + i % 4 * 16 + i % kBlockDepth / 4];
+    });
+    sums[f] = sum;
+  }
+  return load(sums);
+}
+
+template <int layout, bool as_bytes, class Scale>
 void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
-  using Dot = StoredDot<width, as_bytes, Scale>;
+  using Dot = StoredDot<layout, as_bytes, Scale>;
   const LinearCall c = read_linear(call);
   const StoredRows w[2] = {stored_rows(call, c, false), stored_rows(call, c, true)};
   const float *sums[2] = {pointer<float>(call, 10), pointer<float>(call, 11)};
+  const Remainder remainder[2] = {remainder_of(call, c, false), remainder_of(call, c, true)};
   const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[19]};
   const StoredTokens x =
       stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k,
@@ -179,9 +198,14 @@ void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
           Dot::tokens(w[side], n, n + features - 1, x, m, tokens, lanes[side]);
         for (int64_t i = 0; i < tokens; ++i) {
           const RowCode &code = x.codes[m + i];
-          const Vec y = Dot::fold(w[0], sums[0], n, features, code, lanes[0] + i * 16);
+          Vec y = Dot::fold(w[0], sums[0], n, features, code, lanes[0] + i * 16);
           Vec up = zero();
           if (c.up) up = Dot::fold(w[1], sums[1], n, features, code, lanes[1] + i * 16);
+          if constexpr (!as_bytes) {
+            const float *token = (const float *)x.x + (m + i) * x.stride;
+            if (remainder[0]) y = y + remainder_products(remainder[0], n, features, token);
+            if (remainder[1]) up = up + remainder_products(remainder[1], n, features, token);
+          }
           finish_row(c.epilogue, y, c.up ? &up : nullptr, m + i, n, features);
         }
       }

@@ -2,8 +2,9 @@
 // library per instruction-set level is built from this.
 //
 //   pointers: x, w, up or null, bias, up_bias, multiplier, residual, y as infopt_linear, then
-//             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes)
-//   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 bits, 16 group or 0,
+//             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes),
+//             remainder, up_remainder or null (codegen/remainder.py)
+//   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 layout (stored_rows.h), 16 group or 0,
 //             17 elements between rows of scales, 18 bytes of one of them; few rows also 19 format
 //             of x, 20 how its rows become bytes (RowRounding)
 #include "embedding.h"
@@ -21,21 +22,25 @@ using StepPairs = StepWiden;
 // infopt_linear_stored_<panel type>: numbers times decoded rows
 //   tasks, scratch: as infopt_linear_<panel type>_<another type>
 INFOPT_EXPORT void infopt_linear_stored_f32(const infopt_call *call, int64_t first, int64_t last) {
-  if (call->numbers[15] == 4) linear_from<StepF32, DecodedRows<float, 4>>(call, first, last);
-  else linear_from<StepF32, DecodedRows<float, 8>>(call, first, last);
+  with_layout(call->numbers[15], [&](auto layout) {
+    linear_from<StepF32, DecodedRows<float, layout.value>>(call, first, last);
+  });
 }
 INFOPT_EXPORT void infopt_linear_stored_bf16(const infopt_call *call, int64_t first, int64_t last) {
-  using Row = StepPairs::Row;
-  if (call->numbers[15] == 4) linear_from<StepPairs, DecodedRows<Row, 4>>(call, first, last);
-  else linear_from<StepPairs, DecodedRows<Row, 8>>(call, first, last);
+  with_layout(call->numbers[15], [&](auto layout) {
+    linear_from<StepPairs, DecodedRows<StepPairs::Row, layout.value>>(call, first, last);
+  });
 }
 
-// infopt_linear_stored_bytes: panels of bytes times bytes, with a factor per group
+// infopt_linear_stored_bytes: panels of bytes times bytes out of tables, or with a factor per group
 //   scratch: 6144 * panel_chunk * (up ? 2 : 1) + 96 * (min(round_up(K, 64), 4096) + 64)
 INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t first,
                                               int64_t last) {
-  if (call->numbers[15] == 4) linear_from<StepBytes, GroupedRows<4>>(call, first, last);
-  else linear_from<StepBytes, GroupedRows<8>>(call, first, last);
+  with_layout(call->numbers[15], [&](auto layout) {
+    constexpr int L = layout.value;
+    if (call->numbers[16]) return linear_from<StepBytes, GroupedRows<L>>(call, first, last);
+    if constexpr (Layout<L>::table) linear_from<StepBytes, UnpackedRows<L>>(call, first, last);
+  });
 }
 
 // infopt_few_rows_stored_<x>: few tokens (M <= 8 or so), x row-major, taken as numbers or as bytes
@@ -43,13 +48,15 @@ INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t f
 //   scratch: 64 + 12 * R + 4 * R * round_up(K, 64),  R = round_up(M, 4)
 template <bool as_bytes>
 static void few_stored(const infopt_call *call, int64_t first, int64_t last) {
-  const bool grouped = call->numbers[16] != 0, half = call->numbers[15] == 4;
-  const bool wide = call->numbers[18] == 4;
-  if (half && wide) few_rows_stored<4, as_bytes, float>(call, first, last);
-  else if (half) few_rows_stored<4, as_bytes, bf16>(call, first, last);
-  else if (!grouped) few_rows_stored<8, as_bytes, void>(call, first, last);
-  else if (wide) few_rows_stored<8, as_bytes, float>(call, first, last);
-  else few_rows_stored<8, as_bytes, bf16>(call, first, last);
+  const bool grouped = call->numbers[16] != 0, wide = call->numbers[18] == 4;
+  with_layout(call->numbers[15], [&](auto layout) {
+    constexpr int L = layout.value;
+    constexpr bool table = Layout<L>::table;
+    if (grouped && (table || !wide)) return few_rows_stored<L, as_bytes, bf16>(call, first, last);
+    if constexpr (!table)
+      if (grouped) return few_rows_stored<L, as_bytes, float>(call, first, last);
+    if constexpr (L != 4) few_rows_stored<L, as_bytes, void>(call, first, last);
+  });
 }
 INFOPT_EXPORT void infopt_few_rows_stored_f32(const infopt_call *call, int64_t first,
                                               int64_t last) {
@@ -61,9 +68,9 @@ INFOPT_EXPORT void infopt_few_rows_stored_bytes(const infopt_call *call, int64_t
 }
 
 // infopt_embedding_stored: out[i] = row ids[i] of a table of stored rows, as numbers
-//   pointers  ids, values, scales, out, error (as infopt_embedding's)
+//   pointers  ids, values, scales, out, remainder or null, error (as infopt_embedding's)
 //   numbers   0 ids M  1 width K  2 R  3 table rows  4 bytes between rows of values  5 out row stride
-//             dtypes: 6 ids  7 out   8 bits  9 group or 0  10 elements between rows of scales  11 bytes of one
+//             dtypes: 6 ids  7 out   8 layout  9 group or 0  10 elements between rows of scales  11 bytes of one
 //   tasks     ceil(M / R)        scratch   4 * (round_up(K, 64) + 64)
 INFOPT_EXPORT void infopt_embedding_stored(const infopt_call *call, int64_t first, int64_t last) {
   const int64_t *n = call->numbers;
@@ -71,13 +78,19 @@ INFOPT_EXPORT void infopt_embedding_stored(const infopt_call *call, int64_t firs
                                 kU8};
   const StoredRows stored = {pointer<uint8_t>(call, 1), n[4], pointer<void>(call, 2), n[10], n[9],
                              n[1], n[9] && n[11] == 4};
+  const Remainder remainder(call->pointers[4], n[3]);
   float *decoded = static_cast<float *>(call->scratch);
   const int64_t end = least(n[0], last * n[2]);
   for (int64_t i = first * n[2]; i < end; ++i) {
     const uint8_t *found = static_cast<const uint8_t *>(table.row(i));
-    if (!found) report(pointer<int32_t>(call, 4));
-    else if (n[8] == 4) decode_rows<4>(stored, (found - stored.values) / n[4], 1, 0, n[1], decoded);
-    else decode_rows<8>(stored, (found - stored.values) / n[4], 1, 0, n[1], decoded);
+    if (!found) report(pointer<int32_t>(call, 5));
+    else
+      with_layout(n[8], [&](auto layout) {
+        const int64_t row = (found - stored.values) / n[4];
+        decode_rows<layout.value>(stored, row, 1, 0, n[1], decoded);
+        if (remainder)
+          remainder.each(row, [&](int64_t column, float value) { decoded[column] += value; });
+      });
     copy_row(found ? decoded : nullptr, kF32, at(pointer<void>(call, 3), n[7], i * n[5]), n[7],
              n[1]);
   }

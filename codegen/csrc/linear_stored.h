@@ -8,7 +8,7 @@
 
 namespace infopt {
 
-// Numbers 15 and on of a call: 15 bits, 16 group, 17 elements between rows of scales, 18 bytes of
+// Numbers 15 and on of a call: 15 layout, 16 group, 17 elements between rows of scales, 18 bytes of
 // one of them.
 inline StoredRows stored_rows(const infopt_call *call, const LinearCall &c, bool up) {
   const int64_t *v = call->numbers;
@@ -16,20 +16,46 @@ inline StoredRows stored_rows(const infopt_call *call, const LinearCall &c, bool
           v[16], c.k, v[16] && v[18] == 4};
 }
 
+inline Remainder remainder_of(const infopt_call *call, const LinearCall &c, bool up) {
+  return {call->pointers[up ? 13 : 12], c.n};
+}
+
 // As numbers: the products are those of the micro-kernel's row type.
-template <class Row, int width> struct DecodedRows {
+template <class Row, int layout> struct DecodedRows {
   static constexpr bool kGrouped = false, kInPlace = false;
   StoredRows stored[2];
+  Remainder remainder[2];
   DecodedRows(const infopt_call *call, const LinearCall &c)
-      : stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
+      : stored{stored_rows(call, c, false), stored_rows(call, c, true)},
+        remainder{remainder_of(call, c, false), remainder_of(call, c, true)} {}
   Rows<Row> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth, Row *scratch) const {
-    const int64_t stride = decode_rows<width>(stored[up], n, count, k, depth, scratch);
+    const int64_t stride = decode_rows<layout>(stored[up], n, count, k, depth, scratch);
+    if (remainder[up])
+      for (int64_t r = 0; r < count; ++r)
+        remainder[up].each(n + r, [&](int64_t column, float value) {
+          if (column < k || column >= k + depth) return;
+          Row &at = scratch[r * stride + column - k];
+          at = from_float<Row>(to_float(at) + value);
+        });
+    return {scratch, stride};
+  }
+};
+
+// As bytes with a factor for a row.
+template <int layout> struct UnpackedRows {
+  static constexpr bool kGrouped = false, kInPlace = false;
+  StoredRows stored[2];
+  UnpackedRows(const infopt_call *call, const LinearCall &c)
+      : stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
+  Rows<int8_t> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth,
+                    int8_t *scratch) const {
+    const int64_t stride = unpack_rows<layout>(stored[up], n, count, k, depth, scratch);
     return {scratch, stride};
   }
 };
 
 // As bytes with a factor for every group: a group's products are summed in int32, groups in f32.
-template <int width> struct GroupedRows {
+template <int layout> struct GroupedRows {
   static constexpr bool kGrouped = true, kInPlace = false;
   const LinearCall &c;
   StoredRows stored[2];
@@ -37,7 +63,7 @@ template <int width> struct GroupedRows {
       : c(c), stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
   Rows<int8_t> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth,
                     int8_t *scratch) const {
-    const int64_t stride = unpack_rows<width>(stored[up], n, count, k, depth, scratch);
+    const int64_t stride = unpack_rows<layout>(stored[up], n, count, k, depth, scratch);
     return {scratch, stride};
   }
   template <class Session>

@@ -2,15 +2,36 @@
 //
 //   8 bits: int8 [N][K].   4 bits: blocks of 64 along K in 32 bytes; byte j holds integer j + 8 in
 //   its low half and integer j + 32, + 8, in its high half; the last block is whole.
+//   Tables (codegen/lookup.py): a row is a table of 2^bits bytes, then blocks of codes.
 //   One f32 factor for a row, or a bf16 or f32 factor for every `group` neighbours, a power of two
 //   from 32 on.
 #pragma once
 
 #include "microkernel.h"
+#include "vec_tables.h"
 
 namespace infopt {
 
 constexpr int64_t kBlockDepth = 64;
+
+// How rows lie: 8 or 4, the bits of integers, or one of these.
+constexpr int kTable = 16, kTable3 = kTable + 3, kTable4 = kTable + 4;
+template <int layout> struct Layout {
+  static constexpr bool table = layout > kTable;
+  static constexpr int bits = table ? layout - kTable : layout;
+  static constexpr int64_t block_bytes = kBlockDepth * bits / 8;
+  static constexpr int64_t first_block = table ? 1 << bits : 0;  // bytes in front of it
+  static INFOPT_INLINE const uint8_t *block(const uint8_t *row, int64_t b) {
+    return row + first_block + b * block_bytes;
+  }
+};
+// f(Constant<layout>()) for a layout known when it runs.
+template <class F> INFOPT_INLINE void with_layout(int64_t layout, F f) {
+  if (layout == 4) f(Constant<4>());
+  else if (layout == kTable4) f(Constant<kTable4>());
+  else if (layout == kTable3) f(Constant<kTable3>());
+  else f(Constant<8>());
+}
 
 struct StoredRows {
   const uint8_t *values;
@@ -29,21 +50,27 @@ struct StoredRows {
   }
 };
 
-// Block b of a row as 64 signed bytes, zeros from k on; `whole` promises that k is not in it.
-template <int width, bool whole = false>
+// Block b of a row as 64 signed bytes; from k on zeros, of tables anything. `whole` promises that k
+// is not in it.
+template <int layout, bool whole = false>
 INFOPT_INLINE IVec stored_block(const uint8_t *row, int64_t b, int64_t k) {
-  if constexpr (width == 4) return unpack_halves(row + b * (kBlockDepth / 2));
+  using L = Layout<layout>;
+  if constexpr (L::table) return table_bytes<L::bits>(L::block(row, b), row);
+  if constexpr (layout == 4) return unpack_halves(L::block(row, b));
   const int64_t left = k - b * kBlockDepth;
   if (whole || __builtin_expect(left >= kBlockDepth, 1)) return load_quads(row + b * kBlockDepth);
   alignas(64) uint8_t padded[kBlockDepth] = {};
   memcpy(padded, row + b * kBlockDepth, size_t(left));
   return load_quads(padded);
 }
-// The same as floats: f[j] has byte j of every lane.
-template <int width, bool whole>
-INFOPT_INLINE void stored_floats(const uint8_t *row, int64_t b, int64_t k, Vec *f) {
-  if constexpr (width == 4) halves_as_floats(row + b * (kBlockDepth / 2), f);
-  else bytes_as_floats(stored_block<width, whole>(row, b, k), f);
+// The same as floats: f[j] has byte j of every lane. table: the row's, where it has one.
+template <int layout, bool whole, class Table>
+INFOPT_INLINE void stored_floats(const uint8_t *row, int64_t b, int64_t k,
+                                 [[maybe_unused]] const Table &table, Vec *f) {
+  using L = Layout<layout>;
+  if constexpr (L::table) table_floats<L::bits>(L::block(row, b), table, f);
+  else if constexpr (layout == 4) halves_as_floats(L::block(row, b), f);
+  else bytes_as_floats(stored_block<layout, whole>(row, b, k), f);
 }
 
 // The factors of block b, as lanes of four integers want them. group: 2^group_bits; `pairs`: there
@@ -55,22 +82,38 @@ INFOPT_INLINE Vec block_scales(const Scale *scales, int64_t b, int group_bits, i
   return one ? broadcast(to_float(scales[first])) : two_halves(scales + first);
 }
 
+// Entries that are added to the stored rows (codegen/remainder.py), in order of their columns.
+struct Remainder {
+  const int32_t *starts = nullptr, *entries = nullptr;
+  Remainder() = default;
+  Remainder(const void *held, int64_t rows)
+      : starts((const int32_t *)held), entries(starts ? starts + rows + 1 : nullptr) {}
+  explicit operator bool() const { return starts; }
+  // f(column, value) for the entries of a row
+  template <class F> INFOPT_INLINE void each(int64_t n, F f) const {
+    for (int32_t e = starts[n]; e < starts[n + 1]; ++e) {
+      const uint32_t entry = uint32_t(entries[e]);
+      f(int64_t(entry & 0xffff), float_of(entry & 0xffff0000u));
+    }
+  }
+};
+
 // Integers of `count` rows from n on, k of them from `from` (a multiple of the block), as rows of
 // bytes; bytes between rows: the returned stride.
-template <int width>
+template <int layout>
 INFOPT_INLINE int64_t unpack_rows(const StoredRows &w, int64_t n, int64_t count, int64_t from,
                                   int64_t k, int8_t *to) {
   const int64_t stride = round_up(k, kBlockDepth) + kBlockDepth;  // not all in one cache set
   for (int64_t r = 0; r < count; ++r)
     for (int64_t b = 0; b * kBlockDepth < k; ++b) {
-      const IVec block = stored_block<width>(w.row(n + r), from / kBlockDepth + b, w.k);
+      const IVec block = stored_block<layout>(w.row(n + r), from / kBlockDepth + b, w.k);
       memcpy(to + r * stride + b * kBlockDepth, &block, sizeof block);
     }
   return stride;
 }
 
 // The same as numbers, in the micro-kernel's row type.
-template <int width, class Row>
+template <int layout, class Row>
 INFOPT_INLINE int64_t decode_rows(const StoredRows &w, int64_t n, int64_t count, int64_t from,
                                   int64_t k, Row *to) {
   const int64_t stride = round_up(k, 32) + 32;
@@ -78,7 +121,7 @@ INFOPT_INLINE int64_t decode_rows(const StoredRows &w, int64_t n, int64_t count,
     Row *row = to + r * stride;
     for (int64_t b = 0; b * kBlockDepth < k; ++b) {
       alignas(64) int8_t bytes[kBlockDepth];
-      const IVec block = stored_block<width>(w.row(n + r), from / kBlockDepth + b, w.k);
+      const IVec block = stored_block<layout>(w.row(n + r), from / kBlockDepth + b, w.k);
       memcpy(bytes, &block, sizeof block);
       const int64_t column = b * kBlockDepth, depth = least(kBlockDepth, k - column);
       for (int64_t i = 0; i < depth; i += 32) {

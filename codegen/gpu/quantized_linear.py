@@ -13,12 +13,13 @@ import sympy
 import torch
 from sympy import Gt, Le
 
-from infopt.codegen.formats import Integers, stored_format
+from infopt.codegen.formats import stored_format
 from infopt.codegen.gpu.linear import divides, shares
 from infopt.codegen.gpu.quantized_linear_source import SOURCE
 from infopt.codegen.gpu.row_blocks import row_blocks
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.gpu.tiles import Tile
+from infopt.codegen.integers import Integers
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.linear import only_if
 from infopt.codegen.kernels.quantized_linear import (
@@ -165,9 +166,18 @@ def _compute(x: TensorType, activations: str) -> str:
 _ROUNDED = ("none", "bf16", "int8")
 
 
+def _not_yet(format: str, remainder: TensorType | None) -> str | None:
+    if stored_format(format).layout not in (4, 8):
+        return f"codes into tables, {format}"
+    return None if remainder is None else "a remainder"
+
+
 def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs: Any) -> str | None:
     if activations not in _ROUNDED:
         return f"rows rounded as {activations}"
+    reason = _not_yet(attrs["format"], rest[-1])
+    if reason:
+        return reason
     return quantized_legal(target, x, *rest, activations=activations, **attrs)
 
 
@@ -181,6 +191,7 @@ def _quantized_linear(
     sums: TensorType,
     bias: TensorType | None,
     residual: TensorType | None,
+    remainder: TensorType | None,
     *,
     format: str,
     activations: str,
@@ -206,6 +217,9 @@ def _gated_legal(
     up, up_scales = rest[1], rest[2]
     if attrs["activations"] not in _ROUNDED:
         return f"rows rounded as {attrs['activations']}"
+    reason = _not_yet(attrs["format"], rest[-1])
+    if reason:
+        return reason
     if (row_stride(gate), row_stride(gate_scales)) != (row_stride(up), row_stride(up_scales)):
         return "rows of gate and up that lie differently"
     return quantized_gated_legal(target, x, gate, gate_scales, *rest, **attrs)
@@ -224,6 +238,8 @@ def _quantized_gated(
     up_sums: TensorType,
     gate_bias: TensorType | None,
     up_bias: TensorType | None,
+    gate_remainder: TensorType | None,
+    up_remainder: TensorType | None,
     *,
     format: str,
     activations: str,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.rows import ELEMENT, as_rows, ceil_div, contiguous, dense_last, round_up
+from infopt.codegen.remainder import MOST_COLUMNS, added
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -26,30 +27,46 @@ def _cases() -> Any:
 
 
 @kernel_op(cases=_cases, tolerance=Exact())
-def quantized_embedding(ids, values, scales, *, format, width, out=torch.float32):
+def quantized_embedding(ids, values, scales, remainder=None, *, format, width, out=torch.float32):
     """decode(values, scales)[ids], in dtype `out`: only the rows asked for are decoded.
 
     ids           i32 or i64, any shape
     values, scales  a table [rows, width] in `format` (codegen/formats.py)
+    remainder     what is added to the table: see codegen/remainder.py
     Raises IndexError where an id is not in the table.
     """
     flat = ids.reshape(-1)
+    if remainder is not None:  # its rows can only be found from the first on
+        table = added(stored_format(format).decode(values, scales, width), remainder)
+        return F.embedding(ids, table).to(out)
     rows = stored_format(format).decode(F.embedding(flat, values), F.embedding(flat, scales), width)
     return rows.to(out).reshape(*ids.shape, width)
 
 
 def _legal(
-    target: Target, ids: TensorType, values: TensorType, scales: TensorType, **attrs: Any
+    target: Target,
+    ids: TensorType,
+    values: TensorType,
+    scales: TensorType,
+    remainder: TensorType | None,
+    **attrs: Any,
 ) -> str | None:
     if ids.dtype not in (torch.int64, torch.int32):
         return f"ids {ids}"
+    if remainder is not None and attrs["width"] > MOST_COLUMNS:
+        return f"a remainder of rows of {attrs['width']}"
     return None if attrs["out"] in (torch.float32, torch.bfloat16) else f"rows in {attrs['out']}"
 
 
 @quantized_embedding.kernel(
     "cpu",
     legal=_legal,
-    layouts={"ids": contiguous, "values": dense_last, "scales": dense_last},
+    layouts={
+        "ids": contiguous,
+        "values": dense_last,
+        "scales": dense_last,
+        "remainder": dense_last,
+    },
 )
 def _quantized_embedding(
     cfg: Config,
@@ -57,6 +74,7 @@ def _quantized_embedding(
     ids: TensorType,
     values: TensorType,
     scales: TensorType,
+    remainder: TensorType | None,
     *,
     format: str,
     width: int,
@@ -73,14 +91,14 @@ def _quantized_embedding(
         rows.stride,
         ELEMENT[ids.dtype],
         ELEMENT[out],
-        codec.bits,
+        codec.layout,
         codec.group,
         scales.strides[0],
         codec.scale_dtype.itemsize,
     )
     return Call(
         "infopt_embedding_stored",
-        ("ids", "values", "scales", "out"),
+        ("ids", "values", "scales", "out", remainder and "remainder"),
         numbers,
         ceil_div(ids.numel, _ROWS),
         scratch=4 * (round_up(width, 64) + 64),

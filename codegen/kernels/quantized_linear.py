@@ -12,6 +12,7 @@ from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate
 from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
 from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS, Stored, stored_products
+from infopt.codegen.remainder import MOST_COLUMNS, added
 from infopt.compiler.accuracy import Bounded
 from infopt.compiler.integer_weight import ROW_ROUNDINGS, quantize_rows
 from infopt.compiler.target import Target
@@ -23,6 +24,7 @@ def _product(
     values: torch.Tensor,
     scales: torch.Tensor,
     bias: torch.Tensor | None,
+    remainder: torch.Tensor | None,
     format: str,
     activations: str,
 ) -> torch.Tensor:
@@ -33,6 +35,8 @@ def _product(
     elif activations == "bf16":
         x = x.to(torch.bfloat16)
     weight = stored_format(format).decode(values, scales, k)
+    if remainder is not None:
+        weight = added(weight, remainder)
     if x.dtype is torch.bfloat16:
         weight = weight.to(torch.bfloat16)
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
@@ -61,6 +65,7 @@ def quantized_linear(
     sums,
     bias=None,
     residual=None,
+    remainder=None,
     *,
     format="int8",
     activations="none",
@@ -73,12 +78,13 @@ def quantized_linear(
     values, scales  the weight [N, K] in `format` (codegen/formats.py)
     sums         f32 [N], what a row's zero point is multiplied with: see Integers.sums
     bias [N], residual [..., N]  f32 or bf16
+    remainder    what is added to that weight: see codegen/remainder.py
     activations  "none": x as it is. "bf16": as if x were bf16. Products with a bf16 x are of bf16
                  values; of 8 rows or fewer, of the weight's f32 values, which is nearer. "int8":
                  rows of x become bytes (`quantize_rows`) and products are of integers; other
                  names of ROW_ROUNDINGS: the same, rounded as torchao does it
     """
-    y = activate(_product(x, values, scales, bias, format, activations), activation)
+    y = activate(_product(x, values, scales, bias, remainder, format, activations), activation)
     return (y if residual is None else y + residual).to(out)
 
 
@@ -93,6 +99,8 @@ def quantized_gated_linear(
     up_sums,
     gate_bias=None,
     up_bias=None,
+    gate_remainder=None,
+    up_remainder=None,
     *,
     format="int8",
     activations="none",
@@ -100,8 +108,8 @@ def quantized_gated_linear(
     out=torch.float32,
 ):
     """act(x gateᵀ + gate_bias) * (x upᵀ + up_bias) for two weights stored in the same format."""
-    left = _product(x, gate, gate_scales, gate_bias, format, activations)
-    right = _product(x, up, up_scales, up_bias, format, activations)
+    left = _product(x, gate, gate_scales, gate_bias, gate_remainder, format, activations)
+    right = _product(x, up, up_scales, up_bias, up_remainder, format, activations)
     return (activate(left, activation) * right).to(out)
 
 
@@ -117,6 +125,7 @@ def quantized_legal(
     sums: TensorType,
     bias: Any,
     residual: Any,
+    remainder: Any,
     *,
     format: str,
     activations: str,
@@ -126,9 +135,13 @@ def quantized_legal(
     given = [t.dtype for t in (x, bias, residual) if t is not None]
     if any(d not in _WIDE for d in (*given, out)) or activation not in ACTIVATIONS:
         return f"dtypes {given}, activation {activation}"
+    if remainder is not None and x.shape[-1] > MOST_COLUMNS:
+        return f"a remainder of rows of {x.shape[-1]}"
     if not (is_positive(x.shape[-1]) and is_positive(values.shape[0])):
         return "an empty product"
     if activations in ROW_ROUNDINGS:
+        if remainder is not None:
+            return "rows in bytes times a remainder"
         narrow = x.dtype is not torch.float32
         if activations not in ROUNDED_BY_KERNELS or (narrow and "per-token" in activations):
             return f"rows of {x.dtype} rounded as {activations}"
@@ -150,19 +163,25 @@ def quantized_gated_legal(
     up_sums: TensorType,
     gate_bias: Any,
     up_bias: Any,
+    gate_remainder: Any,
+    up_remainder: Any,
     **attrs: Any,
 ) -> str | None:
     if gate.shape != up.shape or (gate_bias is None) != (up_bias is None):
         return "gate and up differ"
     if gate_bias is not None and gate_bias.dtype != up_bias.dtype:
         return "biases of gate and up differ"
-    return quantized_legal(target, x, gate, gate_scales, gate_sums, gate_bias, None, **attrs)
+    if (gate_remainder is None) != (up_remainder is None):
+        return "remainders of gate and up differ"
+    given = (gate, gate_scales, gate_sums, gate_bias, None, gate_remainder)
+    return quantized_legal(target, x, *given, **attrs)
 
 
 LAYOUTS = dict.fromkeys(
     ("values", "scales", "sums", "bias", "gate", "gate_scales", "up", "up_scales"), dense_last
 )
 LAYOUTS |= dict.fromkeys(("gate_bias", "up_bias"), dense_last)
+LAYOUTS |= dict.fromkeys(("remainder", "gate_remainder", "up_remainder"), dense_last)
 LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
@@ -176,6 +195,7 @@ def _quantized_linear(
     sums: TensorType,
     bias: Any,
     residual: Any,
+    remainder: Any,
     *,
     format: str,
     activations: str,
@@ -184,6 +204,7 @@ def _quantized_linear(
 ) -> list[Call]:
     names = {"x": "x", "w": "values", "scales": "scales", "sums": "sums"}
     names |= {"bias": bias and "bias", "residual": residual and "residual"}
+    names |= {"remainder": remainder and "remainder"}
     stored = Stored(stored_format(format), activations, values, scales)
     return stored_products(cfg, target, x, stored, names, activation, bias, residual)
 
@@ -201,6 +222,8 @@ def _quantized_gated(
     up_sums: TensorType,
     gate_bias: Any,
     up_bias: Any,
+    gate_remainder: Any,
+    up_remainder: Any,
     *,
     format: str,
     activations: str,
@@ -210,5 +233,7 @@ def _quantized_gated(
     names = {"x": "x", "w": "gate", "scales": "gate_scales", "sums": "gate_sums"}
     names |= {"up": "up", "up_scales": "up_scales", "up_sums": "up_sums"}
     names |= {"bias": gate_bias and "gate_bias", "up_bias": up_bias and "up_bias"}
+    names |= {"remainder": gate_remainder and "gate_remainder"}
+    names |= {"up_remainder": up_remainder and "up_remainder"}
     stored = Stored(stored_format(format), activations, gate, gate_scales)
     return stored_products(cfg, target, x, stored, names, activation, gate_bias)

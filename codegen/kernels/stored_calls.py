@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from infopt.codegen.formats import BLOCK, Integers
+from infopt.codegen.integers import BLOCK, Integers
 from infopt.codegen.kernel import Call, Config
 from infopt.codegen.kernels.linear import (
     ACTIVATIONS,
@@ -48,7 +48,7 @@ class Stored:
     def numbers(self) -> tuple[Size, ...]:
         """Numbers 15 and on of kernels_stored.cpp."""
         scale_bytes = self.codec.scale_dtype.itemsize
-        return (self.codec.bits, self.codec.group, self.scales.strides[0], scale_bytes)
+        return (self.codec.layout, self.codec.group, self.scales.strides[0], scale_bytes)
 
 
 def stored_products(
@@ -63,7 +63,8 @@ def stored_products(
 ) -> list[Call]:
     """The calls for few rows and for many; where the number of rows is open, both.
 
-    names: parameter of x, w, up, bias, up_bias, residual, scales, up_scales, sums, up_sums.
+    names: parameter of x, w, up, bias, up_bias, residual, scales, up_scales, sums, up_sums,
+    remainder, up_remainder.
     """
     rows, y = as_rows(x), as_rows(cfg.out)
     assert rows is not None and y is not None
@@ -85,6 +86,7 @@ def stored_products(
             *(first, names["w"], names.get("up"), names.get("bias"), names.get("up_bias"), None),
             *(names.get("residual"), "out", names["scales"], names.get("up_scales")),
             *((names["sums"], names.get("up_sums")) if stored.as_bytes else (None, None)),
+            *(names.get("remainder"), names.get("up_remainder")),
         )
         numbers = (
             *(m, n, k, stored.values.strides[0], chunk, per_task, ACTIVATIONS.index(activation)),
@@ -124,7 +126,7 @@ def stored_products(
     first, x_stride, kind = _panels(str(names["x"]), rows, x.dtype, stored, only_if(many, panels))
     symbol = f"infopt_linear_stored_{kind}"
     if kind == "bytes":
-        if not stored.codec.group:
+        if not stored.codec.group and stored.codec.layout == 8:
             symbol = "infopt_linear_bytes"
         scratch += 96 * (min(round_up(k, 64), 4096) + 64)
     else:

@@ -117,7 +117,9 @@ def test_linear_bytes_never_saturate(kernels, low, high):
     run_bytes(kernels, codes, weight, zeros=zeros, chunks=(48, 1))
 
 
-@pytest.mark.parametrize("format", ["int8-g32", "int8-g64", "int4-g64", "int4-g128-f32"])
+@pytest.mark.parametrize(
+    "format", ["int8-g32", "int8-g64", "int4-g64", "int4-g128-f32", "lut4", "lut3-g64"]
+)
 def test_groups_of_bytes_on_tiles(kernels, format):
     """What tests/codegen/test_quantized_kernels.py does where there are tiles."""
     if kernels.level != "amx_emulated":
@@ -133,7 +135,7 @@ def test_groups_of_bytes_on_tiles(kernels, format):
         kernels.run(
             "linear_stored_bytes",
             [*pointers, scales, None, sums, None],
-            [*numbers, codec.bits, codec.group, scales.stride(0), scales.itemsize],
+            [*numbers, codec.layout, codec.group, scales.stride(0), scales.itemsize],
             ceil_div(n, 96) * ceil_div(ceil_div(m, 16), 2),
             6144 * 2 + 96 * (min(ceil_div(k, 64) * 64, 4096) + 64),
         )

@@ -16,7 +16,7 @@ from tests.codegen.test_quantized_kernels import native
 
 
 @every_level
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [f for f in FORMATS if f not in ("lut4-g128", "lut3")])
 @pytest.mark.parametrize("width", [1, 33, 64, 200])
 def test_equals_the_reference(level, format, width):
     torch.manual_seed(width)

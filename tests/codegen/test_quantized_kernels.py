@@ -33,7 +33,10 @@ SIZES = [
 LIMIT = {"none": 1e-5, "int8": 1e-5, "bf16": 4e-3}
 # what somebody else chose has factors of 32 bits
 KEPT = ("int4-g32-f32", "int8-g128-f32")
-every_format = pytest.mark.parametrize("format", (*FORMATS, *KEPT))
+# with a factor for a row and for a group; other groups are other numbers
+TABLES = ("lut4", "lut3-g64")
+INTEGERS = tuple(name for name in FORMATS if name.startswith("int"))
+every_format = pytest.mark.parametrize("format", (*INTEGERS, *KEPT, *TABLES))
 every_activations = pytest.mark.parametrize("activations", LIMIT)
 
 
@@ -78,7 +81,7 @@ def test_equals_the_reference(level, format, activations):
 
 
 @every_level
-@pytest.mark.parametrize("format", ["int8", "int4-g32"])
+@pytest.mark.parametrize("format", ["int8", "int4-g32", "lut4-g128", "lut3"])
 @every_activations
 def test_gates_and_bf16(level, format, activations):
     torch.manual_seed(1)

@@ -272,3 +272,91 @@ def test_unknown_activations_are_refused():
         infopt.BadOption, match="activations: expected 'none' or 'int8', found 'fp8'"
     ):
         QuantizeWeights(activations="fp8")
+
+
+@pytest.mark.parametrize("format", ["lut4", "lut3-g64", "lut4-g128+0.5%", "int4-g32+1%"])
+def test_tables_and_remainders_through_both_doors(x, format, tmp_path):
+    """Also as an artifact; new weights of one are declined, as there is no recipe."""
+    torch._dynamo.reset()
+    net = Net().eval()
+    options = {"weights": format}
+    with torch.no_grad():
+        offline = infopt.compile(net, (x,), **options)
+        online = torch.compile(net, backend="infopt", options=options)
+        found, want = offline(x), net(x)
+        assert torch.equal(found, online(x))
+        assert (found - want).norm() < (0.3 if "lut3" in format else 0.15) * want.norm()
+        assert f"applied: {format}, error" in infopt.explain(offline, "quantize-weights")
+        offline.save(tmp_path / "net.infopt")
+        loaded = infopt.load(tmp_path / "net.infopt")
+        assert torch.equal(loaded(x), found)
+        with pytest.raises(infopt.WeightsMismatch, match="does not say from what"):
+            loaded.load_weights(net.state_dict())
+        net.first.weight.mul_(2)
+        torch.testing.assert_close(
+            online(x), infopt.compile(net, (x,), **options)(x), rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize("format", ["lut4-g64", "lut4+1%"])
+def test_a_table_of_codes_is_stored_once_for_rows_and_scores(format):
+    net, ids = Tied().eval(), torch.randint(0, 101, (3, 5))
+    with torch.no_grad():
+        compiled = infopt.compile(net, (ids,), weights=format)
+        want, found = net(ids), compiled(ids)
+    stored = [v for v in compiled.graph.consts.values() if v.dtype == torch.uint8]
+    assert len(stored) == 1 and len(stored[0]) == 101
+    assert (found - want).norm() < 0.2 * want.norm()
+
+
+def test_calibration_also_chooses_tables_and_remainders(x):
+    net, directions = Net().eval(), torch.randn(K // 8, K)
+
+    def inputs(rows):
+        return torch.randn(rows, K // 8) @ directions + 0.05 * torch.randn(rows, K)
+
+    seen, unseen = inputs(300), inputs(200)
+    with torch.no_grad():
+        want = net(unseen)
+        for format in ("lut4", "lut4+1%"):
+            plain = infopt.compile(net, (unseen,), weights=format)
+            tuned = infopt.compile(net, (unseen,), weights=format, calibration=[(seen[:200],)])
+            errors = [(compiled(unseen) - want).norm().item() for compiled in (plain, tuned)]
+            assert 0 < errors[1] < 0.85 * errors[0]
+
+
+def test_a_batch_does_not_move_rows(x):
+    """With batch_invariant, rows alone and among others give the same bytes."""
+    net, many = Net().eval(), torch.randn(37, K)
+    rows = torch.export.Dim("rows", min=1, max=64)
+    with torch.no_grad():
+        for format in ("lut4", "lut4-g64+1%"):
+            compiled = infopt.compile(
+                net, (many,), weights=format, batch_invariant=True, dynamic_shapes=({0: rows},)
+            )
+            alone = torch.cat([compiled(row[None]) for row in many[:5]])
+            assert torch.equal(compiled(many)[:5], alone)
+
+
+@pytest.mark.parametrize("format", ["lut4+9%", "lut5", "lut4-g32"])
+def test_formats_there_are_not(x, format):
+    with pytest.raises(infopt.BadOption) as error:
+        infopt.compile(Net().eval(), (x,), weights=format)
+    assert str(error.value) == (
+        f"weights: there is no format {format!r} (for '*'); there are none, int8, int8-g32, "
+        "int8-g64, int8-g128, int4-g32, int4-g64, int4-g128, lut4, lut4-g64, lut4-g128, lut3, "
+        "lut3-g64, lut3-g128; each also with up to 5% of its weights kept exactly, as in "
+        "'int4-g32+0.5%'"
+    )
+    budget = infopt.Budget(0.1, formats=("int8", format))
+    with pytest.raises(infopt.BadOption, match="budget: there is no format"):
+        infopt.compile(Net().eval(), (x,), budget=budget)
+
+
+def test_int8_activations_times_a_remainder_stay(x):
+    """Said before anything is encoded."""
+    start = graph_with({"w": torch.randn(N, K)}, x, lambda o, x, w: o.linear(x, w))
+    found, report = run_pass(QuantizeWeights((("*", "lut4+1%"),), "int8"), start)
+    assert found is start
+    reason = "no kernel for lut4+1% here: rows in bytes times a remainder"
+    assert report.declined[0].reason == reason
