@@ -1,14 +1,12 @@
-// The exported kernels of linear layers whose weights are stored in few bits (stored_rows.h). One
-// library per instruction-set level is built from this.
+// The exported kernels of linear layers whose weights are stored in few bits (stored_rows.h), for
+// many tokens, and of tables of rows so stored. For few tokens: kernels_stored_few.cpp.
 //
 //   pointers: x, w, up or null, bias, up_bias, multiplier, residual, y as infopt_linear, then
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes),
 //             remainder, up_remainder or null (codegen/remainder.py)
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 layout (stored_rows.h), 16 group or 0,
-//             17 elements between rows of scales, 18 bytes of one of them; few rows also 19 format
-//             of x, 20 how its rows become bytes (RowRounding)
+//             17 elements between rows of scales, 18 bytes of one of them
 #include "embedding.h"
-#include "few_rows_stored.h"
 #include "linear_stored.h"
 
 using namespace infopt;
@@ -41,30 +39,6 @@ INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t f
     if (call->numbers[16]) return linear_from<StepBytes, GroupedRows<L>>(call, first, last);
     if constexpr (Layout<L>::table) linear_from<StepBytes, UnpackedRows<L>>(call, first, last);
   });
-}
-
-// infopt_few_rows_stored_<x>: few tokens (M <= 8 or so), x row-major, taken as numbers or as bytes
-//   tasks:   ceil(N / n_chunk)                 (n_chunk a multiple of 16)
-//   scratch: 64 + 12 * R + 4 * R * round_up(K, 64),  R = round_up(M, 4)
-template <bool as_bytes>
-static void few_stored(const infopt_call *call, int64_t first, int64_t last) {
-  const bool grouped = call->numbers[16] != 0, wide = call->numbers[18] == 4;
-  with_layout(call->numbers[15], [&](auto layout) {
-    constexpr int L = layout.value;
-    constexpr bool table = Layout<L>::table;
-    if (grouped && (table || !wide)) return few_rows_stored<L, as_bytes, bf16>(call, first, last);
-    if constexpr (!table)
-      if (grouped) return few_rows_stored<L, as_bytes, float>(call, first, last);
-    if constexpr (L != 4) few_rows_stored<L, as_bytes, void>(call, first, last);
-  });
-}
-INFOPT_EXPORT void infopt_few_rows_stored_f32(const infopt_call *call, int64_t first,
-                                              int64_t last) {
-  few_stored<false>(call, first, last);
-}
-INFOPT_EXPORT void infopt_few_rows_stored_bytes(const infopt_call *call, int64_t first,
-                                                int64_t last) {
-  few_stored<true>(call, first, last);
 }
 
 // infopt_embedding_stored: out[i] = row ids[i] of a table of stored rows, as numbers

@@ -46,7 +46,7 @@ class Stored:
         return ROUNDED_BY_KERNELS.index(self.activations) if self.as_bytes else 0
 
     def numbers(self) -> tuple[Size, ...]:
-        """Numbers 15 and on of kernels_stored.cpp."""
+        """Numbers 15 to 18 of kernels_stored.cpp."""
         scale_bytes = self.codec.scale_dtype.itemsize
         return (self.codec.layout, self.codec.group, self.scales.strides[0], scale_bytes)
 

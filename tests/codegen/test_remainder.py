@@ -102,3 +102,11 @@ def test_rows_in_bytes_have_no_kernel():
     attrs = {"format": "int4-g32", "activations": "int8", "remainder": args.pop()}
     made = o.call(quantized_linear, *args, **attrs)
     assert no_kernel(made, Target.parse("cpu:avx2")) == "rows in bytes times a remainder"
+
+
+def test_entries_to_measure_with_are_spread_evenly():
+    entries = SparseEntries(0.03).evenly(50, 90)
+    starts, columns = entries[:51], entries[51:]
+    assert len(entries) == SparseEntries(0.03).length(50, 90) and starts[-1] == len(columns) == 135
+    assert starts.diff().min() >= 2 and starts.diff().max() <= 3
+    assert columns.min() >= 0 and columns.max() < 90
