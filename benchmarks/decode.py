@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,9 +32,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "int4-g128": {"weights": "int4-g128"},
     "int4-g32-act": {"weights": "int4-g32", "activations": "int8"},
     "lut4": {"weights": "lut4"},
-    "lut4-g64": {"weights": "lut4-g64"},
-    "lut4+0.5%": {"weights": "lut4+0.5%"},
-    "lut3": {"weights": "lut3"},
+    "lut4-g128": {"weights": "lut4-g128"},
+    "lut4-g128+0.5%": {"weights": "lut4-g128+0.5%"},
+    "lut3-g128": {"weights": "lut3-g128"},
 }
 USUAL = tuple(form for form in FORMS if not form.startswith("lut"))  # tables take minutes to find
 
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks decode", description=__doc__)
     parser.add_argument("--models", default="0.34b", help=f"of {','.join(MODELS)}")
     parser.add_argument("--forms", default=",".join(USUAL), help=f"of {','.join(FORMS)}")
+    parser.add_argument("--layers", type=int, help="as if models had so many, to see forms soon")
     parser.add_argument("--batches", default="1,8", help="sequences that are decoded together")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--steps", type=int, default=16, help="tokens of one measurement")
@@ -57,11 +58,12 @@ def main(arguments: list[str]) -> int:
     console, limits, rows = wide_console(), measure(options.threads), []
     batches = [int(b) for b in options.batches.split(",")]
     for name in options.models.split(","):
+        config = replace(MODELS[name], layers=options.layers or MODELS[name].layers)
         with console.status(name):
-            arms = dict(made(MODELS[name], options, max(batches)))
+            arms = dict(made(config, options, max(batches)))
         for batch in batches:
-            ids = torch.randint(0, MODELS[name].vocabulary, (batch, options.prompt))
-            cached = cache_bytes(MODELS[name]) * (options.prompt + options.steps // 2)
+            ids = torch.randint(0, config.vocabulary, (batch, options.prompt))
+            cached = cache_bytes(config) * (options.prompt + options.steps // 2)
             for row in measured(arms, ids, cached, options, limits):
                 rows.append({"model": name} | row)
     console.print(table(rows))
