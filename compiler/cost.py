@@ -50,12 +50,9 @@ def cost_of(node: Node) -> Cost:
     traffic: Size = sum((_nbytes(t) for t in _types(node)), 0)
     for source in dict.fromkeys(node.inputs):
         traffic = traffic + sum((_nbytes(t) for t in _types(source)), 0)
-    name = node.op.name
-    if name in ("aten.embedding.default", "aten.index_select.default", "aten.gather.default"):
-        # rows not asked for are not read
-        traffic = 2 * _nbytes(node.tensor_type) + _nbytes(node.args[1].tensor_type)  # type: ignore[union-attr]
-    rule = _FLOPS.get(name)
-    return Cost(rule(node) if rule else _pointwise(node), traffic, 1)
+    if node.op.name in _LOOKUPS:  # rows not asked for are not read
+        traffic = 2 * _nbytes(node.tensor_type) + _nbytes(_arg(node, 1))
+    return Cost(_FLOPS.get(node.op.name, _pointwise)(node), traffic, 1)
 
 
 def seconds(
@@ -126,6 +123,7 @@ _WEIGHT |= {
     "div": 4,
 }
 _WEIGHT |= {"sqrt": 4, "rsqrt": 4}
+_LOOKUPS = ("aten.embedding.default", "aten.index_select.default", "aten.gather.default")
 _PANEL = 16  # rows that meet the weights together; the last panel may be part empty
 _FEW_ROWS = 8  # up to so many are no panel
 
@@ -147,6 +145,11 @@ def _arg(node: Node, index: int) -> TensorType:
     value = node.args[index]
     assert isinstance(value, Node)
     return value.tensor_type
+
+
+@flops_of(*_LOOKUPS)
+def _lookup(node: Node) -> Size:
+    return node.tensor_type.numel
 
 
 @flops_of("quantized_linear", "quantized_gated_linear")

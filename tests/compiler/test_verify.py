@@ -110,6 +110,27 @@ def test_grammar_names_real_operators() -> None:
             assert find(name).name == name
 
 
+@pytest.mark.parametrize(
+    ("name", "attrs", "why"),
+    [
+        ("t.default", (), "permute"), ("transpose.int", (0, 1), "permute"),
+        ("swapaxes.default", (0, 1), "permute"), ("swapdims.default", (0, 1), "permute"),
+        ("movedim.int", (0, 1), "permute"), ("numpy_T.default", (), "permute"),
+        ("mT.default", (), "permute"), ("view.default", ([3, 2],), "reshape"),
+        ("_unsafe_view.default", ([3, 2],), "reshape"), ("flatten.using_ints", (0, 1), "reshape"),
+        ("unflatten.int", (1, [3, 1]), "reshape"), ("unsqueeze.default", (0,), "reshape"),
+        ("detach.default", (), "the value itself"), ("alias.default", (), "the value itself"),
+        ("_to_copy.default", (), "to.dtype"),
+    ],
+)  # fmt: skip
+def test_what_canonicalize_always_rewrites(o: Builder, name: str, attrs: tuple, why: str) -> None:
+    x = o.input("x", dense(2, 3))
+    graph = Graph((x,), (o.call(f"aten.{name}", x, *attrs),))
+    verify(graph)
+    with pytest.raises(IllegalGraph, match=f"{name} .*may not appear in stage .*{why}"):
+        verify(replace(graph, stage=Stage.COMPRESS))
+
+
 def test_equal_layers_are_inferred_once(o: Builder) -> None:
     x = o.input("x", dense(2, 3))
     value = x
