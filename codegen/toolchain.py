@@ -41,7 +41,8 @@ BASE_FLAGS = (
     "-ffp-contract=off",
 )
 
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+# prefetchw is a hint: processors that do not have it take it for nothing.
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mprfchw")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 _AVX512_BF16 = (*_AVX512, "-mavx512bf16")
 _AMX = (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")

@@ -81,15 +81,16 @@ inline void multiply_few(const Rows<Row> &w, int64_t features, const Row *x, int
 
 // What a task keeps: few pixels, panels of one cut, products of all its features, converted weights, taps.
 template <class Panel, class Row> struct ConvScratch {
-  int64_t panel_size, product_size;  // elements
+  int64_t panel_size, product_size;  // elements; panels a power of two apart would share cache sets
   Panel *panels;
   float *products;
   Row *converted, *pixels;
   int64_t pixel_stride;
   PanelTaps taps;
   ConvScratch(const ConvCall &c, void *memory)
-      : panel_size(cut(c) * 16), product_size(round_up(c.feature_chunk, 16) * 16),
-        panels((Panel *)memory), products((float *)(panels + c.panel_chunk * panel_size)),
+      : panel_size(cut(c) * 16 + 64 / int64_t(sizeof(Panel))),
+        product_size(round_up(c.feature_chunk, 16) * 16), panels((Panel *)memory),
+        products((float *)(panels + c.panel_chunk * panel_size)),
         converted((Row *)(products + c.panel_chunk * product_size)),
         pixels(converted + kGroup * (cut(c) + 32)), pixel_stride(cut(c) + 32),
         taps(pixels + 4 * pixel_stride, c.shape.taps(), c.panel_chunk) {}

@@ -23,7 +23,7 @@ using StepPairs = StepWiden;
 //             29 up to so many pixels (0 to 4) of a last panel are multiplied one by one
 //   tasks:    groups * ceil(P / panel_chunk) * ceil(features / feature_chunk),
 //             P = ceil(batch * out height * out width / 16)
-//   scratch:  64 * panel_chunk * (B * Q / 4 + round_up(feature_chunk, 16)) + 400 * (Q + 32)
+//   scratch:  64 * panel_chunk * (B * Q / 4 + 1 + round_up(feature_chunk, 16)) + 400 * (Q + 32)
 //             + panel_chunk * (16 * taps + round_up(260 * taps + 4, 64)), where B is the bytes of a panel element (4 or 2) and
 //             Q = min(round_up(channels * taps, 32), 4096 / B)
 //   residual and y are contiguous; residual may be y itself.

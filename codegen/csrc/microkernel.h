@@ -118,6 +118,9 @@ struct Pieces {
 
 // Memory wanted soon, fetched a little at a time while the registers are busy: as few lines per 64
 // bytes of a row as will do, because a burst of misses would stall the loads of the product itself.
+// What will be written is fetched in the last part of the product, into the first cache and to be
+// written: before that the panels would push it out again.
+constexpr int64_t kLate = 1024;  // bytes of a row
 struct Ahead {
   const char *rows = nullptr;   // the next R rows, as far apart as these
   const char *out[2] = {};      // `count` pieces of `width` bytes, `stride` apart, of each
@@ -129,8 +132,8 @@ struct Ahead {
   INFOPT_INLINE void fetch_out() {
     for (int64_t i = least(at_once, count); i > 0; --i) {
       for (int64_t b = 0; b < width; b += 64) {
-        __builtin_prefetch(out[0] + b, 1, 2);
-        __builtin_prefetch(out[1] + b, 1, 2);
+        __builtin_prefetch(out[0] + b, 1, 3);
+        __builtin_prefetch(out[1] + b, 1, 3);
         if (beside) {
           __builtin_prefetch(out[0] + beside + b, 0, 2);
           __builtin_prefetch(out[1] + beside + b, 0, 2);
@@ -163,7 +166,7 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
   using Row = typename Step::Row;
   constexpr int kLanes = 16 * int(sizeof(int32_t) / sizeof(typename Step::Panel));
   constexpr int kUnroll = 4, kBases = (R + 2) / 3;
-  constexpr int64_t kLine = 64 / sizeof(Row);
+  constexpr int64_t kLine = 64 / sizeof(Row), kLast = kLate / sizeof(Row);
   Vec acc[R][P];
   // Unrolled, or gcc makes them in memory: as much as a twentieth of the time at k = 64.
 #pragma GCC unroll 16
@@ -203,7 +206,7 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
       for (int r = 0; r < R; ++r) __builtin_prefetch(ahead.rows + r * row_bytes, 0, 2);
       ahead.rows += 64;
     }
-    if (ahead.count > 0) ahead.fetch_out();
+    if (left <= kLast && ahead.count > 0) ahead.fetch_out();
     if (ahead.in.count > 0) ahead.in.fetch();
     for (int r = 0; r < R; ++r)  // the panels have pushed the rows out of the first cache
       __builtin_prefetch((const char *)(base[r / 3] + (r % 3) * row_stride) + 64, 0, 3);
@@ -257,7 +260,7 @@ void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t 
     ahead.out[0] += fetched * out.stride;
     ahead.out[1] += fetched * out.stride;
     ahead.count = least(share, out.count - fetched);
-    ahead.at_once = ceil_div(share, k * int64_t(sizeof(*rows)) / 64 + 1);
+    ahead.at_once = ceil_div(share, least(kLate, k * int64_t(sizeof(*rows))) / 64 + 1);
     fetched += share;
     ahead.in = out.in.part(index++, blocks, k * int64_t(sizeof(*rows)) / 64);
     multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,

@@ -26,7 +26,7 @@ from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
-_PANELS = 8  # of one task at most
+_PANELS = 16  # of one task at most
 _PANEL_BYTES = 1 << 19  # of panels: half a second cache
 # Costs in products of one weight and one panel: to make a row of a panel, to read a weight, a task.
 _PACKING, _WEIGHTS, _TASK = 8, 0.5, 16
@@ -226,7 +226,7 @@ def convolution(
         symbol = f"infopt_depthwise_{SHORT[x.dtype]}"
         return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
     cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
-    scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + round_up(per_task, 16))
+    scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + 1 + round_up(per_task, 16))
     scratch += 400 * (cut + 32) + panels_per_task * (round_up(260 * taps + 4, 64) + 16 * taps)
     tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)
     symbol = f"infopt_conv_{SHORT[held]}_{SHORT[weight.dtype]}"
