@@ -19,6 +19,7 @@ COMMANDS = {
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
     "tokens": "merging and dropping tokens: speed and agreement with all of them",
     "streaming": "a step of a stream against computing its past again, by hop",
+    "pruning": "fewer channels and heads: size, speed, and quality by what is chosen",
     "sparsity": "a decoder's steps that skip weights: speed, and perplexity by share",
     "table": "the tables of README and docs, from JSON files of encoders",
     "gpu_resources": "registers, spills, shared memory of GPU kernels; needs no GPU",

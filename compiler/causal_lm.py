@@ -9,7 +9,7 @@ weights, and nothing is compiled again while sequences grow.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,8 @@ def compile_causal_lm(
     batch       the most sequences at once
     kv          how the cache is kept: infopt.KV, or a policy such as infopt.Quest; without it
                 exactly as the model computes it
-    options     see infopt.compiler.options.Options
+    options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
+                texts int64 [sequences, tokens] of one length
 
     Raises TraceDeclined with the reason where the model has no such form, BadOption.
     """
@@ -90,9 +91,11 @@ def compile_causal_lm(
         )
         kept = policy.group, policy.chunk, policy.pooled
         spec = CausalSpec(vocabulary, max_length, batch, stores, *kept)
+        texts = list(_calibration(parsed.calibration or (), spec))
         kind = _PagedStep if spec.page else _Step
         exported, sample = _trace(kind(forward, model, policy, layers, spec), spec)
-        built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})])
+        seen = [exported.sample(text, {}) for text in texts]
+        built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen)
     refuse_fallbacks(parsed, report)
     compiled = _Program(exported, built, (sample, {}))
     compiled.about["causal_lm"] = spec.to_json()
@@ -237,20 +240,41 @@ class _PagedStep(_Step):
         return self._step(ids, starts, counts, picks, table, stores)
 
 
+def _calibration(given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
+    """Texts as the program takes them: all tokens at once, into an empty cache, or BadOption."""
+    most = min(spec.max_length, spec.chunk or spec.max_length)
+    for index, args in enumerate(given):
+        ids: Any = args[0] if len(args) == 1 else None
+        fits = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2
+        if not fits or not (1 <= ids.shape[0] <= spec.batch and 1 <= ids.shape[1] <= most):
+            found = "other arguments" if ids is None else f"{ids.dtype} {list(ids.shape)}"
+            raise BadOption(
+                f"calibration[{index}]: expected ids int64 [sequences, tokens] of at most "
+                f"[{spec.batch}, {most}], found {found}"
+            )
+        yield _whole(ids, ids.shape[1], spec)
+
+
+def _whole(ids: Tensor, first: int, spec: CausalSpec) -> tuple:
+    """The program's inputs for texts that an empty cache takes at once, and the logits of their
+    first tokens."""
+    rows, tokens = ids.shape
+    counts = torch.full((rows,), tokens)
+    picks = torch.arange(first).repeat(rows, 1)
+    given: tuple = (ids, torch.zeros_like(counts), counts, picks)
+    if not spec.page:
+        return (*given, spec.empty(rows))
+    memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
+    memory.make_room(given[1], counts)
+    return (*given, memory.table, memory.stores)
+
+
 def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
     rows = min(2, spec.batch)
     tokens = min(_TOKENS, spec.max_length, spec.chunk or _TOKENS)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
-    counts = torch.full((rows,), tokens)
-    picks = torch.arange(min(_ROWS, tokens)).repeat(rows, 1)
-    given: tuple = (ids, torch.zeros_like(counts), counts, picks)
-    if spec.page:
-        memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
-        memory.make_room(given[1], counts)
-        sample = (*given, memory.table, memory.stores)
-    else:
-        sample = (*given, spec.empty(rows))
+    sample = _whole(ids, min(_ROWS, tokens), spec)
     # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
     batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
     open_rows = {0: batch} if spec.batch > 1 else {}

@@ -96,6 +96,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             max_activations=options.max_activations,
             tokens=options.tokens,
             sparse_activations=options.sparse_activations,
+            prune=options.prune,
         )
     certify_new(passes, settings, report)
     original = graph

@@ -12,6 +12,7 @@ from infopt.compiler.pipeline import Pass
 from infopt.compiler.tokens import Tokens
 from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
+from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_weights import Formats, weight_formats
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
@@ -51,12 +52,16 @@ class Options:
                least estimated cost. UnreachableBudget says what is possible. Sizes must be fixed
     calibration  None, or inputs like those the model will see, tuples of arguments: integers of
                stored weights are then chosen for them together (codegen/rounding.py), not each
-               for itself, and so are factors (codegen/factoring.py). Only infopt.compile takes it.
-               Errors are measured on the example inputs
+               for itself, and so are factors (codegen/factoring.py); pruning needs them. Only
+               infopt.compile and infopt.compile_causal_lm take it. Errors are measured on the
+               example inputs
     tokens     None, or infopt.Tokens(keep=0.5, ...): later layers merge or drop that many tokens
     sparse_activations  None, or a share: of what a linear layer with constant weights reads, that
                share of places stays in every row, the others count as 0, and steps of few tokens
                read no weights for them. What does not pay stays as it is
+    prune      None, or a share: so much of the weights of feed-forward parts and attention heads
+               goes, where what is made there hardly varies over the calibration inputs, and its
+               mean goes into biases. Layers become smaller; what does not pay stays as it is
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -80,6 +85,7 @@ class Options:
     calibration: tuple[tuple[Any, ...], ...] | None = None
     tokens: Tokens | None = None
     sparse_activations: float | None = None
+    prune: float | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
 
@@ -103,10 +109,12 @@ class Options:
             raise BadOption(f"tokens: expected an infopt.Tokens, found {self.tokens!r}")
         if self.sparse_activations is not None:
             SparseActivations(self.sparse_activations)
+        if self.prune is not None:
+            PruneStructures(self.prune)
         if self.passes is not None:
             self._refuse_beside_passes(
                 *("compute", "weights", "activations", "low_rank", "max_activations", "tokens"),
-                "sparse_activations",
+                *("sparse_activations", "prune"),
             )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
@@ -132,8 +140,8 @@ class Options:
 
     @property
     def changes_weights(self) -> bool:
-        """True where weights may be stored in another format, as factors, or turned."""
-        asked = (self.weights, self.low_rank, self.budget, self.sparse_activations)
+        """True where weights may be stored in another format, as factors, turned, or cut."""
+        asked = (self.weights, self.low_rank, self.budget, self.sparse_activations, self.prune)
         return any(option is not None for option in asked)
 
     @property
@@ -169,10 +177,10 @@ class Options:
             if not isinstance(inputs, tuple):
                 kind = type(inputs).__name__
                 raise BadOption(f"calibration[{index}]: expected a tuple of inputs, found {kind}")
-        if not self.changes_weights:
+        if not self.changes_weights and self.passes is None:
             raise BadOption(
-                "calibration is for weights stored in few bits or as factors: give weights, "
-                "low_rank or a budget too"
+                "calibration is for weights stored in few bits, as factors or cut: give weights, "
+                "low_rank, prune or a budget too"
             )
         return tuple(given)
 

@@ -28,6 +28,7 @@ from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
 from infopt.passes.recognize_quantized import RecognizeQuantized
@@ -48,6 +49,7 @@ def default_passes(
     max_activations: int | None = None,
     tokens: Tokens | None = None,
     sparse_activations: float | None = None,
+    prune: float | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
@@ -55,7 +57,7 @@ def default_passes(
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
     compute, weights, activations, low_rank, budget, max_activations, tokens,
-    sparse_activations  as in Options (infopt.compiler.options)
+    sparse_activations, prune  as in Options (infopt.compiler.options)
     """
     quantize: Pass | None = None
     if budget is not None:
@@ -64,7 +66,8 @@ def default_passes(
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
     sparse = None if sparse_activations is None else SparseActivations(sparse_activations)
-    passes = list(_blocks(compute, factor, quantize, tokens, sparse))
+    cut = None if prune is None else PruneStructures(prune)
+    passes = list(_blocks(compute, cut, factor, quantize, tokens, sparse))
     if max_activations is not None:
         passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
@@ -85,6 +88,7 @@ def _in_bytes(quantize: Pass | None) -> bool:
 
 def _blocks(
     compute: str | None,
+    cut: Pass | None,
     factor: Pass | None,
     quantize: Pass | None,
     tokens: Tokens | None,
@@ -104,7 +108,9 @@ def _blocks(
     yield FuseNorm()
     yield FuseActivation()
 
-    # Layers work on fewer tokens, where that was asked for.
+    # Layers are narrower and work on fewer tokens, where that was asked for.
+    if cut is not None:
+        yield cut
     if tokens is not None:
         yield MergeTokens(tokens)
 

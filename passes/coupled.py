@@ -1,0 +1,257 @@
+"""What of a layer's inputs can be left out, and what else goes with it: coupled structures.
+
+A linear layer reads channels [.., K]. Followed upwards, the ops that treat channels apart end in
+the layers that make them: the hidden channels of a feed-forward part go with rows of one product or
+two, the channels of one attention head with rows of three and with the head itself. What ends
+elsewhere (in a norm over channels, a residual sum, an input, a cache) cannot be cut there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+
+from infopt.codegen.pointwise import find as pointwise_form
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.infer import Builder
+from infopt.compiler.ops import CONST, INPUT
+from infopt.compiler.types import TensorType
+from infopt.passes.layers import source_of, value_of
+
+LINEAR = "aten.linear.default"
+ATTENTION = "attention"
+_RESHAPE, _PERMUTE = "aten.reshape.default", "aten.permute.default"
+_ALONG = {"aten.slice.Tensor", "aten.cat.default"}
+_CASTS = {"aten.to.dtype", "aten.clone.default", "aten.contiguous.default"}
+_CUT = "_pruned"  # ends the name of what has lost units
+_LAST = {"aten.layer_norm.default", "rms_norm"}  # what looks along the last dimension
+
+
+@dataclass
+class Coupled:
+    """One structure: `count` units that stay or go as a whole.
+
+    value    what the consumers read, [.., K]; a unit is K / count channels that lie together
+    readers  the linear layers that read it
+    axes     every value from the makers to `value` -> the dimension its units lie along
+    makers   the linear layers at the upper end, whose rows belong to units
+    """
+
+    value: Node
+    readers: tuple[Node, ...]
+    count: int
+    kind: str
+    axes: dict[Node, int] = field(default_factory=dict)
+    makers: list[Node] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Channels of a unit."""
+        return int(self.value.shape[-1]) // self.count
+
+    @property
+    def numbers(self) -> int:
+        """How many weights belong to one unit."""
+        makers = sum(int(n.args[1].tensor_type.numel) for n in self.makers)  # type: ignore[union-attr]
+        readers = sum(int(n.args[1].tensor_type.numel) for n in self.readers)  # type: ignore[union-attr]
+        return (makers + readers) // self.count
+
+
+def coupled(graph: Graph, value: Node) -> Coupled | str:
+    """The structure of what linear layers read, or why it has none."""
+    readers = tuple(u for u in graph.users(value) if u.op.name == LINEAR and u.args[0] is value)
+    if not isinstance(value.shape[-1], int):
+        return f"how wide {value!r} is is open"
+    for node in readers:
+        weight, bias = node.args[1], node.args[2]
+        if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
+            return f"the weight of {node!r} is not a constant"
+    heads = _heads(value)
+    found = Coupled(value, readers, heads or value.shape[-1], "heads" if heads else "channels")
+    if found.count < 2:
+        return "it is one unit"
+    reason = _follow(graph, value, value.tensor_type.rank - 1, found)
+    if reason:
+        return reason
+    if any(_is_cut(n.args[1]) for n in (*readers, *found.makers)):
+        return "it has lost units already"
+    for node in found.axes:
+        for user in graph.users(node):
+            if user not in found.axes and not (node is value and user in readers):
+                return f"{node!r} is also read by {user.op.name}"
+        if graph.is_output(node):
+            return f"{node!r} is a result"
+    return found
+
+
+def _heads(value: Node) -> int:
+    """How many heads of keys and values there are above, 0 without attention."""
+    node: Any = value
+    while isinstance(node, Node) and node.op.name in (_RESHAPE, _PERMUTE, *_CASTS):
+        node = node.args[0]
+    if not isinstance(node, Node) or node.op.name != ATTENTION:
+        return 0
+    count = node.args[1].shape[1]  # type: ignore[union-attr]
+    return count if isinstance(count, int) else 0
+
+
+def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
+    """Adds a value whose units lie along `dim`, and all above it; why not, or ""."""
+    if node in found.axes:
+        return "" if found.axes[node] == dim else f"{node!r} is read along two dimensions"
+    if isinstance(node.type, tuple) or node.serial:
+        return f"{node.op.name} is not known to treat channels apart"
+    size, rank, name = node.shape[dim], node.tensor_type.rank, node.op.name
+    if not isinstance(size, int) or size % found.count:
+        return f"{node!r} has {size} places for {found.count} units"
+    found.axes[node] = dim
+    if node.op is CONST:
+        return ""
+    if node.op is INPUT:
+        return f"{node!r} is an input"
+    if name == LINEAR and dim == rank - 1:
+        weight, bias = node.args[1], node.args[2]
+        if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
+            return f"the weight of {node!r} is not a constant"
+        found.makers.append(node)
+        return ""
+    above = _above(node, dim, found.count)
+    if above is None:
+        return f"{name} is not known to treat channels apart"
+    for arg, place in above:
+        reason = _follow(graph, arg, place, found)
+        if reason:
+            return reason
+    return ""
+
+
+def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
+    """The operands that have the units, each with its dimension; None where the op mixes them."""
+    name, rank, first = node.op.name, node.tensor_type.rank, next(node.inputs)
+    if name == ATTENTION:
+        q, k, v, mask = node.args
+        if dim != 1:
+            return None
+        parts = [(q, 1), (k, 1), (v, 1)]
+        if isinstance(mask, Node) and mask.tensor_type.rank == 4 and mask.shape[1] != 1:
+            parts.append((mask, 1))
+        return parts  # type: ignore[return-value]
+    if name == _PERMUTE:
+        return [(first, node.attr("dims")[dim] % first.tensor_type.rank)]
+    if name == _RESHAPE:
+        for place, size in enumerate(first.shape):
+            same = prod(first.shape[:place]) == prod(node.shape[:dim])
+            if same and isinstance(size, int) and size % count == 0:
+                return [(first, place)]
+        return None
+    if name in _CASTS or (name in _LAST and dim < rank - len(_normalized(node))):
+        return [(first, dim)]
+    if name in _ALONG:
+        along = node.attr("dim") % rank
+        return [(a, dim) for a in node.inputs] if along != dim else None
+    if pointwise_form(node) is None or any(isinstance(a, tuple) for a in node.args):
+        return None
+    parts = []
+    for arg in node.inputs:
+        place = dim - (rank - arg.tensor_type.rank)
+        if place >= 0 and arg.shape[place] != 1:
+            if arg.shape[place] != node.shape[dim]:
+                return None
+            parts.append((arg, place))
+    return parts or None
+
+
+def _is_cut(weight: Any) -> bool:
+    source = source_of(weight)
+    return source is not None and str(source.attr("name")).rstrip("_").endswith(_CUT)
+
+
+def _normalized(node: Node) -> Sequence[Any]:
+    return dict(node.attrs).get("normalized_shape", (0,))
+
+
+class Cutting:
+    """Structures of one graph with fewer units.
+
+    tensors  the constants made so far, by name
+    """
+
+    def __init__(self, graph: Graph, o: Builder) -> None:
+        self.graph, self.o = graph, o
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def readers(
+        self, found: Coupled, kept: torch.Tensor, mean: torch.Tensor | None
+    ) -> dict[Node, Node]:
+        """Every reader -> the same over the units kept, int64 [n], in order; a bias takes up the
+        mean f64 [K] of what is gone, where it is known."""
+        image: dict[Node, Node] = {}
+        x = self._image(found.value, found, kept, image)
+        places = _places(kept, found.width)
+        changes = {}
+        for node in found.readers:
+            weight, bias = self._value(node.args[1]), node.args[2]
+            cut = self._const(node.args[1], weight[:, places].contiguous())
+            if mean is not None:
+                gone = torch.ones(len(mean), dtype=torch.float64)
+                gone[places] = 0
+                shift = weight.double() @ (mean * gone)
+                old = 0 if bias is None else self._value(bias).double()
+                name = node.args[1] if bias is None else bias
+                bias = self._const(name, (old + shift).to(weight.dtype))
+            changes[node] = self.o.linear(x, cut, bias)
+        return changes
+
+    def _image(
+        self, node: Node, found: Coupled, kept: torch.Tensor, image: dict[Node, Node]
+    ) -> Node:
+        """A value with the units kept only."""
+        if node in image:
+            return image[node]
+        dim, o = found.axes[node], self.o
+        places = _places(kept, int(node.shape[dim]) // found.count)
+        if node.op is CONST:
+            made = self._const(node, self._value(node).index_select(dim, places))
+        elif node in found.makers:
+            x, weight, bias = node.args
+            rows = self._const(weight, self._value(weight)[places].contiguous())
+            if bias is not None:
+                bias = self._const(bias, self._value(bias)[places].contiguous())
+            made = o.linear(x, rows, bias)
+        else:
+
+            def arg_of(arg: Any) -> Any:
+                if isinstance(arg, tuple):
+                    return tuple(map(arg_of, arg))
+                return self._image(arg, found, kept, image) if arg in found.axes else arg
+
+            args = tuple(map(arg_of, node.args))
+            if node.op.name == _RESHAPE:
+                shape = [*node.shape]
+                shape[dim] = len(places)
+                made = o.reshape(args[0], shape)
+            else:
+                made = o.rebuild(node, args)
+        image[node] = made
+        return made
+
+    def _value(self, node: Any) -> torch.Tensor:
+        return value_of(self.graph, node).detach()
+
+    def _const(self, of: Any, tensor: torch.Tensor) -> Node:
+        source = source_of(of)
+        assert source is not None
+        name = f"{source.attr('name')}{_CUT}"
+        while name in self.graph.consts or name in self.tensors:
+            name += "_"
+        self.tensors[name] = tensor
+        return self.o.const(name, TensorType.of(tensor))
+
+
+def _places(kept: torch.Tensor, width: int) -> torch.Tensor:
+    """The places of units that have `width` each."""
+    return (kept[:, None] * width + torch.arange(width)).flatten()

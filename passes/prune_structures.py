@@ -1,0 +1,236 @@
+"""W2 f(W1 x) -> W2' f(W1' x) + mean: hidden channels and heads that hardly vary become a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from infopt.compiler.accuracy import Accuracy, Bounded
+from infopt.compiler.cost import node_seconds
+from infopt.compiler.errors import BadOption
+from infopt.compiler.graph import Graph, Node, Stage
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pipeline import Pass, PassContext
+from infopt.compiler.sensitivity import relative_errors
+from infopt.compiler.target import Target
+from infopt.compiler.types import Dim
+from infopt.passes.coupled import LINEAR, Coupled, Cutting, coupled
+from infopt.passes.layers import label_of, value_of, weights_of
+
+SCORES = ("sensitivity", "fluctuation", "magnitude")
+_PROBES, _PROBED = 8, 8  # backward runs, and the calibration inputs they are made for
+_STEP = 16  # channels are kept in whole vectors
+_LEAST_GAIN = 0.02  # of a structure's time: what is less may be a loss, estimates are not finer
+
+
+@dataclass(frozen=True)
+class PruneStructures(Pass):
+    """W2 f(W1 x) -> W2' f(W1' x) + b, with fewer hidden channels and heads
+
+    A channel that a layer reads is worth its variance over the calibration inputs times the squared
+    length of the weights that meet it: what replacing it by its mean would do (FLAP, An et al.,
+    2024). The units of the least worth go, whatever layer they are of, with the rows that make
+    them, and their mean goes into a bias.
+
+    share  of the weights of all structures that goes
+    score  how layers compare. "sensitivity": by how far such a change of a layer moves the results
+           (compiler/sensitivity.py), for each weight that goes. "fluctuation", as FLAP has it: in
+           standard deviations from the mean of the layer, a head for the mean of its channels.
+           "magnitude", a baseline: squared lengths of all weights of a unit alone, the same share
+           of every layer, no bias, no calibration
+    limit  how far results may move
+    """
+
+    name: ClassVar[str] = "prune-structures"
+    stage: ClassVar[Stage] = Stage.FUSE
+    after: ClassVar[tuple[str, ...]] = ("fuse-attention",)
+
+    share: float = 0.2
+    score: str = "sensitivity"
+    limit: float = 0.5
+
+    def __post_init__(self) -> None:
+        wrong = isinstance(self.share, bool) or not isinstance(self.share, int | float)
+        if wrong or not 0 < self.share < 1:
+            raise BadOption(f"prune: expected a share between 0 and 1, found {self.share!r}")
+        if self.score not in SCORES:
+            raise BadOption(f"score: expected {', '.join(SCORES)}, found {self.score!r}")
+
+    @property
+    def accuracy(self) -> Accuracy:  # type: ignore[override]
+        return Bounded("rms_rel", self.limit)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        structures = []
+        for value in dict.fromkeys(n.args[0] for n in graph.nodes() if n.op.name == LINEAR):
+            found = coupled(graph, value)  # type: ignore[arg-type]
+            if isinstance(found, Coupled):
+                structures.append(found)
+            else:
+                ctx.site(_label(graph, value), False, found)
+        if not structures:
+            return graph
+        by_weights = self.score == "magnitude"
+        if not by_weights and not ctx.calibration:
+            ctx.site("graph", False, "there are no calibration inputs to tell what hardly varies")
+            return graph
+        seen = {} if by_weights else _seen(graph, ctx, structures)
+        scores = [self._worth(graph, s, seen) for s in structures]
+        if self.score == "sensitivity":
+            scores = _weighted(graph, ctx, structures, scores, seen)
+        cutting = Cutting(graph, ctx.builder)
+        changes: dict[Node, Node] = {}
+        for structure, kept in zip(structures, self._kept(structures, scores), strict=True):
+            label = _label(graph, structure.value)
+            told = f"{len(kept)} of {structure.count} {structure.kind}"
+            if len(kept) == structure.count:
+                ctx.site(label, False, f"all {structure.count} {structure.kind} are worth more")
+                continue
+            mean = seen[structure.value].mean if seen else None
+            made = cutting.readers(structure, kept, mean)
+            before, after = _seconds(structure, made, ctx.target, graph.dims)
+            if after > before * (1 - _LEAST_GAIN):
+                reason = f"does not pay: {after * 1e6:.4g} us with {told}, {before * 1e6:.4g} us"
+                ctx.site(label, False, f"{reason} with all", before - after)
+                continue
+            ctx.site(label, True, f"{told} kept", before - after)
+            changes |= made
+        return ctx.exchange(graph, changes).with_consts(cutting.tensors) if changes else graph
+
+    def _worth(self, graph: Graph, found: Coupled, seen: dict[Node, _Moments]) -> torch.Tensor:
+        """f64 [count]"""
+        squares = [_weight(graph, n).square().sum(0) for n in found.readers]
+        worth = torch.stack(squares).sum(0)
+        if self.score == "magnitude":
+            for node in found.makers:
+                rows = _weight(graph, node).square().sum(1)
+                worth = worth + rows.view(found.count, -1).mean(1).repeat_interleave(found.width)
+            return worth.view(found.count, -1).mean(1)
+        worth = worth * seen[found.value].variance
+        if self.score == "fluctuation":
+            worth = (worth - worth.mean()) / worth.std().clamp_min(1e-300)
+            return worth.view(found.count, -1).mean(1)
+        return worth.view(found.count, -1).sum(1)
+
+    def _kept(self, structures: list[Coupled], scores: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The units of each structure that stay, int64 [n], in order."""
+        if self.score == "magnitude":
+            counts = [round((1 - self.share) * s.count) for s in structures]
+        else:
+            counts = _counts(structures, scores, self.share)
+        kept = []
+        for structure, score, count in zip(structures, scores, counts, strict=True):
+            step = _STEP if structure.width == 1 else 1
+            count = min(max(-(-count // step) * step, step), structure.count)
+            kept.append(score.argsort(descending=True, stable=True)[:count].sort().values)
+        return kept
+
+
+class _Moments:
+    """Mean and variance f64 [K] of the channels of a value over all its rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Rows with NaN or infinities say nothing. Sums are of what differs from the mean so far
+        (Chan et al., 1979), so that a large mean hides no variance."""
+        rows = x.reshape(-1, x.shape[-1]).double()
+        rows = rows[rows.isfinite().all(-1)]
+        if not len(rows):
+            return
+        mean, total = rows.mean(0), self.rows + len(rows)
+        apart = (mean - self.mean).square() * (self.rows * len(rows) / total)
+        self._squares = self._squares + (rows - mean).square().sum(0) + apart
+        self.mean = self.mean + (mean - self.mean) * (len(rows) / total)
+        self.rows = total
+
+    @property
+    def variance(self) -> torch.Tensor:
+        return self._squares / max(self.rows - 1, 1)
+
+
+def _seen(graph: Graph, ctx: PassContext, structures: list[Coupled]) -> dict[Node, _Moments]:
+    found = {s.value: _Moments() for s in structures}
+
+    def watch(node: Node, value: Any) -> None:
+        if node in found:
+            found[node].add(value)
+
+    for sample in ctx.calibration:
+        copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
+        interpret(graph, copies, watch)
+    return found
+
+
+def _weighted(
+    graph: Graph,
+    ctx: PassContext,
+    structures: list[Coupled],
+    worth: list[torch.Tensor],
+    seen: dict[Node, _Moments],
+) -> list[torch.Tensor]:
+    """Worth as the squared error of the results, for each weight: what the quarter of units that is
+    worth least does, when it goes alone, says how much the results feel of a structure."""
+    cutting, lost = Cutting(graph, ctx.builder), []
+    variants: dict[Node, list[Node]] = {}
+    for structure, each in zip(structures, worth, strict=True):
+        order = each.argsort(stable=True)
+        gone = max(1, structure.count // 4)
+        made = cutting.readers(structure, order[gone:].sort().values, seen[structure.value].mean)
+        variants |= {node: [other] for node, other in made.items()}
+        lost.append(float(each[order[:gone]].sum()))
+    samples = ctx.calibration[:_PROBED]
+    errors = [
+        relative_errors(graph, sample, variants, cutting.tensors, _PROBES, seed)
+        for seed, sample in enumerate(samples)
+    ]
+    found = []
+    for structure, each, least in zip(structures, worth, lost, strict=True):
+        squares = sum(run[n][0] ** 2 for run in errors for n in structure.readers) / len(samples)
+        found.append(each * (squares / max(least, 1e-300) / structure.numbers))
+    return found
+
+
+def _counts(structures: list[Coupled], scores: list[torch.Tensor], share: float) -> list[int]:
+    """How many units stay of each: those of the least score go until their weights are enough."""
+    score = torch.cat(scores)
+    owner = torch.cat([torch.full((s.count,), i) for i, s in enumerate(structures)])
+    numbers = torch.tensor([float(s.numbers) for s in structures], dtype=torch.float64)[owner]
+    order = score.argsort(stable=True)
+    gone = order[numbers[order].cumsum(0) <= share * numbers.sum()]
+    lost = torch.bincount(owner[gone], minlength=len(structures))
+    return [s.count - int(n) for s, n in zip(structures, lost, strict=True)]
+
+
+def _seconds(
+    structure: Coupled, made: dict[Node, Node], target: Target, dims: Sequence[Dim]
+) -> tuple[float, float]:
+    """Estimated time of a structure from its makers to its readers, before and after."""
+    after: dict[Node, None] = {}
+    stack = [*made.values()]
+    old = set(structure.axes) | set(structure.readers)
+    above = {a for n in old for a in n.inputs if a not in structure.axes}
+    while stack:
+        node = stack.pop()
+        if node not in after and node not in above:
+            after[node] = None
+            stack += node.inputs
+    return (
+        sum(node_seconds(n, target, dims) for n in old),
+        sum(node_seconds(n, target, dims) for n in after),
+    )
+
+
+def _weight(graph: Graph, node: Node) -> torch.Tensor:
+    return value_of(graph, weights_of(node)[0]).detach().double()
+
+
+def _label(graph: Graph, value: Any) -> str:
+    """What a report calls the place: the layers that read it."""
+    readers = [u for u in graph.users(value) if u.op.name == LINEAR and u.args[0] is value]
+    return ", ".join(label_of(n) for n in readers)

@@ -1,0 +1,243 @@
+"""prune-structures: what is cut with what, exact where nothing varies, declines with reasons."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import infopt
+from infopt.codegen.kernels.attention import attention as attention_op
+from infopt.compiler.errors import BadOption, ContractBroken
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.interpret import interpret
+from infopt.compiler.pipeline import PassContext, Pipeline
+from infopt.compiler.report import Report
+from infopt.compiler.settings import Settings
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+from infopt.models.decoder import SMALL, Decoder
+from infopt.passes.prune_structures import SCORES, PruneStructures
+
+K, N, HEADS, D = 64, 256, 8, 8
+torch.manual_seed(0)
+X = torch.randn(2, 5, K)
+SEEN = [(torch.randn(2, 5, K),) for _ in range(6)]
+W = {"up": torch.randn(N, K) / 8, "gate": torch.randn(N, K) / 8, "down": torch.randn(K, N) / 16}
+W |= {"bias": torch.randn(N), "q": torch.randn(HEADS * D, K) / 8, "out": torch.randn(K, HEADS * D)}
+W |= {n: torch.randn(HEADS // 2 * D, K) / 8 for n in ("k", "v")}
+W |= {"shift": torch.randn(K), "scale": torch.rand(N) + 0.5}
+
+
+def graph_with(build, weights=None, x=X) -> Graph:
+    o = Builder()
+    node = o.input("x", TensorType.of(x))
+    weights = W | (weights or {})
+    consts = {name: o.const(name, TensorType.of(w)) for name, w in weights.items()}
+    made = build(o, node, **consts)
+    outputs = made if isinstance(made, tuple) else (made,)
+    return Graph((node,), outputs, weights, stage=PruneStructures.stage).with_consts({})
+
+
+def prune(graph: Graph, share=0.25, seen=SEEN, limit=9.0, samples=(), **given):
+    report = Report()
+    target = Target.parse("cpu:scalar")
+    ctx = PassContext(target, tuple(samples), report, Settings(check=1), calibration=tuple(seen))
+    pass_ = PruneStructures(share, limit=limit, **given)
+    return Pipeline([pass_], alone=True).run(graph, ctx), report.passes[0]
+
+
+def mlp(o, x, up, down, bias, **_):
+    return o.linear(o.gelu(o.linear(x, up, bias)), down)
+
+
+def gated(o, x, up, gate, down, scale, shift, **_):
+    y = o.mul(o.silu(o.linear(x, gate)), o.mul(o.linear(x, up), scale))
+    return o.linear(y, down, shift)
+
+
+def attention(o, x, q, k, v, out, **_):
+    """Two heads of queries for each one of keys and values, turned like rotary positions."""
+
+    def split(y, heads):
+        return o.permute(o.reshape(y, [2, 5, heads, D]), [0, 2, 1, 3])
+
+    def turned(y):
+        first, second = (o.call("aten.slice.Tensor", y, 3, i, i + D // 2, 1) for i in (0, D // 2))
+        return o.add(y, o.call("aten.cat.default", (o.neg(second), first), 3))
+
+    qs, ks, vs = split(o.linear(x, q), HEADS), split(o.linear(x, k), 4), split(o.linear(x, v), 4)
+    y = o.call(attention_op, turned(qs), turned(ks), vs, None, scale=0.25, causal=True)
+    return o.linear(o.reshape(o.permute(y, [0, 2, 1, 3]), [2, 5, HEADS * D]), out)
+
+
+def dead(names, rows) -> dict[str, torch.Tensor]:
+    """Weights whose rows from `rows` on are 0."""
+    return {n: torch.cat([W[n][:rows], torch.zeros_like(W[n][rows:])]) for n in names}
+
+
+@pytest.mark.parametrize("score", ["sensitivity", "fluctuation"])
+@pytest.mark.parametrize(
+    ("build", "weights", "shapes", "told"),
+    [
+        (mlp, dead(["up"], 192), {"up": (192, K), "down": (K, 192), "bias": (192,)}, "192 of 256"),
+        (
+            *(gated, dead(["up"], 192)),
+            {"up": (192, K), "gate": (192, K), "down": (K, 192), "scale": (192,), "shift": (K,)},
+            "192 of 256",
+        ),
+        (
+            *(attention, dead(["v"], 2 * D)),
+            {"q": (4 * D, K), "k": (2 * D, K), "v": (2 * D, K), "out": (K, 4 * D)},
+            "2 of 4 heads",
+        ),
+    ],
+)
+def test_what_does_not_vary_goes_with_all_that_makes_it(build, weights, shapes, told, score):
+    """Results stay: the mean of what is gone, here gelu of a bias, is in the bias."""
+    start = graph_with(build, weights)
+    found, entry = prune(start, 0.5 if build is attention else 0.25, score=score)
+    [site] = entry.applied
+    assert site.reason.startswith(told) and site.gain > 0
+    consts = {n.rstrip("_").removesuffix("_pruned") for n in found.consts}
+    assert consts == set(start.consts)
+    by_shape = {name: tuple(found.consts[f"{name}_pruned"].shape) for name in shapes}
+    assert by_shape == shapes
+    torch.testing.assert_close(
+        interpret(found, [X])[0], interpret(start, [X])[0], rtol=1e-4, atol=1e-4
+    )
+    again, entry = prune(found, score=score)
+    assert again is found and "it has lost units already" in {s.reason for s in entry.sites}
+
+
+def test_the_same_as_values_replaced_by_their_mean():
+    """What stays is what scores say, and the product is that with means in the other places."""
+    start = graph_with(gated)
+    found, _ = prune(start, 0.25)
+
+    def hidden(x):
+        return nn.functional.silu(x @ W["gate"].T) * (x @ W["up"].T) * W["scale"]
+
+    rows = torch.cat([hidden(x).reshape(-1, N) for (x,) in SEEN])
+    worth = rows.var(0) * W["down"].square().sum(0)
+    gone = worth.argsort()[:64]
+    y = hidden(X)
+    y[..., gone] = rows.mean(0)[gone]
+    torch.testing.assert_close(
+        interpret(found, [X])[0], y @ W["down"].T + W["shift"], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_layers_compare_by_what_results_feel():
+    """Two equal parts, of which the results hardly feel the second: all that goes is of that."""
+
+    def build(o, x, **w):
+        return o.add(mlp(o, x, **w), o.mul(mlp(o, x, w["up2"], w["down2"], w["bias"]), 1e-3))
+
+    second = {"up2": W["up"].flip(0), "down2": W["down"].flip(1)}
+    counts = {}
+    for score in SCORES:
+        _, entry = prune(graph_with(build, second), 0.3, score=score)
+        counts[score] = {s.where: s.reason for s in entry.sites if "channels" in s.reason}
+    assert counts["sensitivity"] == {
+        "down": "all 256 channels are worth more",
+        "down2": "112 of 256 channels kept",
+    }
+    assert counts["magnitude"] == dict.fromkeys(("down", "down2"), "192 of 256 channels kept")
+    assert len(set(counts["fluctuation"].values())) == 1
+
+
+def test_magnitude_changes_no_bias():
+    found, _ = prune(graph_with(mlp), seen=(), score="magnitude")
+    [last] = found.outputs
+    assert last.args[2] is None and last.args[1].shape == (K, 192)
+
+
+def read_twice(o, x, **w):
+    y = o.gelu(o.linear(x, w["up"]))
+    return o.linear(y, w["down"]), o.sum(y)
+
+
+def normed(o, x, **w):
+    y = o.layer_norm(o.linear(x, w["up"]), [N])
+    return o.linear(y, w["down"])
+
+
+def a_result(o, x, **w):
+    y = o.linear(x, w["up"])
+    return o.linear(y, w["down"]), y
+
+
+def made_weight(o, x, **w):
+    return o.linear(o.linear(x, w["up"]), o.mul(w["down"], 2.0))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (read_twice, "is also read by aten.sum"),
+        (normed, "aten.layer_norm.default is not known to treat channels apart"),
+        (a_result, "is a result"),
+        (made_weight, "is not a constant"),
+        (lambda o, x, **w: o.linear(x, w["up"]), "is an input"),
+    ],
+)
+def test_declines(build, reason) -> None:
+    graph = graph_with(build)
+    result, entry = prune(graph)
+    assert result is graph and any(reason in s.reason for s in entry.declined), entry.declined
+
+
+def test_declines_what_does_not_pay_and_what_cannot_be_judged() -> None:
+    wide = {"up": torch.randn(2048, K), "bias": torch.randn(2048), "down": torch.randn(K, 2048)}
+    graph = graph_with(mlp, wide)
+    result, entry = prune(graph, 0.01)
+    [site] = [s for s in entry.declined if s.where == "down"]
+    assert result is graph and site.reason.startswith("does not pay: ")
+    assert "us with 2032 of 2048 channels" in site.reason and site.reason.endswith("us with all")
+    result, entry = prune(graph, seen=())
+    reason = "there are no calibration inputs to tell what hardly varies"
+    assert result is graph and entry.declined[-1].reason == reason
+
+
+def test_accuracy_is_held_to_the_limit() -> None:
+    with pytest.raises(ContractBroken, match=r"prune-structures promises .*rms_rel.*0\.01"):
+        prune(graph_with(mlp), 0.5, limit=0.01, samples=[(X,)])
+
+
+@pytest.mark.parametrize("share", [0, 1, True, "half"])
+def test_wrong_options(share) -> None:
+    with pytest.raises(BadOption, match="prune: expected a share between 0 and 1"):
+        infopt.compile(nn.Linear(2, 2), (torch.randn(1, 2),), prune=share)
+    with pytest.raises(BadOption, match="score: expected sensitivity, fluctuation, magnitude, fo"):
+        PruneStructures(score="norm")
+
+
+def test_only_on_request_and_before_formats() -> None:
+    assert "prune-structures" not in {p.name for p in infopt.default_passes()}
+    names = [p.name for p in infopt.default_passes(prune=0.2, weights="int8")]
+    assert names.index("prune-structures") < names.index("quantize-weights")
+
+
+@torch.no_grad()
+def test_whole_models_and_a_decoder_with_a_cache() -> None:
+    """Without a cache heads go too; with one, keys and values stay and channels go."""
+    model = Decoder(SMALL).eval()
+    ids = [torch.randint(0, SMALL.vocabulary, (1, 24)) for _ in range(5)]
+    whole = infopt.compile(model, (ids[0],), prune=0.2, calibration=[(i,) for i in ids[1:]])
+    kinds = {s.reason.split()[3] for s in whole.report.find("prune-structures").applied}
+    assert kinds == {"heads", "channels"} or kinds == {"channels"}
+    limit = {"max_length": 32, "prune": 0.2, "calibration": [(i,) for i in ids[1:]]}
+    lm = infopt.compile_causal_lm(model, **limit)
+    sites = lm.report.find("prune-structures").sites
+    assert {s.where for s in sites if s.applied} <= {
+        f"p_model_layers_{i}_down_weight" for i in range(SMALL.layers)
+    }
+    assert any(s.applied for s in sites)
+    state = lm.prefill(ids[0][:, :-1])
+    state = lm.step(state, ids[0][0, -1:])
+    torch.testing.assert_close(state.logits, lm.logits(ids[0][0])[-1:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(state.logits, model(ids[0])[:, -1], rtol=1e-3, atol=1e-3)
+    with pytest.raises(BadOption, match=r"calibration\[0\]: expected ids int64 \[sequences, token"):
+        infopt.compile_causal_lm(model, **(limit | {"calibration": [(ids[0].float(),)]}))
