@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from infopt.compiler.types import Dim, TensorType, contiguous_strides, substitut
 
 _BEYOND_CACHES = 1 << 26  # bytes of operands that runs go round
 _MOST_COPIES = 16
+_NOTHING: Mapping[Node, torch.Tensor] = MappingProxyType({})
 
 
 def measured_seconds(
@@ -25,15 +27,17 @@ def measured_seconds(
     dims: Sequence[Dim] = (),
     rounds: int = 5,
     inner: Collection[Node] = (),
+    given: Mapping[Node, torch.Tensor] = _NOTHING,
 ) -> dict[Node, float]:
     """The least time of each node, in turns (A B C A B C ...), at the sizes seen in tracing.
 
-    inner: nodes that are run with the one that reads them; other values are there already. Nodes
-    of equal types and attributes are measured once.
+    inner: nodes that are run with the one that reads them; other values are there already, random
+    ones if not given: that matters where time depends on them. Nodes of equal types and attributes
+    are measured once.
     """
     keys = {node: _types(node, {node, *inner}) for node in nodes}
     one_of = {key: node for node, key in keys.items()}
-    runs = {key: _Run(node, target, dims, inner=inner) for key, node in one_of.items()}
+    runs = {key: _Run(node, target, dims, inner=inner, given=given) for key, node in one_of.items()}
     least = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for key, run in runs.items():
@@ -73,6 +77,7 @@ class _Run:
         dims: Sequence[Dim],
         schedules: Schedules = usual,
         inner: Collection[Node] = (),
+        given: Mapping[Node, torch.Tensor] = _NOTHING,
     ) -> None:
         hints = {d.symbol: d.hint for d in dims}
         o = Builder()
@@ -93,12 +98,18 @@ class _Run:
             return o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
 
         made = call(node)
-        given = [n for arg, n in leaves.items() if arg not in inner]
-        graph = Graph(tuple(given), (made,), stage=Stage.LAYOUT)
+        operands = {arg: n for arg, n in leaves.items() if arg not in inner}
+        graph = Graph(tuple(operands.values()), (made,), stage=Stage.LAYOUT)
         self.program = program(lower_for(graph, target, schedules))
-        size = max(sum(int(n.tensor_type.nbytes) for n in given), 1)
+        size = max(sum(int(n.tensor_type.nbytes) for n in operands.values()), 1)
         copies = min(_MOST_COPIES, -(-_BEYOND_CACHES // size))
-        self.inputs = [[_random(n.tensor_type) for n in given] for _ in range(copies)]
+        self.inputs = [
+            [
+                given[a].clone() if a in given else _random(n.tensor_type)
+                for a, n in operands.items()
+            ]
+            for _ in range(copies)
+        ]
 
     def seconds(self) -> float:
         """One call, the mean over all copies of the operands."""

@@ -27,7 +27,8 @@ class Budget:
                 more they resemble what comes later, the more the limit is worth
     metric      metric(expected, found) -> error, of the model's flat results; None: the relative
                 RMS error, the worst result of the worst sample
-    formats, activations  what may be chosen from
+    formats, activations  what may be chosen from; tables and remainders are only looked for where
+                no format of more bits costs as little
     ranks       the ranks of thin factors that may be chosen for layers, as the option low_rank
                 names them: shares, or "energy-0.99". "auto": what keeps 99.99, 99.9, 99 and 95 % of
                 the outputs' power where there are calibration inputs, else none. () for none
@@ -38,7 +39,7 @@ class Budget:
     max_memory: int | None = None
     samples: tuple[tuple[Any, ...], ...] = ()
     metric: Metric | None = None
-    formats: tuple[str, ...] = ("int8", "int4-g32", "int4-g128")
+    formats: tuple[str, ...] = ("int8", "int4-g32", "int4-g128", "lut4-g128")
     activations: tuple[str, ...] = ("none", "int8")
     ranks: str | tuple[float | str, ...] = "auto"
 

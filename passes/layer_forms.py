@@ -30,6 +30,8 @@ class Form:
     run    node as it will be computed, where later passes change it
     name   what a report calls it
     bytes  of its weights
+    format, activations  of a layer in one format
+    held   inputs are in the place of the format's tensors, which take long to find
     """
 
     node: Node
@@ -37,6 +39,9 @@ class Form:
     bytes: int
     run: Node
     inner: tuple[Node, ...] = ()
+    format: str = ""
+    activations: str = "none"
+    held: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -68,18 +73,27 @@ class LayerForms:
         return Form(node, "as it is", size, self._narrowed(node))
 
     def formats(self, node: Node) -> list[Form] | str:
-        """A layer in every format that has a kernel; where there is none, why."""
+        """A layer in every format that has a kernel, those that take long to find only `held`;
+        where there is none, why."""
         quantizing, reason = self.quantizing, self.quantizing.refusal(node)
         found = []
         for name in () if reason else self.budget.formats:
             for activations in ("none",) if is_table(node) else self.budget.activations:
-                made = quantizing.replacement(node, name, activations)
+                held = not weight_format(name).is_expression
+                form = quantizing.candidate if held else quantizing.replacement
+                made = form(node, name, activations)
                 if isinstance(made, Node):
-                    size = quantizing.bytes(node, name)
-                    found.append(Form(made, _named(name, activations), size, made))
+                    size, named = quantizing.bytes(node, name), _named(name, activations)
+                    found.append(Form(made, named, size, made, (), name, activations, held))
                 else:
                     reason = made
         return found or reason
+
+    def encoded(self, node: Node, form: Form) -> Form:
+        """A form that was held."""
+        made = self.quantizing.replacement(node, form.format, form.activations)
+        assert isinstance(made, Node), made
+        return replace(form, node=made, run=made, held=False)
 
     def factors(self, node: Node) -> list[Form] | str:
         """A layer as two thin products of every rank that saves weights; where none does, why."""
@@ -152,6 +166,13 @@ class LayerForms:
         attrs = {k: v for k, v in node.attrs if k == "activation"}
         op = narrow_gated_linear if gated else narrow_linear
         return self.ctx.builder.call(op, *node.args, out=node.dtype, **attrs)
+
+
+def surely_better(form: Form, others: Sequence[Form]) -> list[Form]:
+    """Those of a layer's other forms that lose less, which is known before any is encoded."""
+    bits = weight_format(form.format).dense.bits
+    formats = [f for f in others if f.format and not f.inner and f.activations == form.activations]
+    return [f for f in formats if weight_format(f.format).dense.bits > bits]
 
 
 def _named(format: str, activations: str) -> str:

@@ -18,11 +18,12 @@ from infopt.compiler.report import FrontierPoint
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
 from infopt.passes.factor_low_rank import layer_ranks
-from infopt.passes.layer_forms import Form, LayerForms
+from infopt.passes.layer_forms import Form, LayerForms, surely_better
 from infopt.passes.layers import label_of
 from infopt.passes.quantize_weights import checked_format
 
 _PROBES = 16
+_NOTICED = 0.95  # of a cost: with less between them, what is measured last may seem cheaper
 _ATTEMPTS = 8  # end-to-end checks of an allocation
 _FRONTIER = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # multiples of the budget that the report shows
 
@@ -78,6 +79,10 @@ class _Priced:
         return str(self.form)
 
 
+def _priced(form: Form, costs: Mapping[Form, float], error: float = 0.0) -> _Priced:
+    return _Priced(form, Choice(costs.get(form, form.bytes), error, form.bytes))
+
+
 class _Search:
     """layers: layer -> its forms, the first of them as it is."""
 
@@ -87,11 +92,12 @@ class _Search:
         self.forms = LayerForms(graph, ctx, self.budget, narrows)
         self.expected = results_of(graph, ctx.samples)
         self.ranks: dict[Node, str] = {}  # why a layer has no factors to choose from
+        self.untried: dict[Node, str] = {}  # why a format was not looked for
+        self.seconds: dict[Form, float] = {}
         found = self.found()
         costs = self.costs([form for forms in found.values() for form, _ in forms])
         self.layers = {
-            node: [_Priced(f, Choice(costs.get(f, f.bytes), e, f.bytes)) for f, e in forms]
-            for node, forms in found.items()
+            node: [_priced(f, costs, e) for f, e in forms] for node, forms in found.items()
         }
 
     def found(self) -> dict[Node, list[tuple[Form, float]]]:
@@ -105,6 +111,7 @@ class _Search:
                 self.ctx.site(label_of(node), False, formats)
             else:
                 made[node] = factors + ([] if isinstance(formats, str) else formats)
+        made = self.tried(made)
         errors = self.errors(made)
         further = {}
         for node, forms in made.items():
@@ -121,10 +128,32 @@ class _Search:
             pairs = [*zip(forms, errors[node], strict=True)]
             pairs += zip(further[node], more.get(node, []), strict=True)
             pairs = [(f, e) for f, e in pairs if not f.inner or e <= self.most]
-            if pairs:
+            if pairs or node in self.untried:
                 found[node] = [(self.forms.plain(node), 0.0), *pairs]
             else:
                 self.ctx.site(label_of(node), False, self.ranks[node])
+        return found
+
+    def tried(self, made: Mapping[Node, list[Form]]) -> dict[Node, list[Form]]:
+        """The same forms, all encoded. What takes long to find is left out where more bits of the
+        same kind, or the layer as it is, cost no more."""
+        waiting = {n: [self.forms.plain(n), *f] for n, f in made.items() if any(g.held for g in f)}
+        costs = self.costs([form for forms in waiting.values() for form in forms])
+        found = dict(made)
+        for node, (plain, *forms) in waiting.items():
+            found[node] = []
+            for form in forms:
+                if form.held:
+                    others = [plain, *surely_better(form, forms)]
+                    better = min(others, key=lambda f: costs.get(f, f.bytes))
+                    mine, least = (_priced(f, costs) for f in (form, better))
+                    if least.choice.cost * _NOTICED < mine.choice.cost:
+                        said = f"; not tried: {_against(mine, least, bool(costs))}"
+                        self.untried[node] = self.untried.get(node, "") + said
+                        continue
+                    form = self.forms.encoded(node, form)
+                    self.seconds[form] = mine.choice.cost
+                found[node].append(form)
         return found
 
     @property
@@ -154,15 +183,18 @@ class _Search:
         """Seconds of each form; {} where the objective is not time."""
         if self.budget.objective != "latency":
             return {}
-        dims = self.graph.dims
+        dims, new = self.graph.dims, [f for f in forms if f not in self.seconds]
         if self.ctx.target.name != Target.parse("native").name:
             return {
                 f: sum(node_seconds(n, self.ctx.target, dims) for n in (*f.inner, f.run))
                 for f in forms
             }
-        inner = {n for f in forms for n in f.inner}
-        times = measured_seconds([f.run for f in forms], self.ctx.target, dims, inner=inner)
-        return {f: times[f.run] for f in forms}
+        inner = {n for f in new for n in f.inner}
+        typical = self.forms.quantizing.typical
+        runs = [f.run for f in new]
+        times = measured_seconds(runs, self.ctx.target, dims, inner=inner, given=typical)
+        self.seconds |= {f: times[f.run] for f in new}
+        return {f: self.seconds[f] for f in forms}
 
     def best(self) -> Graph:
         """The graph with the formats that keep the budget, found by trying smaller or larger
@@ -219,9 +251,10 @@ class _Search:
             timed = self.budget.objective == "latency"
             if index:
                 reason = f"{chosen}, error {chosen.choice.error:.1e} of the results'"
+                reason += _why_not_less(forms, chosen, timed)
             else:
                 reason = _why_not(forms, timed)
-            reason += self.of_ranks(node, chosen)
+            reason += self.untried.get(node, "") + self.of_ranks(node, chosen)
             self.ctx.site(label_of(node), bool(index), reason, gain if index and timed else None)
         self.ctx.report.frontier = self.frontier(picked, error)
         changes = self.changed(picked)
@@ -278,11 +311,23 @@ def _amount(priced: _Priced, timed: bool) -> str:
 def _why_not(forms: Sequence[_Priced], timed: bool) -> str:
     """Why a layer stays as it is."""
     plain, others = forms[0], forms[1:]
+    if not others:
+        return "nothing pays"
     cheapest = min(others, key=lambda f: f.choice.cost)
     if cheapest.choice.cost >= plain.choice.cost:
-        return (
-            f"does not pay: {cheapest} takes {_amount(cheapest, timed)}, "
-            f"as it is {_amount(plain, timed)}"
-        )
+        return f"does not pay: {_against(cheapest, plain, timed)}"
     least = min(others, key=lambda f: f.choice.error)
     return f"the budget is spent elsewhere: {least} would add {least.choice.error:.1e}"
+
+
+def _why_not_less(forms: Sequence[_Priced], chosen: _Priced, timed: bool) -> str:
+    """What a layer could have been for less."""
+    less = [f for f in forms if f.choice.cost < chosen.choice.cost]
+    if not less:
+        return ""
+    other = min(less, key=lambda f: f.choice.error)
+    return f" ({_against(other, chosen, timed)}, but adds {other.choice.error:.1e})"
+
+
+def _against(one: _Priced, other: _Priced, timed: bool) -> str:
+    return f"{one} takes {_amount(one, timed)}, {other} {_amount(other, timed)}"

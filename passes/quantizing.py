@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from re import sub
 from typing import Any
@@ -37,6 +38,7 @@ class Quantizing:
     """Layers of one graph in other formats.
 
     tensors  the constants made so far, by name: each encoded weight once, however often it is read
+    typical  what inputs of candidates hold on whose values a kernel's time depends
     moments  what calibration inputs bring to the linear layers, by what a layer reads
     """
 
@@ -47,6 +49,7 @@ class Quantizing:
         if moments is not None:
             self.moments = moments
         self.tensors: dict[str, torch.Tensor] = {}
+        self.typical: dict[Node, torch.Tensor] = {}
         self._encoded: dict[tuple[Node, str], tuple[Node, ...]] = {}
         self._errors: dict[tuple[Node, str], float] = {}
 
@@ -65,41 +68,46 @@ class Quantizing:
                 return f"it computes in {dtype}"
         return f"{n} x {k} is too small to pay" if n * k < _LEAST else ""
 
+    def candidate(self, node: Node, format: str, activations: str) -> Node | str:
+        """The layer with inputs in place of weights in a format, before the work of encoding them,
+        or the reason why no kernel computes that."""
+        stored = weight_format(format)
+        held = [self._placeholders(stored, i, w) for i, w in enumerate(weights_of(node))]
+        found = self._made(node, stored, activations, held)
+        reason = no_kernel(found, self.ctx.target)
+        return f"no kernel for {format} here: {reason}" if reason else found
+
     def replacement(self, node: Node, format: str, activations: str) -> Node | str:
         """The layer with weights in a format, or the reason why no kernel computes that."""
-        if is_table(node):
-            return self._table(node, format)
-        count, stored = LINEARS[node.op.name], weight_format(format)
-        x, weights, rest = node.args[0], weights_of(node), node.args[count + 1 :]
+        found, stored = self.candidate(node, format, activations), weight_format(format)
+        if isinstance(found, str):
+            return found
+        x = None if is_table(node) else node.args[0]
+        parts = [self._parts(w, stored, x) for w in weights_of(node)]
+        return self._made(node, stored, activations, parts)
+
+    def _made(
+        self,
+        node: Node,
+        stored: WeightFormat,
+        activations: str,
+        parts: Sequence[tuple[Node, ...]],
+    ) -> Node:
+        """parts: of every weight the values, scales, row sums and, if there is one, remainder."""
+        attrs: dict[str, Any] = {"format": stored.dense.name, "out": node.dtype}
+        if is_table(node):  # no row sums: nothing is multiplied
+            (table,), ids = weights_of(node), node.args[1]
+            held = (*parts[0][:2], *parts[0][3:])
+            return self.o.call(quantized_embedding, ids, *held, width=table.shape[1], **attrs)
+        count = LINEARS[node.op.name]
         op = quantized_gated_linear if count == 2 else quantized_linear
-        attrs = {"format": stored.dense.name, "activations": activations, "out": node.dtype}
+        attrs["activations"] = activations
         if node.op.name != "aten.linear.default":
             attrs["activation"] = node.attr("activation")
         names = ("gate_remainder", "up_remainder") if count == 2 else ("remainder",)
-
-        def made(parts: list[tuple[Node, ...]]) -> Node:
-            dense = [part for found in parts for part in found[:3]]
-            remainders = {name: p[3] for name, p in zip(names, parts, strict=True) if p[3:]}
-            return self.o.call(op, x, *dense, *rest, **remainders, **attrs)
-
-        # types decide whether there is a kernel: ask before the work of encoding
-        held = [self._placeholders(stored, *w.shape) for w in weights]
-        reason = no_kernel(made(held), self.ctx.target)
-        if reason:
-            return f"no kernel for {format} here: {reason}"
-        return made([self._parts(w, stored, x) for w in weights])
-
-    def _table(self, node: Node, format: str) -> Node | str:
-        (table,), ids, stored = weights_of(node), node.args[1], weight_format(format)
-        attrs = {"format": stored.dense.name, "width": table.shape[1], "out": node.dtype}
-
-        def made(parts: tuple[Node, ...]) -> Node:  # no row sums: nothing is multiplied
-            return self.o.call(quantized_embedding, ids, *parts[:2], *parts[3:], **attrs)
-
-        reason = no_kernel(made(self._placeholders(stored, *table.shape)), self.ctx.target)
-        if reason:
-            return f"no kernel for {format} here: {reason}"
-        return made(self._parts(table, stored, None))
+        dense = [part for found in parts for part in found[:3]]
+        remainders = {name: p[3] for name, p in zip(names, parts, strict=True) if p[3:]}
+        return self.o.call(op, node.args[0], *dense, *node.args[count + 1 :], **remainders, **attrs)
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -111,12 +119,16 @@ class Quantizing:
             return sum(int(w.tensor_type.nbytes) for w in weights_of(node))
         return sum(weight_format(format).bytes(*w.shape) for w in weights_of(node))  # type: ignore[arg-type]
 
-    def _placeholders(self, stored: WeightFormat, n: Any, k: Any) -> tuple[Node, ...]:
-        """Inputs of the types that a stored [n, k] weight has."""
-        return tuple(
-            self.o.input(name, TensorType.dense(shape, dtype))
-            for name, (shape, dtype) in stored.types(n, k).items()
-        )
+    def _placeholders(self, stored: WeightFormat, index: int, weight: Node) -> tuple[Node, ...]:
+        """Inputs of the types that the stored weight, a layer's index-th, has."""
+        n, k = weight.shape
+        held = {
+            kind: self.o.input(f"{kind}{index}", TensorType.dense(shape, dtype))
+            for kind, (shape, dtype) in stored.types(n, k).items()
+        }
+        if stored.remainder:
+            self.typical[held["remainder"]] = stored.remainder.evenly(n, k)
+        return tuple(held.values())
 
     @cached_property
     def moments(self) -> dict[Node, Moments]:

@@ -34,3 +34,17 @@ def test_inner_nodes_run_with_those_that_read_them(monkeypatch) -> None:
     assert all(seconds > 0 for seconds in found.values())
     pair, alone = made[1:]
     assert len(pair.plan.steps) == len(alone.plan.steps) + 1
+
+
+def test_operands_hold_what_is_given(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(timing, "lower_for", lambda graph, *more: graph)
+    monkeypatch.setattr(timing, "program", lambda graph: lambda inputs: seen.append(inputs))
+    o, values = Builder(), torch.arange(4, dtype=torch.int32)
+    x, y = o.input("x", TensorType.of(values)), o.input("y", TensorType.of(values))
+    node = o.add(x, y)
+    found = measured_seconds([node], Target.parse("native"), rounds=1, given={y: values})
+    assert list(found) == [node] and len(seen) > 1
+    for first, second in seen:
+        assert torch.equal(second, values) and not first.any()
+    assert len({second.data_ptr() for _, second in seen}) == len(seen)

@@ -227,3 +227,59 @@ def test_bad_options(net, x, options, message):
     with pytest.raises(infopt.BadOption) as error:
         infopt.compile(net, (x,), **options)
     assert message in str(error.value)
+
+
+@torch.no_grad()
+def test_tables_are_chosen_where_they_pay_and_the_report_says_why(net, x):
+    """In fewer bytes than int4-g32 they lose less; where that is too much, int8 stays."""
+    compiled = infopt.compile(net, (x,), max_error=0.04, objective="size")
+    sites = {s.where: s for s in compiled.report.find("quantize-to-budget").sites}
+    reasons = [s.reason for s in sites.values() if s.applied]
+    assert any(r.startswith("lut4-g128, error ") for r in reasons)
+    assert any(
+        r.startswith("int8, error ") and " bytes, int8 9600 bytes, but adds " in r for r in reasons
+    )
+    assert relative(compiled(x), net(x)) <= 0.041
+
+
+@torch.no_grad()
+def test_tables_are_not_looked_for_where_wider_formats_cost_no_more(net, x, monkeypatch):
+    from infopt.codegen.lookup import Lookup
+    from infopt.passes import quantize_to_budget
+
+    def seconds(nodes, target, dims, inner, given):
+        return {n: 1e-6 if dict(n.attrs).get("format") else 2e-6 for n in nodes}
+
+    def fitted(*args):
+        raise AssertionError("a table was looked for")
+
+    monkeypatch.setattr(quantize_to_budget, "measured_seconds", seconds)
+    monkeypatch.setattr(Lookup, "fitted", fitted)
+    for formats in (("int8", "lut4"), ("int8", "lut3-g64+1%")):
+        budget = infopt.Budget(0.05, formats=formats, activations=("none",))
+        compiled = infopt.compile(net, (x,), budget=budget)
+        applied = compiled.report.find("quantize-to-budget").applied
+        assert applied
+        said = f"; not tried: {formats[1]} takes 1 us, int8 1 us"
+        assert all(s.reason.endswith(said) for s in applied)
+
+
+@torch.no_grad()
+def test_remainders_are_measured_with_entries(net, x, monkeypatch):
+    """Kernels take as long as there are entries to add."""
+    from infopt.codegen.remainder import SparseEntries
+    from infopt.passes import quantize_to_budget
+
+    seen = []
+    measured = quantize_to_budget.measured_seconds
+
+    def seconds(nodes, target, dims, inner, given):
+        seen.extend(given.values())
+        return measured(nodes, target, dims, inner=inner, given=given)
+
+    monkeypatch.setattr(quantize_to_budget, "measured_seconds", seconds)
+    budget = infopt.Budget(0.05, formats=("int4-g32+1%",), activations=("none",))
+    infopt.compile(net, (x,), budget=budget)
+    assert seen
+    for entries in seen:
+        assert torch.equal(entries, SparseEntries(0.01).evenly(WIDTH, WIDTH))
