@@ -1,7 +1,8 @@
 """Every pass on programs that are nearly its own: the same function comes out, or a known reason.
 
 From each example of a pass (certified_programs.py) programs are made by one change each: a number
-another one, a flag turned, two operands exchanged, a value between read from outside. What the
+another one, a flag turned, two operands exchanged, a value between read from outside; or a value
+passes through one more op, along each of its dims where it has such. What the
 pass says of them is compared with what it said before, and what it makes with what the changed
 program gives. After a change that is meant, write the file again and read what changed in it:
 
@@ -33,6 +34,7 @@ from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.compiler.testing import graph_of
+from infopt.compiler.types import TensorType
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.quantize_weights import QuantizeWeights
@@ -45,7 +47,27 @@ TARGET = Target.parse("cpu:avx512,cores=2")
 # these look at values, measure or take long, and read little of the program around a layer
 APART = (FactorLowRank, KeepQuantized, QuantizeWeights, RecognizeQuantized, SliceRuns)
 PASSES = [cls for cls in EXAMPLES if cls not in APART]
-MOST = 150  # programs of one pass
+MOST = 90, 15  # programs of one pass: with a change, with one more op
+ALONG: dict[str, Callable[[Any, Any, int], Any]] = {
+    "flip": lambda o, x, d: o.call("aten.flip.default", x, [d]),
+    "softmax": lambda o, x, d: o.softmax(x, d),
+    "cumsum": lambda o, x, d: o.cumsum(x, d),
+    "mean taken off": lambda o, x, d: o.sub(x, o.mean(x, [d], True)),
+    "cut and joined": lambda o, x, d: o.cat([o.slice(x, d, 0, 1), o.slice(x, d, 1, 2**63 - 1)], d),
+    "turned and back": lambda o, x, d: o.permute(
+        o.neg(o.permute(x, _swapped(x, d))), _swapped(x, d)
+    ),
+}
+ONE_MORE: dict[str, Callable[[Any, Any], Any]] = {
+    "relu": lambda o, x: o.relu(x),
+    "scaled": lambda o, x: o.mul(x, 1.5),
+    "squared": lambda o, x: o.mul(x, x),
+    "in bf16": lambda o, x: o.to(o.to(x, torch.bfloat16), x.dtype),
+    "flat and back": lambda o, x: o.reshape(o.exp(o.reshape(x, [-1])), list(x.shape)),
+    "selected": lambda o, x: o.where(o.gt(x, 0), x, o.neg(x)),
+    "its opposite": lambda o, x: o.logical_not(x),
+    "normalized": lambda o, x: o.layer_norm(x, [x.shape[-1]]),
+}
 
 
 def other(value: Any) -> Any:
@@ -75,12 +97,35 @@ def changes(node: Node) -> Iterator[tuple[str, tuple, tuple]]:
             yield f"operands {a} and {a + 1}", swapped, node.attrs
 
 
+def _swapped(x: Node, dim: int) -> list[int]:
+    """Dims with this one and the last exchanged."""
+    dims = list(range(x.tensor_type.rank))
+    dims[dim], dims[-1] = dims[-1], dims[dim]
+    return dims
+
+
+def passed_through(node: Node) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+    """Ops that leave the type of a value as it is."""
+    if node.tensor_type.dtype == torch.bool:
+        yield "its opposite", ONE_MORE["its opposite"]
+        return
+    yield from ONE_MORE.items()
+    for name, build in ALONG.items():
+        for dim in range(node.tensor_type.rank):
+            yield f"{name} along {dim}", partial(_along, build, dim)
+
+
+def _along(build: Callable[[Any, Any, int], Any], dim: int, o: Any, x: Any) -> Any:
+    return build(o, x, dim)
+
+
 def _with(held: tuple, index: int, value: Any) -> tuple:
     return (*held[:index], value, *held[index + 1 :])
 
 
-def programs(graph: Graph) -> Iterator[tuple[str, Callable[[], Graph]]]:
-    """Names, and how to make each; that raises where torch has no such program."""
+def programs(graph: Graph) -> Iterator[tuple[str, bool, Callable[[], Graph]]]:
+    """Names, whether it has one more op, and how to make it: that raises where torch has no such
+    program."""
     seen: dict[str, int] = defaultdict(int)
 
     def numbered(node: Node, what: str) -> str:
@@ -91,15 +136,25 @@ def programs(graph: Graph) -> Iterator[tuple[str, Callable[[], Graph]]]:
     for node in graph.nodes():
         if node.op in (INPUT, CONST):
             continue
+        if isinstance(node.type, TensorType):
+            for what, build in passed_through(node):
+                yield numbered(node, what), True, partial(sent_through, graph, node, build)
         if not graph.is_output(node):
-            yield numbered(node, "read"), partial(with_outputs, graph, (*graph.outputs, node))
+            outputs = (*graph.outputs, node)
+            yield numbered(node, "read"), False, partial(with_outputs, graph, outputs)
         for what, args, attrs in changes(node):
-            yield numbered(node, what), partial(changed, graph, node, args, attrs)
+            yield numbered(node, what), False, partial(changed, graph, node, args, attrs)
 
 
 def changed(graph: Graph, node: Node, args: tuple, attrs: tuple) -> Graph:
     o = Builder()
     made = exchange(graph, {node: o.node(node.op, args, attrs)}, o)
+    return with_outputs(made, made.outputs)
+
+
+def sent_through(graph: Graph, node: Node, build: Callable[[Any, Any], Any]) -> Graph:
+    o = Builder()
+    made = exchange(graph, {node: build(o, node)}, o)
     return with_outputs(made, made.outputs)
 
 
@@ -110,24 +165,25 @@ def with_outputs(graph: Graph, outputs: tuple[Any, ...]) -> Graph:
 
 @cache
 def given(cls: type[Pass]) -> list[tuple[str, Graph, list[torch.Tensor]]]:
-    """Of the programs made of all examples MOST, chosen by name."""
+    """Of the programs made of all examples MOST of each kind, chosen by name."""
     named = []
     for name, build, inputs in EXAMPLES[cls]:
         start = graph_of(build, inputs, cls())
         consts = {n.attr("name"): CONSTS[n.attr("name")] for n in start.nodes() if n.op is CONST}
         graph = with_outputs(start.with_consts(consts), start.outputs)
-        named += [(f"{name}: {what}", make, inputs) for what, make in programs(graph)]
+        named += [(f"{name}: {what}", more, make, inputs) for what, more, make in programs(graph)]
     named.sort(key=lambda n: hashlib.sha256(n[0].encode()).digest())
-    found = []
-    for name, make, inputs in named:
-        if len(found) == MOST:
-            break
+    found, counts = [], [0, 0]
+    for name, more, make, inputs in named:
+        if counts[more] == MOST[more]:
+            continue
         try:
             made = make()
             interpret(made, inputs)
-        except (CannotInfer, ValueError, RuntimeError, IndexError, TypeError):
+        except (CannotInfer, ValueError, RuntimeError, IndexError, TypeError, AttributeError):
             continue
         found.append((name, made, inputs))
+        counts[more] += 1
     return sorted(found, key=lambda f: f[0])
 
 
