@@ -298,9 +298,9 @@ class CausalLM:
 
         max_new_tokens: None until the context is full. stop: ids that end a sequence; they are
         still given. temperature 0 is greedy; else choices are by chance (runtime/sampling.py).
-        speculate: so many tokens at most are guessed from the text so far and checked in one step,
-        for one prompt and greedily; the tokens stay those of greedy steps, as far as sums in
-        another order of rounding choose the same largest logit.
+        speculate: so many tokens at most of each sequence are guessed from its text so far and
+        checked in one step. Tokens, or the chances of them, stay those of single steps, as far as
+        sums in another order of rounding do; with one prompt one seed also gives the same tokens.
         Raises as prefill does, and ContextFull where max_new_tokens cannot fit: at once, before the
         first token is asked for.
         """
@@ -309,8 +309,8 @@ class CausalLM:
         stops = {stop} if isinstance(stop, int) else set(stop)
         sampler = Sampler(temperature, top_k, top_p, seed)
         counts = [len(p) for p in prompts]
-        if speculate and (temperature or not single or speculate < 0):
-            raise ValueError("speculate: expected 0 or more, one flat prompt and temperature 0")
+        if speculate < 0:
+            raise ValueError(f"speculate: expected 0 or more, found {speculate}")
         if max_new_tokens is not None:
             if max_new_tokens < 0:
                 raise ValueError(f"max_new_tokens: expected 0 or more, found {max_new_tokens}")
@@ -319,8 +319,9 @@ class CausalLM:
             max_new_tokens = self.spec.max_length - max(counts)
         state = self.prefill(prompts)
         if speculate:
-            lookup = PromptLookup(prompts[0].tolist())
-            return self._guessed_tokens(state, max_new_tokens, stops, lookup, speculate)
+            lookups = [PromptLookup(prompt.tolist()) for prompt in prompts]
+            given = state, max_new_tokens, stops, lookups, speculate, sampler, single
+            return self._guessed_tokens(*given)
         return self._tokens(state, max_new_tokens, stops, sampler, single)
 
     def _tokens(
@@ -347,20 +348,43 @@ class CausalLM:
                 state = self._step(state, ids if len(rows) == len(ended) else ids[rows])
 
     def _guessed_tokens(
-        self, state: State, count: int, stops: set[int], lookup: PromptLookup, most: int
-    ) -> Iterator[int]:
-        new = [int(state.logits.argmax())] if count else []
-        while True:
-            for token in new:
-                yield token
-                count -= 1
-                lookup.add(token)
-                if token in stops:
+        self,
+        state: State,
+        count: int,
+        stops: set[int],
+        lookups: list[PromptLookup],
+        most: int,
+        sampler: Callable[[Tensor], Tensor],
+        single: bool,
+    ) -> Iterator[Any]:
+        """As _tokens. Sequences whose guesses are right run ahead of the others."""
+        chosen: list[list[int]] = [[] for _ in lookups]
+        done = [False] * len(lookups)
+
+        def choose(row: int, tokens: list[int]) -> None:
+            for token in tokens:
+                chosen[row].append(token)
+                lookups[row].add(token)
+                if token in stops or len(chosen[row]) == count:
+                    done[row] = True
                     return
-            if count <= 0:
+
+        if count:
+            for row, token in enumerate(sampler(state.logits).flatten().tolist()):
+                choose(row, [token])
+        for number in range(count):
+            while any(not end and len(own) == number for end, own in zip(done, chosen)):
+                texts = []
+                for own, lookup, end, length in zip(chosen, lookups, done, state.lengths):
+                    room = min(most, count - len(own) - 1, self._guessable(length))
+                    texts.append([] if end else [own[-1], *lookup.draft(room)])
+                found, state = self._verify(state, texts, sampler)
+                for row, tokens in enumerate(found):
+                    choose(row, tokens)
+            next_ones = [own[number] if number < len(own) else None for own in chosen]
+            if all(token is None for token in next_ones):
                 return
-            room = min(most, count - 1, self._guessable(state.lengths[0]))
-            new, state = self._verify(state, new[-1], lookup.draft(room))
+            yield next_ones[0] if single else next_ones
 
     def _guessable(self, length: int) -> int:
         """How many guesses may follow the next token in one step."""
@@ -368,20 +392,38 @@ class CausalLM:
             return self.spec.max_length
         return max(0, self.spec.group - length % self.spec.group - 2)
 
-    def _verify(self, state: State, token: int, draft: list[int]) -> tuple[list[int], State]:
-        """One step over a token and guesses of what follows: (the guesses that are right and the
-        token after them, the state after the right ones)."""
-        memory, starts, (length,) = state.take(), state._starts, state.lengths
-        ids = torch.tensor([[token, *draft]])
-        rows = torch.arange(len(draft) + 1)[None]
-        logits = self._run(ids, memory, starts, torch.tensor([len(draft) + 1]), rows)[0]
-        best: list[int] = logits.argmax(-1).tolist()
-        right = 0
-        while right < len(draft) and draft[right] == best[right]:
-            right += 1
-        length += right + 1  # what was wrong lies behind the end, and is written over
-        made = State(memory, (length,), torch.tensor([length]), logits[right : right + 1])
-        return best[: right + 1], made
+    def _verify(
+        self, state: State, texts: list[list[int]], sampler: Callable[[Tensor], Tensor]
+    ) -> tuple[list[list[int]], State]:
+        """One step over a token of each sequence and guesses of what follows (or nothing of it):
+        (the guesses that are right and the token after them, the state after the right ones).
+
+        Every token is chosen from the logits behind those before it, and a guess is right where it
+        is what was chosen: so whatever was guessed, chances are those of single steps. (Rejection
+        sampling, Leviathan et al., 2023, of guesses that are certain of themselves.)
+        """
+        counts = torch.tensor([len(text) for text in texts])
+        ids = torch.zeros(len(texts), int(counts.max()), dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        places = torch.minimum(torch.arange(ids.shape[1]), (counts[:, None] - 1).clamp(min=0))
+        # one that takes no part stands at the beginning: there is a position there
+        starts = torch.where(counts > 0, state._starts, 0)
+        memory = state.take()
+        made = self._run(ids, memory, starts, counts, places)
+        found: list[list[int]] = []
+        logits, lengths = state.logits.clone(), list(state.lengths)
+        for row, text in enumerate(texts):
+            tokens: list[int] = []
+            for place in range(len(text)):
+                tokens.append(int(sampler(made[row, place : place + 1])))
+                if text[place + 1 : place + 2] != tokens[-1:]:
+                    break
+            found.append(tokens)
+            if tokens:
+                logits[row] = made[row, len(tokens) - 1]
+                lengths[row] += len(tokens)  # what was wrong lies behind, and is written over
+        return found, State(memory, tuple(lengths), torch.tensor(lengths), logits)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the artifact; infopt.load reads it, without transformers. Options as those of

@@ -1,6 +1,7 @@
 """compile_causal_lm: transformers' families token by token, the steps, and what is refused."""
 
 import gc
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import infopt
 from infopt.models.decoder import SMALL, Decoder
 from infopt.runtime.prompt_lookup import PromptLookup
+from infopt.runtime.sampling import Sampler
 from tests.compiler.causal_families import FAMILIES, VOCABULARY, build, expected, prompts
 
 FAST = ("mistral", "opt")  # rotary and a window; learned positions; the others are slow
@@ -123,18 +125,89 @@ def test_guessed_tokens_are_those_of_greedy_steps(lm: infopt.CausalLM, most: int
     finally:
         del lm._run
     assert sum(n > 1 for n in steps) > 6  # six are the prompts
-    with pytest.raises(ValueError, match="one flat prompt"):
-        lm.generate([[1, 2]], 4, speculate=2)
+    with pytest.raises(ValueError, match="speculate: expected 0 or more, found -1"):
+        lm.generate([1, 2], 4, speculate=-1)
 
 
 def test_what_is_right_of_a_guess_is_taken_and_what_is_wrong_is_not(lm: infopt.CausalLM) -> None:
     plain = list(lm.generate([3, 4], 8))
-    wrong = plain[4] + 1
-    state = lm.prefill([3, 4])
-    tokens, state = lm._verify(state, plain[0], [*plain[1:4], wrong, 1])
-    assert tokens == plain[1:5] and state.lengths == (6,)
-    tokens, state = lm._verify(state, plain[4], [])
-    assert tokens == plain[5:6]
+    wrong, greedily = plain[4] + 1, Sampler()
+    state = lm.prefill([[3, 4], [9]])
+    other, ends = state.logits[1].clone(), [[plain[0], *plain[1:4], wrong, 1], []]
+    (tokens, none), state = lm._verify(state, ends, greedily)
+    assert tokens == plain[1:5] and none == [] and state.lengths == (6, 1)
+    assert torch.equal(state.logits[1], other)
+    (tokens, _), state = lm._verify(state, [[plain[4]], [7]], greedily)
+    assert tokens == plain[5:6] and state.lengths == (7, 2)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_guesses_in_a_batch(lm: infopt.CausalLM, stop: bool) -> None:
+    texts = [[7, 8, 9, 10] * 3, [3, 4], [5, 6] * 5]
+    rows = list(lm.generate(texts, 24))
+    stops = {rows[6][0], rows[15][2]} if stop else set()
+    wanted = list(lm.generate(texts, 24, stop=stops))
+    sizes = []
+    original, lm._run = lm._run, lambda *a: sizes.append(a[0].shape[1]) or original(*a)
+    try:
+        assert list(lm.generate(texts, 24, stop=stops, speculate=4)) == wanted
+    finally:
+        del lm._run
+    assert any(size > 1 for size in sizes[1:])
+    assert list(lm.generate(texts, 0, speculate=4)) == []
+
+
+class OneWay:
+    """A sampler whose choices, each of two likeliest tokens, are given; `chance` of them all."""
+
+    def __init__(self, way: tuple[int, ...]) -> None:
+        self.way, self.chance = list(way), 1.0
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        turn, best = self.way.pop(0), logits[0].topk(2)
+        self.chance *= float(best.values.softmax(0)[turn])
+        return best.indices[turn][None, None]
+
+
+class Greedy(PromptLookup):
+    """Guesses that are right in some of the ways: what greedy steps would write."""
+
+    def __init__(self, lm: infopt.CausalLM, tokens: list[int]) -> None:
+        super().__init__(tokens)
+        self.lm, self.asked = lm, 0
+
+    def draft(self, most: int) -> list[int]:
+        self.asked += 1
+        return self.lm.decode(self.lm.prefill(self.tokens), max(0, most))[0][0].tolist()
+
+
+def test_guesses_change_no_chance(lm: infopt.CausalLM) -> None:
+    """Every way that the choices can go: its chance with guesses is the product of what the text's
+    own logits say."""
+    prompt, tokens, steps = [7, 8, 9], 4, []
+    found: dict[tuple[int, ...], float] = {}
+    for way in itertools.product((0, 1), repeat=tokens):
+        sampler, lookup = OneWay(way), Greedy(lm, prompt)
+        given = lm.prefill(prompt), tokens, set[int](), [lookup], 3, sampler, True
+        made = tuple(lm._guessed_tokens(*given))
+        assert made not in found and not sampler.way
+        found[made] = sampler.chance
+        steps.append(lookup.asked)
+    assert sum(found.values()) == pytest.approx(1)
+    assert {1, 2, 3} <= set(steps)  # all guesses right, some, none
+    for made, chance in found.items():
+        logits, wanted = lm.logits([*prompt, *made])[len(prompt) - 1 : -1], 1.0
+        for row, token in zip(logits, made, strict=True):
+            best = row.topk(2)
+            wanted *= float(best.values.softmax(0)[best.indices.tolist().index(token)])
+        assert chance == pytest.approx(wanted, rel=1e-3)
+
+
+def test_one_seed_gives_the_same_tokens_with_guesses(lm: infopt.CausalLM) -> None:
+    options = {"temperature": 0.3, "seed": 5}
+    for prompt in ([7, 8, 9, 10] * 3, [3, 4]):
+        plain = list(lm.generate(prompt, 24, **options))
+        assert list(lm.generate(prompt, 24, speculate=4, **options)) == plain
 
 
 def test_lookup_asks_the_longest_that_agrees() -> None:
