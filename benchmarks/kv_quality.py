@@ -48,6 +48,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
     "ring": lambda tokens: infopt.kv.Ring(SINKS, tokens // SHARE - SINKS - CHUNK, CHUNK),
     "h2o": lambda tokens: infopt.kv.Evict(tokens // SHARE, tokens // SHARE // 4, CHUNK),
     "roco": lambda tokens: infopt.kv.RoCo(tokens // SHARE, tokens // SHARE // 4, CHUNK),
+    "d2o": lambda tokens: infopt.kv.D2O(tokens // SHARE, tokens // SHARE // 4, CHUNK),
     "quest": lambda tokens: Quest(pages=tokens // SHARE // PAGE, page=PAGE, dense=0),
 }
 

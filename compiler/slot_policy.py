@@ -27,6 +27,9 @@ class SlotPolicy(Policy):
         """Slots int64 [B, H, T] of the call's tokens, which stand at new [B, T] (-1: padding)."""
         raise NotImplementedError
 
+    def given_away(self, cache: LayerCache, slots: Tensor) -> None:
+        """What is done with the tokens in slots [B, H, T] (-1: none) that are written over next."""
+
     def stores(self, shape: LayerShape, max_length: int) -> dict[str, Store]:
         heads, slots = shape.heads, self.slots()
         return {
@@ -39,6 +42,7 @@ class SlotPolicy(Policy):
         write, new = torch.ops.infopt.kv_write, cache.new_places(k.shape[2])
         slots = self.choose(cache, new)
         slots = torch.where(new[:, None] >= 0, slots, -1)
+        self.given_away(cache, slots)
         places = new[:, None, :, None].expand(-1, k.shape[1], -1, 1)
         for name, x in (("keys", k), ("values", v), ("places", places)):
             cache[name] = write(cache[name], x, slots)

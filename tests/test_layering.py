@@ -36,6 +36,7 @@ ROOF = (
     "compiler.kv",
     "compiler.kv_contiguous",
     "compiler.kv_paged",
+    "compiler.merge_policy",
     "compiler.page_policy",
     "compiler.slot_policy",
     "compiler.transformers_cache",

@@ -1,5 +1,6 @@
 """Policies of the cache against the same thing in plain torch, head by head."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import infopt
+import infopt.codegen.traced_ops
 from infopt.codegen.kernels.kv_parts import attention_part, merge_parts
 from infopt.models.decoder import SMALL, Decoder, rotate
 from tests.compiler.sharp_decoder import sharp_decoder
@@ -215,10 +217,70 @@ def test_what_varies_most_is_safe() -> None:
     assert worth.argmin() == 6 and worth.argmax() == 7
 
 
+def merged(
+    kept: tuple[Tensor, Tensor], out: list[tuple[Tensor, Tensor]], best: list[tuple[float, int]]
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [S, D] with what left in the rows that it was most similar to."""
+    made = tuple(x.clone() for x in kept)
+    for row in {row for _, row in best}:
+        of_row = [(math.exp(c), pair) for (c, r), pair in zip(best, out, strict=True) if r == row]
+        whole = math.e + sum(share for share, _ in of_row)
+        for x, kind in zip(made, (0, 1), strict=True):
+            parts = sum((share * pair[kind] for share, pair in of_row), torch.zeros(x.shape[1]))
+            x[row] = (math.e * x[row] + parts) / whole
+    return made[0], made[1]
+
+
+def test_what_is_evicted_is_merged_into_what_is_most_like_it() -> None:
+    policy = infopt.kv.D2O(tokens=6, recent=1, chunk=2)
+    shape = infopt.kv.LayerShape(2, 4, 3, torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    stores = {
+        name: torch.full((1, *store.shape), store.fill, dtype=store.dtype)
+        for name, store in policy.stores(shape, 99).items()
+    }
+    average: list[float | None] = [None, None]
+    merges = 0
+    for start in range(0, 30, 2):
+        counts = torch.tensor([2])
+        cache = infopt.kv.LayerCache(shape, stores, torch.tensor([start]), counts, None)
+        k, v = (
+            torch.randn(1, 2, 2, 4, generator=generator),
+            torch.randn(1, 2, 2, 3, generator=generator),
+        )
+        policy.append(cache, k, v)
+        for head in range(2):
+            before, after = (
+                {name: store[0, head] for name, store in s.items()} for s in (stores, cache.stores)
+            )
+            new = (before["places"] != after["places"])[:, 0]
+            leaves = [int(n) for n in torch.nonzero(new & (before["places"][:, 0] >= 0))]
+            stays = [int(n) for n in torch.nonzero(~new & (before["places"][:, 0] >= 0))]
+            best = []
+            for slot in leaves:
+                like = torch.cosine_similarity(before["keys"][slot], before["keys"][stays], -1)
+                best.append((float(like.max()), stays[int(like.argmax())]))
+            if best:
+                mean, old = sum(c for c, _ in best) / len(best), average[head]
+                average[head] = mean if old is None else 0.7 * mean + 0.3 * old
+            going = [
+                (x, slot) for x, slot in zip(best, leaves, strict=True) if x[0] >= average[head]
+            ]  # type: ignore[operator]
+            merges += len(going)
+            out = [(before["keys"][slot], before["values"][slot]) for _, slot in going]
+            wanted = merged((before["keys"], before["values"]), out, [x for x, _ in going])
+            for name, rows in zip(("keys", "values"), wanted, strict=True):
+                torch.testing.assert_close(after[name][stays], rows[stays])
+        stores = cache.stores
+        stores["mass"] += torch.rand(1, 2, 6, 1, generator=generator)
+    assert 10 < merges < 40
+
+
 POLICIES = (
     Always(pages=4, page=4, dense=1),
     infopt.kv.Ring(sinks=2, window=12, chunk=5),
     infopt.kv.RoCo(tokens=20, recent=4, chunk=5),
+    infopt.kv.D2O(tokens=20, recent=4, chunk=5),
 )
 
 
