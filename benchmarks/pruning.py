@@ -135,7 +135,7 @@ def decoder(options: argparse.Namespace) -> list[Row]:
         rows.append(figures(name, lm.report) | {"perplexity": math.exp(judged.nats)})
         prefill[name] = lambda lm=lm: lm.prefill(prompt)
         state = lm.prefill(prompt)
-        decode[name] = lambda lm=lm, state=state: lm.decode(state, STEPS)
+        decode[name] = lambda lm=lm, state=state: lm.decode(state.copy(), STEPS)
     rows = timed(rows, prefill, options.seconds, "prefill ")
     return timed(rows, decode, options.seconds, "decode ")
 
