@@ -64,6 +64,10 @@ class PruneStructures(Pass):
         return Bounded("rms_rel", self.limit)
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        by_weights = self.score == "magnitude"
+        if not by_weights and not ctx.calibration:
+            ctx.site("graph", False, "there are no calibration inputs to tell what hardly varies")
+            return graph
         structures = []
         for value in dict.fromkeys(n.args[0] for n in graph.nodes() if n.op.name == LINEAR):
             found = coupled(graph, value)  # type: ignore[arg-type]
@@ -72,10 +76,6 @@ class PruneStructures(Pass):
             else:
                 ctx.site(_label(graph, value), False, found)
         if not structures:
-            return graph
-        by_weights = self.score == "magnitude"
-        if not by_weights and not ctx.calibration:
-            ctx.site("graph", False, "there are no calibration inputs to tell what hardly varies")
             return graph
         seen = {} if by_weights else _seen(graph, ctx, structures)
         scores = [self._worth(graph, s, seen) for s in structures]

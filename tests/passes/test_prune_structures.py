@@ -241,3 +241,37 @@ def test_whole_models_and_a_decoder_with_a_cache() -> None:
     assert not torch.allclose(state.logits, model(ids[0])[:, -1], rtol=1e-3, atol=1e-3)
     with pytest.raises(BadOption, match=r"calibration\[0\]: expected ids int64 \[sequences, token"):
         infopt.compile_causal_lm(model, **(limit | {"calibration": [(ids[0].float(),)]}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "kinds"),
+    [
+        ("Bert", {}, {"heads", "channels"}),
+        ("Llama", {"num_key_value_heads": 4}, {"heads", "channels"}),
+        ("Qwen3", {"num_key_value_heads": 4, "head_dim": 8}, {"heads", "channels"}),
+        ("ViT", {"image_size": 32, "patch_size": 8}, {"heads", "channels"}),
+        ("GPT2", {"n_embd": 64, "n_layer": 1, "n_head": 8, "use_cache": False}, {"channels"}),
+    ],
+)
+def test_structures_of_transformers_models(name, config, kinds) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8}
+    sizes |= {"intermediate_size": 256} | ({} if name == "ViT" else {"use_cache": False})
+    made = getattr(transformers, f"{name}Config")(**(config if name == "GPT2" else sizes | config))
+    model = getattr(transformers, f"{name}Model")(made).eval()
+
+    def inputs():
+        return (torch.randn(1, 3, 32, 32) if name == "ViT" else torch.randint(0, 99, (1, 24)),)
+
+    seen = [inputs() for _ in range(3)]
+    passes = infopt.default_passes(prune=0.3)
+    loose = PruneStructures(0.3, limit=10.0)
+    passes = [loose if p.name == loose.name else p for p in passes]
+    with torch.no_grad():
+        report = infopt.compile(model, seen[0], passes=passes, calibration=seen).report
+    told = [s.reason.split() for s in report.find("prune-structures").sites]
+    assert {word for words in told for word in words} & {"heads", "channels"} >= kinds
+    if name == "GPT2":
+        assert not any("heads" in words for words in told)
