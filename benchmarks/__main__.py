@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "transformers' generate() with compiled decoders, token by token",
     "decode": "tokens per second of decoders in every format, and how near memory is",
     "kv_cache": "a decoder's step by layout and policy of its cache, at long contexts",
+    "kv_remainder": "outliers and thin factors beside a rounded cache, by the bits they take",
     "kv_quality": "perplexity and recall of a real model by layout and policy of its cache",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "low_bits": "3 and 4 bits, tables and remainders on real models: what each format loses",

@@ -163,6 +163,7 @@ def test_an_artifact_has_a_form_without_native_code(lm: infopt.CausalLM, tmp_pat
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow  # the kernels are tested with the others; this is that all of it meets
 def test_pages_in_bytes(decoder: Decoder, plain: infopt.CausalLM) -> None:
     kv = infopt.KV("int8", page=8)
     lm = infopt.compile_causal_lm(decoder, max_length=40, kv=kv, strict=True)
