@@ -24,13 +24,10 @@ _LAST_DIM = {
     "quantized_linear": ("x", "residual"),
     "quantized_gated_linear": ("x",),
     "aten.layer_norm.default": ("input",),
-    "add_layer_norm": ("x", "residual"),
     "rms_norm": ("x",),
-    "add_rms_norm": ("x", "residual"),
 }
 _FIRST_DIM = {
     "attention": ("q", "k", "v"),
-    "aten.scaled_dot_product_attention.default": ("query", "key", "value"),
     "aten.embedding.default": ("indices",),
     "embedding_norm": ("ids",),
     "aten.conv1d.default": ("input",),
