@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks pruning", description=__doc__)
     parser.add_argument("--folder", type=Path, help="text for the language model")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
     parser.add_argument("--windows", type=int, default=60, help="of held-out text")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, per table")
     parser.add_argument("--only", choices=("minilm", "decoder"))
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     console, found = wide_console(), {}
     if options.only != "decoder":
-        found["minilm"] = minilm(options.shares, options.seconds)
+        found["minilm"] = minilm(options)
         console.print(table("MiniLM, judged on sentences that chose nothing", found["minilm"]))
     if options.only != "minilm" and options.folder:
         found["decoder"] = decoder(options)
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def ways(shares: list[float]) -> Iterator[tuple[str, tuple[Pass, ...]]]:
+def ways(shares: Sequence[float], scores: Sequence[str]) -> Iterator[tuple[str, tuple[Pass, ...]]]:
     """What it is called, and its passes."""
 
     def cut(share: float, score: str, weights: str | None = None) -> tuple[Pass, ...]:
@@ -67,7 +68,7 @@ def ways(shares: list[float]) -> Iterator[tuple[str, tuple[Pass, ...]]]:
 
     yield "whole", default_passes()
     for share in shares:
-        for score in SCORES:
+        for score in scores:
             yield f"{share:.0%} by {score}", cut(share, score)
     yield "int8", default_passes(weights="int8")
     for share in shares:
@@ -84,7 +85,7 @@ def figures(name: str, report: Any) -> Row:
     }
 
 
-def minilm(shares: list[float], seconds: float) -> list[Row]:
+def minilm(options: argparse.Namespace) -> list[Row]:
     model = load_minilm()
     chosen, calibrating = SENTENCES[::4][:48], SENTENCES[1::4][:48]
     samples, seen = tokenize(chosen), [tokenize([s]) for s in calibrating]
@@ -93,7 +94,7 @@ def minilm(shares: list[float], seconds: float) -> list[Row]:
     ids, mask = (torch.export.Dim(n, min=1, max=512) for n in ("sentences", "tokens"))
     shapes = ({0: ids, 1: mask}, {0: ids, 1: mask})
     args, rows, runs = (samples.ids, samples.mask), [], {}
-    for name, passes in ways(shares):
+    for name, passes in ways(options.shares, options.scores):
         compiled = infopt.compile(
             *(model, args),
             dynamic_shapes=shapes,
@@ -108,7 +109,7 @@ def minilm(shares: list[float], seconds: float) -> list[Row]:
             "neighbours": (nearest(found) == nearest(expected)).double().mean().item(),
         }
         runs[name] = lambda c=compiled: c(*args)
-    return timed(rows, runs, seconds)
+    return timed(rows, runs, options.seconds)
 
 
 def decoder(options: argparse.Namespace) -> list[Row]:
@@ -122,7 +123,7 @@ def decoder(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     prefill: dict[str, Callable[[], Any]] = {}
     decode: dict[str, Callable[[], Any]] = {}
-    for name, passes in ways(options.shares):
+    for name, passes in ways(options.shares, options.scores):
         lm = infopt.compile_causal_lm(
             model,
             max_length=1024,
