@@ -9,7 +9,7 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import TensorType
-from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.canonicalize import Canonicalize, _detour
 from infopt.passes.fold_constants import FoldConstants
 from tests.compiler.traced import names
 
@@ -283,3 +283,32 @@ def test_gain() -> None:
     result, _ = run_pass(Canonicalize(), graph)
     target = Target.parse("cpu:avx2")
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+]
+# wider dtypes that hold every value
+WAYS_BACK = {
+    torch.bool: 9, torch.uint8: 7, torch.int8: 7, torch.int16: 4, torch.int32: 2,
+    torch.float16: 2, torch.bfloat16: 2, torch.float32: 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", DTYPES, ids=str)
+def test_a_detour_through_a_dtype_is_left_out_only_where_it_changes_nothing(start):
+    values = torch.tensor([0, 1, 2, 3, 5, 77, 127, 255, 2049, 32767, 2**24 + 1, 2**31 - 1])
+    values = torch.cat([values, -values, torch.arange(256)]).to(start)
+    if start.is_floating_point:
+        values = torch.cat([values, torch.tensor([0.1, 1e-7, -3.3, float("inf")]).to(start)])
+    left_out = set()
+    for middle in DTYPES:
+        for end in DTYPES:
+            if _detour(start, middle, end):
+                left_out.add((middle, end))
+                assert torch.equal(values.to(middle).to(end), values.to(end)), (middle, end)
+    ways_back = {middle for middle, end in left_out if end == start}
+    assert len(ways_back) == WAYS_BACK.get(start, 0)
+    assert all((middle, torch.float32) in left_out for middle in ways_back)
+    assert {end for _, end in left_out} <= {start, *(d for d in DTYPES if d.is_floating_point)}
