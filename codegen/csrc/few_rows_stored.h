@@ -162,18 +162,28 @@ template <int layout, bool as_bytes, class Scale> struct StoredDot {
 };
 
 // What the remainders of `features` rows from n on add to their products with one token, given in
-// lane order.
+// lane order. All their entries are one stream: loops over those of a row would end unforeseen.
 inline Vec remainder_products(const Remainder &remainder, int64_t n, int64_t features,
                               const float *token) {
-  alignas(64) float sums[16] = {};
-  for (int64_t f = 0; f < features; ++f) {
-    float sum = 0;
-    remainder.each(n + f, [&](int64_t i, float value) {
-      sum += value * token[(i & ~(kBlockDepth - 1)) + i % 4 * 16 + i % kBlockDepth / 4];
-    });
-    sums[f] = sum;
+  constexpr int64_t kStretch = 512;
+  alignas(64) float products[kStretch];
+  const int32_t *starts = remainder.starts + n;
+  Vec lanes[16];
+  for (Vec &lane : lanes) lane = zero();
+  for (int64_t from = starts[0]; from < starts[features]; from += kStretch) {
+    const int64_t count = least(kStretch, starts[features] - from);
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t entry = uint32_t(remainder.entries[from + i]), column = entry & 0xffff;
+      const uint32_t place = (column & ~63u) | (column & 3) << 4 | (column >> 2 & 15);
+      products[i] = float_of(entry & 0xffff0000u) * token[place];
+    }
+    for (int64_t f = 0; f < features; ++f) {
+      const int64_t end = least(count, starts[f + 1] - from);
+      for (int64_t i = starts[f] < from ? 0 : starts[f] - from; i < end; i += 16)
+        lanes[f] = lanes[f] + load_some(products + i, least(16, end - i));
+    }
   }
-  return load(sums);
+  return sums16(lanes);
 }
 
 template <int layout, bool as_bytes, class Scale>
