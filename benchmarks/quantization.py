@@ -61,6 +61,9 @@ def ways() -> dict[str, dict[str, Any]]:
         found[f"{name}, int8 activations"] = {"weights": name, "activations": "int8"}
     for name in FORMATS:
         found[f"{name}, calibrated"] = {"weights": name, "calibration": CALIBRATION}
+    calibrated = {"weights": "int8", "calibration": CALIBRATION}
+    found["int8, int8 activations, calibrated"] = calibrated | {"activations": "int8"}
+    found["int8, static activations, calibrated"] = calibrated | {"activations": "int8-static"}
     for limit in BUDGETS:
         budget = {"max_error": limit, "objective": "size"}
         found[f"budget {limit:.1%}"] = budget

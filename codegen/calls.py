@@ -18,7 +18,7 @@ from infopt.codegen.schedules import Schedules
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
 from infopt.compiler.target import Target
-from infopt.compiler.types import TensorType
+from infopt.compiler.types import Size, TensorType
 
 
 class Lowering(Protocol):
@@ -35,7 +35,9 @@ class Lowering(Protocol):
 
     def value(self, node: Node) -> Value: ...
     def copied(self, value: Value, wanted: TensorType) -> Value: ...
-    def results(self, node: Node, out: TensorType | None) -> tuple[Value | None, ...]: ...
+    def results(
+        self, node: Node, out: TensorType | None, packed: tuple[Size | None, ...]
+    ) -> tuple[Value | None, ...]: ...
 
 
 class Calls:
@@ -59,7 +61,8 @@ class Calls:
             operands[parameter.name] = self._operand(arg, emitter, parameter.name)
         types = [_type_of(v) for v in operands.values()]
         preferred = emitter.out(*types, **attrs) if emitter.out else None
-        out = low.results(node, preferred)
+        packed = emitter.packed(*types, **attrs) if emitter.packed else ()
+        out = low.results(node, preferred, packed)
         out_types = tuple(None if v is None else v.type for v in out)
         single = isinstance(node.type, TensorType)
         cfg = Config(out_types, low.schedules(node, emitter))

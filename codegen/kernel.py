@@ -88,6 +88,9 @@ class Emitter:
     layouts: parameter -> the strides it must have given its type, None where they are fine
     space: schedule option -> its possible values, the usual one first
     out: (types, attrs) -> the type of the result in memory, where that is not to be contiguous
+    packed: (types, attrs) -> for each result the bytes of a packed form, known only to kernels that
+        take it, or None where the result is a plain tensor. takes_packed: attrs -> the parameters
+        that must be given in that form
     """
 
     kind: str
@@ -96,6 +99,8 @@ class Emitter:
     layouts: Mapping[str, Wanted]
     space: Mapping[str, tuple]
     out: Callable[..., TensorType] | None = None
+    packed: Callable[..., tuple[Size | None, ...]] | None = None
+    takes_packed: Callable[..., tuple[str, ...]] | None = None
 
     def reason_against(
         self, target: Target, types: Sequence[Any], attrs: Mapping[str, Any]
@@ -147,10 +152,12 @@ class KernelOp(Op):
         legal: Legal = lambda target: None,
         layouts: Mapping[str, Wanted] | None = None,
         out: Callable[..., TensorType] | None = None,
+        packed: Callable[..., tuple[Size | None, ...]] | None = None,
+        takes_packed: Callable[..., tuple[str, ...]] | None = None,
         **space: tuple,
     ) -> Callable:
         """Declare an emitter for targets of this kind: "cpu", or "gpu" (codegen/gpu)."""
-        return _register(self.name, kind, legal, layouts, out, space)
+        return _register(self.name, kind, legal, layouts, out, space, packed, takes_packed)
 
     def __call__(self, *args: Any, **attrs: Any) -> Any:
         """The reference, in torch."""
@@ -196,9 +203,12 @@ def _register(
     layouts: Mapping[str, Wanted] | None,
     out: Callable[..., TensorType] | None,
     space: Mapping[str, tuple],
+    packed: Callable[..., tuple[Size | None, ...]] | None = None,
+    takes_packed: Callable[..., tuple[str, ...]] | None = None,
 ) -> Callable:
     def add(emit: Callable) -> Callable:
-        _EMITTERS.setdefault(name, []).append(Emitter(kind, emit, legal, layouts or {}, space, out))
+        made = Emitter(kind, emit, legal, layouts or {}, space, out, packed, takes_packed)
+        _EMITTERS.setdefault(name, []).append(made)
         return emit
 
     return add
@@ -221,7 +231,7 @@ def kernel_names(target: Target) -> tuple[str, ...]:
 def find_emitter(node: Node, target: Target) -> tuple[Emitter | None, str]:
     """The first emitter that is legal for the node, else None and the reasons."""
     reasons = []
-    types = tuple(_type(a) for a in node.args)
+    types = argument_types(node)
     attrs = dict(node.attrs)
     for emitter in emitters(node.op.name):
         if emitter.kind != target.kind:
@@ -231,6 +241,11 @@ def find_emitter(node: Node, target: Target) -> tuple[Emitter | None, str]:
             return emitter, ""
         reasons.append(reason)
     return None, "; ".join(dict.fromkeys(reasons)) or "no kernel"
+
+
+def argument_types(node: Node) -> tuple[Any, ...]:
+    """The types of what a node reads: None for what is absent, tuples for lists."""
+    return tuple(_type(a) for a in node.args)
 
 
 def _type(arg: Any) -> Any:

@@ -26,6 +26,7 @@ from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, KernelOp, find_emitter
 from infopt.codegen.launches import KernelText, LaunchTexts
 from infopt.codegen.lower_region import Regions, Texts, copy, fill, lower_region, make
+from infopt.codegen.packing import packing_agrees, packs
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.results import Results
 from infopt.codegen.schedules import Schedules, usual
@@ -34,7 +35,7 @@ from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import CONST, GETITEM, INPUT
 from infopt.compiler.target import Target
-from infopt.compiler.types import TensorType
+from infopt.compiler.types import Size, TensorType
 from infopt.runtime.lifetime import arena_bytes
 from infopt.runtime.plan import (
     Mutation,
@@ -119,6 +120,7 @@ class _Lowering:
         self.schedules = schedules
         self.report = LoweringReport()
         self._emitters: dict[Node, tuple[Emitter | None, str]] = {}
+        self.packing_agrees = packing_agrees(graph, target)
         self.graph = expand(graph, self.has_kernel)
         self.doors = Doors(self.graph)
         self.sizes = self.doors.sizes
@@ -146,7 +148,10 @@ class _Lowering:
             return None, "no native code"
         found = self._emitters.get(node)
         if found is None:
-            found = self._emitters[node] = find_emitter(node, self.target)
+            found = find_emitter(node, self.target)
+            if found[0] is not None and not self.packing_agrees and packs(node, found[0]):
+                found = None, "rows in a packed form that somebody cannot read"
+            self._emitters[node] = found
         return found
 
     def run(self) -> Lowered:
@@ -293,19 +298,31 @@ class _Lowering:
         value = self.values[node] = self.writer.allocate(dense_form(node.tensor_type))
         return value
 
-    def results(self, node: Node, preferred: TensorType | None) -> tuple[Value | None, ...]:
-        """New contiguous memory for the results of a kernel; of several only for those read."""
+    def results(
+        self, node: Node, preferred: TensorType | None, packed: tuple[Size | None, ...] = ()
+    ) -> tuple[Value | None, ...]:
+        """New contiguous memory for the results of a kernel; of several only for those read.
+
+        packed: of each result the bytes of its packed form, or None; () for none at all
+        """
 
         def dense(t: TensorType) -> TensorType:
             return TensorType.dense(t.shape, t.dtype)
 
         if isinstance(node.op, KernelOp) and node.op.in_place is not None:
             return (self.written_in_place(node, node.op.in_place),)
+
+        def new(t: TensorType, index: int) -> Value:
+            bytes = packed[index] if packed else None
+            if bytes is None:
+                return self.writer.allocate(t)
+            return Value(self.writer.buffer("arena", bytes), Layout.of(t))
+
         if isinstance(node.type, TensorType):
-            return (self.writer.allocate(preferred or dense(node.type)),)
+            return (new(preferred or dense(node.type), 0),)
         read = {u.attr("index") for u in self.graph.users(node)}
         return tuple(
-            self.writer.allocate(dense(t)) if t is not None and i in read else None
+            new(dense(t), i) if t is not None and i in read else None
             for i, t in enumerate(node.type)
         )
 

@@ -40,6 +40,13 @@ class Moments:
         made.sum = (product @ self.sum.double() @ product.T).float()
         return made
 
+    def of_scaled(self, factors: torch.Tensor) -> Moments:
+        """What would have been seen of x * factors, factors [K]."""
+        scaled = Moments(len(factors))
+        scaled.rows, scaled.total = self.rows, self.total * factors
+        scaled.sum = self.sum * factors[:, None] * factors
+        return scaled
+
     @cached_property
     def order(self) -> torch.Tensor:
         """Columns, the largest inputs first."""

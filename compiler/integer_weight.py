@@ -66,27 +66,39 @@ ROW_ROUNDINGS: dict[str, TorchaoRounding | None] = {
     "int8-affine-per-token": TorchaoRounding(per_token=True),
     "int8-symmetric-reduced": TorchaoRounding(symmetric=True, reduced=True),
     "int8-affine-reduced": TorchaoRounding(reduced=True),
+    "int8-static": None,
 }
 
 
 @op
-def byte_rows(x, *, rounding="int8"):
+def byte_rows(x, *, rounding="int8", step=0.0, zero=0):
     """x [..., K] with every row rounded to bytes, see `quantize_rows`."""
-    codes, steps, zeros = quantize_rows(x, rounding)
+    return rounded_rows(x, rounding, step, zero)
+
+
+def rounded_rows(x: torch.Tensor, rounding: str, step: float = 0.0, zero: int = 0) -> torch.Tensor:
+    """What `byte_rows` gives, in plain torch."""
+    codes, steps, zeros = quantize_rows(x, rounding, step, zero)
     return ((codes - zeros) * steps).to(x.dtype)
 
 
 def quantize_rows(
-    x: torch.Tensor, rounding: str = "int8"
+    x: torch.Tensor, rounding: str = "int8", step: float = 0.0, zero: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of x [..., K] as bytes: (codes [..., K] in 0..255 as f32, steps, zeros), both [..., 1].
 
     A row stands for steps * (codes - zeros). The range of a row always contains 0, which is
     therefore exact. A row with NaN or an infinity stands for NaN everywhere.
     rounding "int8": in f32, in this order: step = (hi - lo) / 255, and codes from
-    x * (255 / (hi - lo)); a row whose range is below 1e-35 stands for zeros. Other names of
-    ROW_ROUNDINGS: as TorchaoRounding says.
+    x * (255 / (hi - lo)); a row whose range is below 1e-35 stands for zeros. "int8-static": all
+    rows by the one step and zero point given, codes from x * (1 / step) + zero; what is beyond
+    their range counts as its nearest end, NaN as its lower one. Other names of ROW_ROUNDINGS: as
+    TorchaoRounding says.
     """
+    if rounding == "int8-static":
+        places = torch.nan_to_num(x.float() * (1 / step) + zero)
+        one = torch.ones_like(x[..., :1], dtype=torch.float32)
+        return torch.round(places.clamp(0, 255)), one * step, one * zero
     torchao = ROW_ROUNDINGS[rounding]
     if torchao is not None:
         return torchao.codes(x)

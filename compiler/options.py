@@ -13,7 +13,7 @@ from infopt.compiler.tokens import Tokens
 from infopt.passes.factor_low_rank import Ranks, layer_ranks
 from infopt.passes.named import named_pass
 from infopt.passes.prune_structures import PruneStructures
-from infopt.passes.quantize_weights import Formats, weight_formats
+from infopt.passes.quantize_weights import NEEDS_CALIBRATION, Formats, weight_formats
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
 
@@ -29,7 +29,9 @@ class Options:
                are stored in: "int8", "int4-g32" and others (codegen/formats.py), or a dict of
                patterns of their names to formats, {"lm_head*": "none", "*": "int4-g128"}; the
                first that matches counts
-    activations  None, or "int8": what such layers read is rounded to bytes, row by row
+    activations  None, or "int8": what such layers read is rounded to bytes, row by row;
+               "int8-static": the same, but what one layer makes for another alone has one range for
+               all rows, found on calibration inputs
     low_rank   None, or the rank of the two thin factors that constant weights of linear layers
                become: a share of the full rank, "energy-0.99" for the least rank that keeps such a
                share of the outputs' power, or a dict of patterns of their names to those and
@@ -94,13 +96,17 @@ class Options:
             raise BadOption(f"compute: expected None or 'bf16', found {self.compute!r}")
         if self.weights is not None:
             object.__setattr__(self, "weights", weight_formats(self.weights))
-        if self.activations not in (None, "int8"):
-            raise BadOption(f"activations: expected None or 'int8', found {self.activations!r}")
+        if self.activations not in (None, "int8", "int8-static"):
+            raise BadOption(
+                f"activations: expected None, 'int8' or 'int8-static', found {self.activations!r}"
+            )
         if self.activations is not None and self.weights is None:
             raise BadOption(
-                "activations='int8' is for layers whose weights are stored in few bits: "
+                f"activations={self.activations!r} is for layers with weights in few bits: "
                 "give weights too, such as weights='int8'"
             )
+        if self.activations == "int8-static" and self.calibration is None:
+            raise BadOption(NEEDS_CALIBRATION)
         if self.low_rank is not None:
             object.__setattr__(self, "low_rank", layer_ranks(self.low_rank))
         if self.max_activations is not None:

@@ -12,7 +12,7 @@ import torch
 from infopt.codegen.rounding import Moments
 from infopt.compiler.alias import is_view
 from infopt.compiler.graph import Graph, Node
-from infopt.compiler.interpret import evaluate, interpret
+from infopt.compiler.interpret import Watch, evaluate, interpret
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import PassContext
 
@@ -80,7 +80,12 @@ def moments_of(graph: Graph, ctx: PassContext, layers: Iterable[Node]) -> dict[N
         if node in found:
             found[node].add(value)
 
+    watch_calibration(graph, ctx, watch)
+    return found
+
+
+def watch_calibration(graph: Graph, ctx: PassContext, watch: Watch) -> None:
+    """Run the graph on the calibration inputs, and show every value on the way."""
     for sample in ctx.calibration:
         copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
         interpret(graph, copies, watch)
-    return found

@@ -36,6 +36,7 @@ from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_linears import MergeLinears
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
@@ -52,8 +53,8 @@ _CLASSES: tuple[type[Pass], ...] = (
     FuseGatedMlp,
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
-    *(NarrowCompute, PruneStructures, QuantizeToBudget, QuantizeWeights, RecognizeQuantized),
-    *(SliceRuns, SparseActivations),
+    *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),
+    *(RecognizeQuantized, SliceRuns, SparseActivations),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

@@ -210,7 +210,7 @@ class _Narrowing:
 
 def _takes_narrow(node: Node) -> bool:
     """False for rows that are rounded by somebody else's formula, whose codes are for f32."""
-    return dict(node.attrs).get("activations", "none") in ("none", "bf16", "int8")
+    return dict(node.attrs).get("activations", "none") in ("none", "bf16", "int8", "int8-static")
 
 
 def _is_dense(node: Node) -> bool:

@@ -28,6 +28,7 @@ from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import named_pass
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
@@ -83,7 +84,7 @@ def default_passes(
 
 
 def _in_bytes(quantize: Pass | None) -> bool:
-    return isinstance(quantize, QuantizeWeights) and quantize.activations == "int8"
+    return isinstance(quantize, QuantizeWeights) and quantize.activations != "none"
 
 
 def _blocks(
@@ -135,3 +136,5 @@ def _blocks(
         yield NarrowCompute(0.1) if _in_bytes(quantize) else NarrowCompute()
     yield FuseEmbeddingNorm()
     yield FuseAddNorm()
+    if isinstance(quantize, QuantizeWeights) and quantize.activations != "none":
+        yield PackActivations(quantize.activations == "int8-static")

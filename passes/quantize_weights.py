@@ -15,6 +15,12 @@ from infopt.passes.layers import label_of, name_matches, names_of
 from infopt.passes.quantizing import Quantizing
 
 Formats: TypeAlias = "tuple[tuple[str, str], ...]"
+ACTIVATIONS = ("none", "int8", "int8-static")
+NEEDS_CALIBRATION = (
+    "activations='int8-static' uses ranges that calibration inputs give: give calibration too, "
+    "a list of tuples of inputs like those the model will see (infopt.compile takes it), or "
+    "activations='int8', which finds the range of every row at run time"
+)
 _LIMITS = {8: 0.1, 4: 0.5, 3: 0.9}
 
 
@@ -27,7 +33,8 @@ class QuantizeWeights(Pass):
                  (codegen/weight_format.py), or "none". Patterns are those of fnmatch;
                  whatever is not a letter, a digit or a wildcard counts as an underscore
     activations  "none": activations as they are. "int8": rows of activations become bytes, and
-                 products are of integers
+                 products are of integers. "int8-static": the same, and what one layer makes for
+                 another alone has one range for all rows, which calibration inputs gave
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -39,8 +46,9 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", weight_formats(self.formats))
-        if self.activations not in ("none", "int8"):
-            raise BadOption(f"activations: expected 'none' or 'int8', found {self.activations!r}")
+        if self.activations not in ACTIVATIONS:
+            known = ", ".join(map(repr, ACTIVATIONS))
+            raise BadOption(f"activations: expected one of {known}, found {self.activations!r}")
 
     @property
     def accuracy(self) -> Accuracy:  # type: ignore[override]
@@ -48,7 +56,10 @@ class QuantizeWeights(Pass):
         return Bounded("rms_rel", _LIMITS[min(used, default=8)])
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
-        quantizing = Quantizing(graph, ctx)
+        if self.activations == "int8-static" and not ctx.calibration:
+            raise BadOption(NEEDS_CALIBRATION)
+        smooth = bool(ctx.calibration) and ctx.target.kind == "cpu"
+        quantizing = Quantizing(graph, ctx, smooth=smooth)
         changes: dict[Node, Node] = {}
         for node in quantizing.layers():
             label = label_of(node)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from infopt.codegen.activation_range import ActivationRange
+from infopt.codegen.integers import Integers
 from infopt.codegen.kernel import find_emitter
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
@@ -27,9 +29,11 @@ from infopt.passes.layers import (
     names_of,
     source_of,
     value_of,
+    watch_calibration,
     weights_of,
 )
 
+_NORM = "aten.layer_norm.default"
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,18 +44,25 @@ class Quantizing:
     tensors  the constants made so far, by name: each encoded weight once, however often it is read
     typical  what inputs of candidates hold on whose values a kernel's time depends
     moments  what calibration inputs bring to the linear layers, by what a layer reads
+    smooth   whether columns of what layers read may be multiplied by factors that calibration
+             gives, and weights divided
     """
 
     def __init__(
-        self, graph: Graph, ctx: PassContext, moments: dict[Node, Moments] | None = None
+        self,
+        graph: Graph,
+        ctx: PassContext,
+        moments: dict[Node, Moments] | None = None,
+        smooth: bool = False,
     ) -> None:
-        self.graph, self.ctx, self.o = graph, ctx, ctx.builder
+        self.graph, self.ctx, self.o, self.smooth = graph, ctx, ctx.builder, smooth
         if moments is not None:
             self.moments = moments
         self.tensors: dict[str, torch.Tensor] = {}
         self.typical: dict[Node, torch.Tensor] = {}
-        self._encoded: dict[tuple[Node, str], tuple[Node, ...]] = {}
+        self._encoded: dict[tuple[Node, str, Node | None], tuple[Node, ...]] = {}
         self._errors: dict[tuple[Node, str], float] = {}
+        self._smoothing: dict[Node, tuple[torch.Tensor, Node] | None] = {}
 
     def layers(self) -> list[Node]:
         """The linear layers and the tables of rows, in order."""
@@ -79,12 +90,24 @@ class Quantizing:
 
     def replacement(self, node: Node, format: str, activations: str) -> Node | str:
         """The layer with weights in a format, or the reason why no kernel computes that."""
+        if activations == "int8-static" and not self.is_made_by_layer(node):
+            activations = "int8"
         found, stored = self.candidate(node, format, activations), weight_format(format)
         if isinstance(found, str):
             return found
-        x = None if is_table(node) else node.args[0]
-        parts = [self._parts(w, stored, x) for w in weights_of(node)]
-        return self._made(node, stored, activations, parts)
+        if is_table(node):
+            parts = [self._parts(w, stored, None) for w in weights_of(node)]
+            return self._made(node, stored, activations, parts)
+        x, fixed = node.args[0], (1.0, 0)
+        assert isinstance(x, Node)
+        smoothing = self.smoothing(x, stored.dense, activations) if self.smooth else None
+        if activations == "int8-static":
+            if not self.ranges[x].seen:
+                return "calibration inputs never reached it"
+            fixed = self.ranges[x].step_and_zero(smoothing and smoothing[0])
+        parts = [self._parts(w, stored, x, smoothing) for w in weights_of(node)]
+        scaled = x if smoothing is None else self.o.mul(x, smoothing[1])
+        return self._made(node, stored, activations, parts, scaled, fixed)
 
     def _made(
         self,
@@ -92,8 +115,11 @@ class Quantizing:
         stored: WeightFormat,
         activations: str,
         parts: Sequence[tuple[Node, ...]],
+        x: Node | None = None,
+        fixed: tuple[float, int] = (1.0, 0),
     ) -> Node:
-        """parts: of every weight the values, scales, row sums and, if there is one, remainder."""
+        """parts: of every weight the values, scales, row sums and, if there is one, remainder;
+        x: what it multiplies, if not what it did; fixed: step and zero point of a static range."""
         attrs: dict[str, Any] = {"format": stored.dense.name, "out": node.dtype}
         if is_table(node):  # no row sums: nothing is multiplied
             (table,), ids = weights_of(node), node.args[1]
@@ -104,10 +130,51 @@ class Quantizing:
         attrs["activations"] = activations
         if node.op.name != "aten.linear.default":
             attrs["activation"] = node.attr("activation")
+        if activations == "int8-static":
+            attrs["step"], attrs["zero"] = fixed
         names = ("gate_remainder", "up_remainder") if count == 2 else ("remainder",)
         dense = [part for found in parts for part in found[:3]]
         remainders = {name: p[3] for name, p in zip(names, parts, strict=True) if p[3:]}
-        return self.o.call(op, node.args[0], *dense, *node.args[count + 1 :], **remainders, **attrs)
+        rest = node.args[count + 1 :]
+        return self.o.call(op, x or node.args[0], *dense, *rest, **remainders, **attrs)
+
+    def is_made_by_layer(self, node: Node) -> bool:
+        """Whether a linear layer makes what this layer reads for such layers alone, and can round it
+        to bytes as it does (passes/pack_activations.py) if the range is known before. Whoever else
+        makes it sees whole rows, or a pass over them is needed anyway: then every row may have its
+        own."""
+        x = node.args[0]
+        if not isinstance(x, Node) or LINEARS.get(x.op.name) != 1:
+            return False
+        others = len(self._readers(x)) != len(self.graph.users(x)) or self.graph.is_output(x)
+        return not others
+
+    def _readers(self, x: Node) -> list[Node]:
+        """The layers that multiply x, of those that can be given packed rows."""
+        return [
+            n
+            for n in self.graph.users(x)
+            if n in self._linear and n.args.index(x) == 0 and LINEARS[n.op.name] == 1
+        ]
+
+    def smoothing(
+        self, x: Node, codec: Integers, activations: str
+    ) -> tuple[torch.Tensor, Node] | None:
+        """Factors for the columns of what layers read, where whoever makes it can apply them for
+        nothing and they make the error of those layers less."""
+        static, readers = activations == "int8-static", self._readers(x)
+        if not readers or not (static or (activations == "int8" and x.op.name == _NORM)):
+            return None
+        if x not in self._smoothing:
+            self._smoothing[x] = None
+            if self.ranges[x].seen:
+                weights = [value_of(self.graph, w) for n in readers for w in weights_of(n)]
+                factors = self.ranges[x].smoothing(weights, codec, static)
+                if factors is not None:
+                    name = self._new_name(f"{names_of(readers[0])[0]}_smoothing")
+                    self.tensors[name] = factors
+                    self._smoothing[x] = factors, self.o.const(name, TensorType.of(factors))
+        return self._smoothing[x]
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -132,33 +199,61 @@ class Quantizing:
 
     @cached_property
     def moments(self) -> dict[Node, Moments]:
-        linear = [n for n in self.layers() if not is_table(n) and not self.refusal(n)]
-        return moments_of(self.graph, self.ctx, linear)
+        return moments_of(self.graph, self.ctx, self._linear)
 
-    def _parts(self, weight: Node, format: WeightFormat, x: Node | None) -> tuple[Node, ...]:
+    @cached_property
+    def _linear(self) -> list[Node]:
+        """The linear layers that a format is possible for."""
+        return [n for n in self.layers() if not is_table(n) and not self.refusal(n)]
+
+    @cached_property
+    def ranges(self) -> dict[Node, ActivationRange]:
+        """Ranges of what the linear layers read, on calibration inputs."""
+        found: dict[Any, ActivationRange] = {}
+        for layer in self._linear:
+            x = layer.args[0]
+            found.setdefault(x, ActivationRange(int(x.shape[-1])))  # type: ignore[union-attr]
+
+        def watch(node: Node, value: Any) -> None:
+            if node in found:
+                found[node].add(value)
+
+        watch_calibration(self.graph, self.ctx, watch)
+        return found
+
+    def _parts(
+        self,
+        weight: Node,
+        format: WeightFormat,
+        x: Node | None,
+        smoothing: tuple[torch.Tensor, Node] | None = None,
+    ) -> tuple[Node, ...]:
         """Constants with values, scales, row sums and the remainder, if there is one, of a weight,
-        made once; x: what it multiplies first, which calibration looks at."""
-        key = (weight, format.name)
+        made once; x: what it multiplies first, which calibration looks at; smoothing: by what x is
+        multiplied before that."""
+        key = (weight, format.name, smoothing and smoothing[1])
         if key in self._encoded:
             return self._encoded[key]
         source = source_of(weight)
         assert source is not None
         tensor = value_of(self.graph, weight)
+        if smoothing is not None:
+            tensor = tensor.float() / smoothing[0]
         moments = None
         if x is not None and self.ctx.calibration and self.moments[x].rows:
             moments = self.moments[x]
+            if smoothing is not None:
+                moments = moments.of_scaled(smoothing[0])
         with torch.no_grad():
             *parts, decoded = format.store(tensor, moments)
-        self._errors[key] = compare(tensor.float(), decoded).rms_rel
+        self._errors[weight, format.name] = compare(tensor.float(), decoded).rms_rel
         stem = f"{source.attr('name')}_{sub('[^0-9a-z]+', '_', format.name)}".rstrip("_")
         nodes = []
         kinds = ("values", "scales", "sums", "remainder")
         for kind, part in zip(kinds, parts, strict=True):
             if part is None:
                 continue
-            name = f"{stem}_{kind}"
-            while name in self.graph.consts or name in self.tensors:
-                name += "_"
+            name = self._new_name(f"{stem}_{kind}")
             self.tensors[name] = part
             nodes.append(self.o.const(name, TensorType.of(part)))
         # else no expression says how they were found
@@ -172,6 +267,11 @@ class Quantizing:
                 self.ctx.derive(str(node.attr("name")), expression)
         self._encoded[key] = tuple(nodes)
         return self._encoded[key]
+
+    def _new_name(self, name: str) -> str:
+        while name in self.graph.consts or name in self.tensors:
+            name += "_"
+        return name
 
 
 def no_kernel(node: Node, target: Target) -> str:

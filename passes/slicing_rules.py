@@ -78,6 +78,9 @@ def cut_operands(node: Node, axis: Axis) -> set[Node] | None:
     alone; None where the op mixes parts, or is not known not to."""
     if node.serial or isinstance(node.type, tuple) or not axis.holds(node):
         return None
+    attrs = dict(node.attrs)
+    if attrs.get("activations") == "packed" or attrs.get("out_step"):
+        return None  # in memory such rows are no tensor that could be cut
     found = _rows(node) if axis.kind == ROWS else _batch(node)
     if not found or not all(axis.holds(n) for n in found):
         return None

@@ -3,8 +3,7 @@
 //   y = act(c + bias) [* (up + up_bias)] [* multiplier] [+ residual]        all in f32
 #pragma once
 
-#include "panels.h"
-#include "vec_bytes.h"
+#include "byte_panels.h"
 
 namespace infopt {
 
@@ -42,11 +41,26 @@ struct Integers {
   const float *scales[2] = {}, *sums[2] = {};  // of w and up
 };
 
+// Results as bytes of a static range (y's format is kPanelBytes).
+struct ByteResult {
+  BytePanels panels = {};
+  RowCode code = {};
+  const float *factors = nullptr;  // of the features, before they are rounded
+  float coarse_gelu_below = 0;  // factors for which gelu's error is below an eighth of a step
+
+  INFOPT_INLINE bool coarse_gelu(const Place &at) const {
+    if (!(coarse_gelu_below > 0)) return false;
+    const Vec given = factors ? load_some(factors + at.feature, at.features) : broadcast(1);
+    return !any(le(broadcast(coarse_gelu_below), given));
+  }
+};
+
 struct Epilogue {
   Matrix bias, up_bias;  // one row of N values, row formats
   int64_t activation;
   Matrix multiplier, residual, y;
   Integers integers;
+  ByteResult bytes;
 };
 
 // 16 features of 16 tokens as the product left them, in f32.
@@ -95,7 +109,12 @@ void finish_tile(const Epilogue &e, const float *c, const float *up, const Place
   load_products<whole>(e, 0, c, at, t);
   if (by_token) transpose16(t);
   if (e.bias.present()) add_bias<by_token>(e.bias, at, t);
-  if (e.activation != kIdentity) activate(e.activation, t, by_token ? at.tokens : at.features);
+  if (!by_token && e.bytes.coarse_gelu(at)) {
+  INFOPT_UNROLL_TILE
+    for (int i = 0; i < 16; ++i) t[i] = coarse_gelu(t[i]);
+  } else if (e.activation != kIdentity) {
+    activate(e.activation, t, by_token ? at.tokens : at.features);
+  }
   if (up) {
     load_products<whole>(e, 1, up, at, other);
     if (by_token) transpose16(other);
@@ -113,7 +132,10 @@ void finish_tile(const Epilogue &e, const float *c, const float *up, const Place
   INFOPT_UNROLL_TILE
     for (int i = 0; i < 16; ++i) t[i] = t[i] + other[i];
   }
-  store_tile<whole>(e.y, at, t);
+  if (!by_token && e.y.format == kPanelBytes)
+    store_code_tile<whole>(e.bytes.panels, e.bytes.code, e.bytes.factors, at, t);
+  else
+    store_tile<whole>(e.y, at, t);
 }
 inline void finish_tile(const Epilogue &e, const float *c, const float *up, const Place &at) {
 #ifdef INFOPT_SCALAR
@@ -140,6 +162,8 @@ inline void finish_row(const Epilogue &e, Vec c, const Vec *up, int64_t token, i
   }
   if (e.multiplier.present()) c = c * load_row(e.multiplier, token, feature, n);
   if (e.residual.present()) c = c + load_row(e.residual, token, feature, n);
+  if (e.y.format == kPanelBytes)
+    return store_token_codes(e.bytes.panels, e.bytes.code, e.bytes.factors, token, feature, c, n);
   with_row_type(e.y.format, [&](auto *type) {
     store_some((decltype(type))e.y.data + token * e.y.stride + feature, c, n);
   });

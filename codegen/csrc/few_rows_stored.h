@@ -23,7 +23,7 @@ struct StoredTokens {
 // Tokens as bytes or in lane order into scratch; `count` of them are zeros beyond c.m.
 template <bool as_bytes>
 inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int64_t k,
-                                  [[maybe_unused]] RowRounding rounding, void *scratch) {
+                                  [[maybe_unused]] const Rounding &rounding, void *scratch) {
   const int64_t padded = round_up(k, kBlockDepth);
   RowCode *codes = (RowCode *)scratch;
   void *data = (char *)scratch + round_up(count * int64_t(sizeof(RowCode)), 64);
@@ -32,16 +32,22 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
     if constexpr (as_bytes) {
       uint8_t *to = (uint8_t *)data + t * padded;
       memset(to, 0, size_t(padded));
-      if (t < m)
+      if (t < m && x.format == kPanelBytes) {
+        const BytePanels panels = byte_panels(x.data, m, k);
+        codes[t] = {0, panels.steps[t], panels.zeros[t]};
+        const uint8_t *from = panels.codes + t / 16 * panels.stride + t % 16 * 4;
+        for (int64_t i = 0; i < k; i += 4) memcpy(to + i, from + i * 16, 4);
+      } else if (t < m) {
         with_row_type(x.format, [&](auto *type) {
           const auto *row = (decltype(type))x.data + t * x.stride;
           codes[t] = row_code(row, k, rounding);
           for (int64_t i = 0; i < k; i += 16) {
             uint8_t sixteen[16];
-            store_row_codes(row + i, least(16, k - i), codes[t], sixteen);
+            store_row_codes(row + i, least(16, k - i), codes[t], rounding.kind == kStatic, sixteen);
             memcpy(to + i, sixteen, size_t(least(16, k - i)));
           }
         });
+      }
     } else {
       float *to = (float *)data + t * padded;
       memset(to, 0, size_t(padded) * sizeof(float));
@@ -196,9 +202,10 @@ void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
   const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[19]};
   const StoredTokens x =
       stored_tokens<as_bytes>(x_in_memory, c.m, round_up(c.m, 4), c.k,
-                              RowRounding(call->numbers[20]), call->scratch);
+                              read_rounding(call->numbers[20], call->numbers + 21), call->scratch);
   for (int64_t task = first; task < last; ++task) {
     const int64_t n1 = least(c.n, (task + 1) * c.n_chunk);
+    if (task == 0) store_fixed_codes(c, 0, ceil_div(c.m, 16));
     for (int64_t n = task * c.n_chunk; n < n1; n += 16) {
       const int64_t features = least(16, n1 - n);
       for (int64_t m = 0; m < c.m; m += 4) {

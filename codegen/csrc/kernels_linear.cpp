@@ -70,20 +70,27 @@ INFOPT_LINEAR(bf16_f32, StepPairs, float)
 
 // infopt_quantize_panels: row-major x[M][K] to panels of bytes with steps and zero points
 // (byte_panels.h); y holds 64 * P * ceil(K / 4) + 128 * P bytes.
-//   pointers: x, y        numbers: M, K, x format, x stride, rounding (RowRounding)
+//   pointers: x, y        numbers: M, K, x format, x stride, rounding (RowRounding), and for
+//   static ranges their step (a double) and zero point
 //   tasks: P              scratch: 0
 INFOPT_EXPORT void infopt_quantize_panels(const infopt_call *call, int64_t first, int64_t last) {
   const int64_t *v = call->numbers;
   const Matrix x = {call->pointers[0], v[3], v[2]};
   const BytePanels y = byte_panels(call->pointers[1], v[0], v[1]);
-  for (int64_t panel = first; panel < last; ++panel)
-    quantize_panel(x, y, v[0], v[1], panel, RowRounding(v[4]));
+  const Rounding rounding = read_rounding(v[4], v + 5);
+  const int64_t row_bytes = v[3] * (v[2] == kRowF32 ? 4 : 2);
+  for (int64_t panel = first; panel < last; ++panel) {
+    const Matrix rows = {(char *)x.data + panel * 16 * row_bytes, x.stride, x.format};
+    quantize_panel(rows, y, v[0], v[1], panel, rounding);
+  }
 }
 
 // infopt_linear_bytes: infopt_linear for int8 weights with a scale per row, on panels of bytes
 //   pointers: as infopt_linear, then scales[N], up_scales[N] or null, and the sums of the rows'
 //             integers likewise, all f32
-//   numbers, tasks, scratch: as infopt_linear; the panel stride counts bytes
+//   numbers, tasks, scratch: as infopt_linear; the panel stride counts bytes; y format 6: panels
+//             of bytes (as infopt_quantize_panels), numbers 23 and 24 their step and zero point,
+//             pointer 14 factors of the features before they are rounded (f32, or null)
 INFOPT_EXPORT void infopt_linear_bytes(const infopt_call *call, int64_t first, int64_t last) {
   linear<StepBytes, int8_t>(call, first, last);
 }

@@ -11,7 +11,8 @@
 
 namespace infopt {
 
-static void norm(const infopt_call *call, int64_t first_task, int64_t last_task, bool rms) {
+static void norm(const infopt_call *call, int64_t first_task, int64_t last_task, bool rms,
+                 const NormBytes *bytes = nullptr) {
   const int64_t *n = call->numbers;
   NormShape s;
   s.rows = n[0], s.width = n[1], s.out_stride = n[5], s.eps = as_double(n[7]), s.panels = n[8];
@@ -21,7 +22,7 @@ static void norm(const infopt_call *call, int64_t first_task, int64_t last_task,
                              s.width, n[3], n[4], n[6], n[9], n[10], n[13]};
   normalize_rows(s, first_task * n[2], least(s.rows, last_task * n[2]), pointer<void>(call, 2),
                  pointer<void>(call, 3), pointer<void>(call, 4),
-                 static_cast<float *>(call->scratch), values);
+                 static_cast<float *>(call->scratch), values, bytes);
 }
 
 }  // namespace infopt
@@ -41,6 +42,20 @@ INFOPT_EXPORT void infopt_layer_norm(const infopt_call *call, int64_t first, int
 }
 INFOPT_EXPORT void infopt_rms_norm(const infopt_call *call, int64_t first, int64_t last) {
   infopt::norm(call, first, last, true);
+}
+
+// infopt_layer_norm_bytes: the same with the results rounded to bytes as well, in panels
+//   pointers  as infopt_layer_norm, then factors of the columns of what is
+//             rounded (f32, or null), then the panels (byte_panels.h)
+//   numbers   as infopt_layer_norm; out is f32 or null, R a multiple of 16; 14 how rows become bytes
+//             (RowRounding)  15, 16 step (a double) and zero point of a static range
+//   tasks, scratch  as infopt_layer_norm
+INFOPT_EXPORT void infopt_layer_norm_bytes(const infopt_call *call, int64_t first, int64_t last) {
+  using namespace infopt;
+  const int64_t *n = call->numbers;
+  const NormBytes bytes = {byte_panels(call->pointers[7], n[0], n[1]),
+                           read_rounding(n[14], n + 15), pointer<float>(call, 6)};
+  norm(call, first, last, false, &bytes);
 }
 
 // infopt_softmax: out = softmax(x * scale + mask) along the last of four dimensions, or its log.

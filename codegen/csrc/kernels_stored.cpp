@@ -3,9 +3,11 @@
 //
 //   pointers: x, w, up or null, bias, up_bias, multiplier, residual, y as infopt_linear, then
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes),
-//             remainder, up_remainder or null (codegen/remainder.py)
+//             remainder, up_remainder or null (codegen/remainder.py), factors of the features of a
+//             result in bytes or null
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 layout (stored_rows.h), 16 group or 0,
-//             17 elements between rows of scales, 18 bytes of one of them
+//             17 elements between rows of scales, 18 bytes of one of them; 23 and 24 the step (a
+//             double) and zero point of a result of format 6, panels of bytes (byte_panels.h)
 #include "embedding.h"
 #include "linear_stored.h"
 

@@ -1,7 +1,8 @@
 // The exported kernels of linear layers for few tokens whose weights are stored in few bits.
 //
 //   pointers: as infopt_linear_stored_<panel type> (kernels_stored.cpp), but x is row-major
-//   numbers:  as there; 19 format of x, 20 how its rows become bytes (RowRounding)
+//   numbers:  as there; 19 format of x (6: panels of bytes), 20 how its rows become bytes
+//             (RowRounding), 21 and 22 the step (a double) and zero point of a static range
 #include "few_rows_stored.h"
 
 using namespace infopt;

@@ -6,7 +6,6 @@
 // [panel][kGroup][16] for the epilogue.
 #pragma once
 
-#include "byte_panels.h"
 #include "epilogue.h"
 #include "microkernel.h"
 #include "linear_amx.h"
@@ -41,7 +40,22 @@ inline LinearCall read_linear(const infopt_call *call) {
   e.multiplier = {p[5], v[9], p[5] ? v[8] : int64_t(kAbsent)};
   e.residual = {p[6], v[11], p[6] ? v[10] : int64_t(kAbsent)};
   e.y = {p[7], v[13], v[12]};
+  if (e.y.format == kPanelBytes) {  // numbers 23, 24: step and zero point; pointer 14: factors
+    e.bytes.panels = byte_panels(p[7], c.m, c.n);
+    e.bytes.code = read_rounding(kStatic, v + 23).fixed;
+    e.bytes.factors = (const float *)p[14];
+    if (e.activation == kGelu && !c.up)
+      e.bytes.coarse_gelu_below = e.bytes.code.step / (8 * kCoarseGeluError);
+    e.y.stride = e.bytes.panels.stride;
+  }
   return c;
+}
+
+// Steps and zero points of a task's panels, by the task of the first features.
+inline void store_fixed_codes(const LinearCall &c, int64_t panel, int64_t count) {
+  if (c.epilogue.y.format != kPanelBytes) return;
+  for (int64_t p = panel; p < panel + count; ++p)
+    store_fixed(c.epilogue.bytes.panels, c.m, p, c.epilogue.bytes.code);
 }
 
 // Rows of type W as the micro-kernel's row type; copied into scratch only where they differ.
@@ -87,7 +101,8 @@ inline void finish_panels(const LinearCall &c, const float *products, const floa
 inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int64_t n,
                           int64_t rows) {
   const Matrix &y = c.epilogue.y;
-  const int64_t size = y.format == kRowF32 || y.format == kPanelF32 ? 4 : 2;
+  const bool wide = y.format == kRowF32 || y.format == kPanelF32;
+  const int64_t size = wide ? 4 : y.format == kPanelBytes ? 1 : 2;
   const int64_t panel_bytes = y.stride * size * (y.in_panels() ? 1 : 16);
   Ahead ahead;
   ahead.out[0] = (const char *)y.data + panel * panel_bytes + n * size * (y.in_panels() ? 16 : 1);
@@ -95,6 +110,9 @@ inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int
   ahead.count = 16;
   ahead.width = rows * size;
   ahead.stride = y.in_panels() ? ahead.width : y.stride * size;
+  const Matrix &residual = c.epilogue.residual;
+  if (residual.format == y.format && residual.stride == y.stride)
+    ahead.beside = (const char *)residual.data - (const char *)y.data;
   return ahead;
 }
 
@@ -137,6 +155,7 @@ void linear_from(const infopt_call *call, int64_t first, int64_t last) {
     const int64_t p0 = task / n_chunks * c.panel_chunk, n0 = task % n_chunks * c.n_chunk;
     const int64_t count = least(c.panel_chunk, panels - p0), n1 = least(c.n, n0 + c.n_chunk);
     const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
+    if (n0 == 0) store_fixed_codes(c, p0, count);
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t rows = least(kGroup, n1 - n);
       // One group times one cut of K, two panels at a time; `finish` while they are in cache.

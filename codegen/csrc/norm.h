@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#include "byte_panels.h"
 #include "element.h"
 
 namespace infopt {
@@ -133,11 +134,39 @@ static void store_row_panel(const NormShape &s, const NormBlock &block, int64_t 
   });
 }
 
+// A panel of bytes beside the rows: the results, f32, are rounded while they are in cache.
+struct NormBytes {
+  BytePanels panels = {};
+  Rounding rounding = {};
+  const float *factors = nullptr;  // of the columns, before they are rounded
+};
+
+// As store_rows; `kept` [16][round_up(width, 16)], which may hold the block's values, takes the
+// results too.
+static void store_rows_and_bytes(const NormShape &s, const NormBlock &block, int64_t first,
+                                 int64_t count, const Affine &affine, const NormBytes &bytes,
+                                 float *kept, float *out) {
+  const int64_t buffer = round_up(s.width, 16);
+  for (int64_t r = 0; r < count; ++r) {
+    const float *x = block.values[r];
+    float *to = out ? out + (first + r) * s.out_stride : nullptr, *keep = kept + r * buffer;
+    each_vec(s.width, [&](int64_t i, int64_t n) {
+      const Vec v = n == 16 ? load(x + i) : load(x + i, n);
+      const Vec y = normalized<float>(block, r, v, affine, s.round_first, i, n);
+      if (to) n == 16 ? store(to + i, y) : store(to + i, y, n);
+      const Vec scaled = bytes.factors ? y * load_some(bytes.factors + i, n) : y;
+      n == 16 ? store(keep + i, scaled) : store(keep + i, scaled, n);
+    });
+  }
+  quantize_panel({kept, buffer, kRowF32}, bytes.panels, s.rows, s.width, first / 16,
+                 bytes.rounding);
+}
+
 // Rows first..last of a norm. values(row, buffer) gives a row's f32 values, in `buffer` or not.
 template <class Values>
 INFOPT_INLINE void normalize_rows(const NormShape &s, int64_t first, int64_t last,
                                   const void *weight, const void *bias, void *out, float *scratch,
-                                  const Values &values) {
+                                  const Values &values, const NormBytes *bytes = nullptr) {
   const int64_t buffer = round_up(s.width, 16);
   const Affine affine(s, weight, bias, scratch + 16 * buffer);
   NormBlock block;
@@ -146,6 +175,10 @@ INFOPT_INLINE void normalize_rows(const NormShape &s, int64_t first, int64_t las
     for (int64_t r = 0; r < count; ++r) {
       block.values[r] = values(first + r, scratch + r * buffer);
       row_statistics(s, block.values[r], &block.shift[r], &block.scale[r], &block.offset[r]);
+    }
+    if (bytes) {
+      store_rows_and_bytes(s, block, first, count, affine, *bytes, scratch, (float *)out);
+      continue;
     }
     with_float_type(s.out_element, [&](auto type) {
       using T = decltype(type);

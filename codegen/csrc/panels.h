@@ -10,7 +10,8 @@ namespace infopt {
 
 // The codes kernels take in `numbers`. An absent operand has format 0.
 enum Format : int64_t {
-  kAbsent = 0, kRowF32 = 1, kRowBf16 = 2, kRowF16 = 3, kPanelF32 = 4, kPanelBf16 = 5
+  kAbsent = 0, kRowF32 = 1, kRowBf16 = 2, kRowF16 = 3, kPanelF32 = 4, kPanelBf16 = 5,
+  kPanelBytes = 6  // byte_panels.h
 };
 
 struct Matrix {

@@ -90,6 +90,16 @@ INFOPT_INLINE Vec gelu(Vec x) {
   return x * select(lt(x, zero()), half, broadcast(1) - half);
 }
 
+// gelu for results of few bits: relu(x) - |x| Phi(-|x|), which is small everywhere, as one
+// polynomial. Absolute error below 1.3e-4.
+constexpr float kCoarseGeluError = 1.3e-4f;
+INFOPT_INLINE Vec coarse_gelu(Vec x) {
+  const Vec t = min(broadcast(3.84f), abs(x));
+  const Vec rest = polynomial(t, {-7.105579e-4f, 0.010792953f, -0.06194763f, 0.15079436f,
+                                  -0.056274973f, -0.3832666f, 0.49929735f, -1.15068506e-4f});
+  return max(x, zero()) - rest;
+}
+
 // x/2 * (1 + tanh(u)) = x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 INFOPT_INLINE Vec gelu_tanh(Vec x) {
   const Vec minus_2u = x * fma(x * x, broadcast(-0.0713548163f), broadcast(-1.59576912f));

@@ -175,7 +175,9 @@ def _not_yet(format: str, remainder: TensorType | None) -> str | None:
 def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs: Any) -> str | None:
     if activations not in _ROUNDED:
         return f"rows rounded as {activations}"
-    reason = _not_yet(attrs["format"], rest[-1])
+    if attrs["out_step"]:
+        return "results rounded to bytes"
+    reason = _not_yet(attrs["format"], rest[-2])
     if reason:
         return reason
     return quantized_legal(target, x, *rest, activations=activations, **attrs)
@@ -192,11 +194,13 @@ def _quantized_linear(
     bias: TensorType | None,
     residual: TensorType | None,
     remainder: TensorType | None,
+    out_factors: TensorType | None,
     *,
     format: str,
     activations: str,
     activation: str,
     out: torch.dtype,
+    **fixed: Any,
 ) -> list[Launch]:
     given = {"values": values, "scales": scales, "sums": sums, "bias": bias, "residual": residual}
     found = {name: t and Pointer(name, t.dtype) for name, t in given.items()}
@@ -245,6 +249,7 @@ def _quantized_gated(
     activations: str,
     activation: str,
     out: torch.dtype,
+    **fixed: Any,
 ) -> list[Launch]:
     given: dict[str, TensorType | None] = {
         "gate": gate,

@@ -64,9 +64,13 @@ def norm_call(
     out: TensorType | None,
     total: TensorType | None,
     eps: float,
-    last: tuple[int, ...] = (),
+    last: tuple[Size | float, ...] = (),
+    per_task: int = FEW_ROWS,
 ) -> Call:
-    """The call of either norm; pointers: x, residual, weight, bias, out, sum."""
+    """The call of either norm; pointers: x, residual, weight, bias, out, sum.
+
+    last: numbers 15 and on. per_task: rows
+    """
     assert out is not None, "a norm that nobody reads"
     rows, y = as_rows(x), as_rows(out)
     assert rows is not None and y is not None
@@ -76,7 +80,7 @@ def norm_call(
     numbers: tuple[Size | float, ...] = (
         rows.count,
         rows.width,
-        FEW_ROWS,
+        per_task,
         rows.stride,
         r.stride if r else 0,
         y.stride,
@@ -95,7 +99,7 @@ def norm_call(
         symbol,
         pointers,
         numbers,
-        ceil_div(rows.count, FEW_ROWS),
+        ceil_div(rows.count, per_task),
         scratch=72 * round_up(rows.width, 16),
     )
 

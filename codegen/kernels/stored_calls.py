@@ -24,31 +24,61 @@ from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
 # In the order of the rounding's numbers in codegen/csrc/byte_panels.h.
-ROUNDED_BY_KERNELS = ("int8", "int8-symmetric", "int8-affine", "int8-affine-per-token")
+ROUNDED_BY_KERNELS = (
+    *("int8", "int8-symmetric", "int8-affine", "int8-affine-per-token"),
+    "int8-static",
+)
+PANEL_BYTES = 6  # the format of panels of bytes, beside ROW_FORMAT and PANEL_FORMAT
+
+
+def packed_bytes(t: TensorType) -> Size:
+    """What rows occupy as panels of bytes (codegen/csrc/byte_panels.h)."""
+    rows = as_rows(t)
+    assert rows is not None
+    return ceil_div(rows.count, 16) * (ceil_div(rows.width, 4) * 64 + 128)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight as a kernel finds it; activations: as the op's attribute."""
+    """A weight as a kernel finds it, and as what it is multiplied with.
+
+    activations, step, zero: as the op's attributes. out_step, out_zero: likewise; where out_step
+    is not 0, the results are panels of bytes
+    """
 
     codec: Integers
     activations: str
     values: TensorType
     scales: TensorType
+    step: float = 0.0
+    zero: int = 0
+    out_step: float = 0.0
+    out_zero: int = 0
 
     @property
     def as_bytes(self) -> bool:
-        return self.activations in ROUNDED_BY_KERNELS
+        return self.packed or self.activations in ROUNDED_BY_KERNELS
+
+    @property
+    def packed(self) -> bool:
+        """Whether x is panels of bytes already."""
+        return self.activations == "packed"
 
     @property
     def rounding(self) -> int:
         """The number of the rounding of rows; 0 where there is none."""
-        return ROUNDED_BY_KERNELS.index(self.activations) if self.as_bytes else 0
+        if self.activations not in ROUNDED_BY_KERNELS:
+            return 0
+        return ROUNDED_BY_KERNELS.index(self.activations)
 
-    def numbers(self) -> tuple[Size, ...]:
-        """Numbers 15 to 18 of kernels_stored.cpp."""
+    def numbers(self, x: torch.dtype) -> tuple[Size | float, ...]:
+        """Numbers 15 and on of kernels_stored.cpp; x: its dtype."""
         scale_bytes = self.codec.scale_dtype.itemsize
-        return (self.codec.layout, self.codec.group, self.scales.strides[0], scale_bytes)
+        return (
+            *(self.codec.layout, self.codec.group, self.scales.strides[0], scale_bytes),
+            *(PANEL_BYTES if self.packed else ROW_FORMAT[x], self.rounding),
+            *(float(self.step), self.zero, float(self.out_step), self.out_zero),
+        )
 
 
 def stored_products(
@@ -64,7 +94,7 @@ def stored_products(
     """The calls for few rows and for many; where the number of rows is open, both.
 
     names: parameter of x, w, up, bias, up_bias, residual, scales, up_scales, sums, up_sums,
-    remainder, up_remainder.
+    remainder, up_remainder, out_factors.
     """
     rows, y = as_rows(x), as_rows(cfg.out)
     assert rows is not None and y is not None
@@ -78,7 +108,6 @@ def stored_products(
         chunk: Size,
         per_task: int,
         x_stride: Size,
-        more: tuple,
         tasks: Size,
         scratch: Size,
     ) -> Call:
@@ -86,15 +115,16 @@ def stored_products(
             *(first, names["w"], names.get("up"), names.get("bias"), names.get("up_bias"), None),
             *(names.get("residual"), "out", names["scales"], names.get("up_scales")),
             *((names["sums"], names.get("up_sums")) if stored.as_bytes else (None, None)),
-            *(names.get("remainder"), names.get("up_remainder")),
+            *(names.get("remainder"), names.get("up_remainder"), names.get("out_factors")),
         )
         numbers = (
             *(m, n, k, stored.values.strides[0], chunk, per_task, ACTIVATIONS.index(activation)),
             *(ROW_FORMAT[bias.dtype] if bias else 0, 0, 0),
             *((ROW_FORMAT[residual.dtype], r.stride) if residual and r else (0, 0)),
-            *(ROW_FORMAT[cfg.out.dtype], y.stride, x_stride),
+            *(PANEL_BYTES if stored.out_step else ROW_FORMAT[cfg.out.dtype], y.stride, x_stride),
+            *stored.numbers(x.dtype),
         )
-        return Call(symbol, pointers, (*numbers, *more), tasks, scratch)
+        return Call(symbol, pointers, numbers, tasks, scratch)
 
     few: Any = m <= FEW if isinstance(m, int) else sympy.Le(m, FEW)
     if target.batch_invariant and not stored.as_bytes:
@@ -111,7 +141,6 @@ def stored_products(
                 chunk,
                 1,
                 rows.stride,
-                (*stored.numbers(), ROW_FORMAT[x.dtype], stored.rounding),
                 tasks=only_if(few, ceil_div(n, chunk)),
                 scratch=64 + round_up(m, 4) * (12 + padded * (1 if stored.as_bytes else 4)),
             )
@@ -131,16 +160,13 @@ def stored_products(
         scratch += 96 * (min(round_up(k, 64), 4096) + 64)
     else:
         scratch += 384 * (min(round_up(k, 32), 2048) + 32)
-    more = stored.numbers()
-    calls.append(
-        call(symbol, first, n_chunk, per_task, x_stride, more, tasks=tasks, scratch=scratch)
-    )
+    calls.append(call(symbol, first, n_chunk, per_task, x_stride, tasks=tasks, scratch=scratch))
     return calls
 
 
 def _panels(
     name: str, rows: Rows, dtype: torch.dtype, stored: Stored, tasks: Size
-) -> tuple[Call, Size, str]:
+) -> tuple[Call | str, Size, str]:
     """The activations in panels, the stride of a panel, and what the panels hold."""
     if not stored.as_bytes:
         held = torch.bfloat16 if stored.activations == "bf16" else torch.float32
@@ -149,10 +175,13 @@ def _panels(
         packed = to_panels(name, rows, dtype, held, tasks)
         return packed, packed.numbers[5], "bf16" if held is torch.bfloat16 else "f32"
     panels, stride = ceil_div(rows.count, 16), ceil_div(rows.width, 4) * 64
+    if stored.packed:
+        return name, stride, "bytes"
+    fixed = (float(stored.step), stored.zero) if stored.step else ()
     codes = Call(
         "infopt_quantize_panels",
         (name,),
-        (rows.count, rows.width, ROW_FORMAT[dtype], rows.stride, stored.rounding),
+        (rows.count, rows.width, ROW_FORMAT[dtype], rows.stride, stored.rounding, *fixed),
         tasks,
         bytes=panels * (stride + 128),
     )

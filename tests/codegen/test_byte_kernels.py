@@ -1,5 +1,7 @@
 """Products of bytes, and the rounding of rows to bytes, on every level this machine runs."""
 
+import struct
+
 import pytest
 import torch
 
@@ -17,6 +19,11 @@ from tests.codegen.product_kernels import (
     guarded,
     random,
 )
+
+
+def bits_of(number):
+    """As it travels in a call."""
+    return struct.unpack("q", struct.pack("d", number))[0] if isinstance(number, float) else number
 
 
 def byte_panels(codes, steps, zeros):
@@ -42,12 +49,13 @@ def test_quantize_panels(kernels, dtype):
         for number, rounding in enumerate(ROUNDED_BY_KERNELS):
             if dtype is not F32 and "per-token" in rounding:
                 continue
-            codes, steps, zeros = quantize_rows(x, rounding)
+            fixed = (0.25, 100) if rounding == "int8-static" else ()  # no rounding before codes
+            codes, steps, zeros = quantize_rows(x, rounding, *fixed)
             if number == 0:  # rows of zeros, whatever their step is
                 steps[x.float().abs().amax(-1) < 1e-35] = 0
             expected = byte_panels(codes, steps, zeros)
             found = torch.full_like(expected, 77)
-            numbers = [m, k, ROW[dtype], k + 3, number]
+            numbers = [m, k, ROW[dtype], k + 3, number, *(bits_of(v) for v in fixed)]
             kernels.run("quantize_panels", [x, found], numbers, ceil_div(m, 16), 0)
             assert torch.equal(found, expected), (m, k, rounding)
 

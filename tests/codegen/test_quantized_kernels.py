@@ -97,7 +97,7 @@ def test_gates_and_bf16(level, format, activations):
 
 
 @every_level
-@pytest.mark.parametrize("rounding", ROUNDED_BY_KERNELS[1:])
+@pytest.mark.parametrize("rounding", ROUNDED_BY_KERNELS[1:4])
 def test_rows_rounded_as_torchao_rounds_them(level, rounding):
     """Every code and step is the reference's, so that only the order of sums is another."""
     torch.manual_seed(2)

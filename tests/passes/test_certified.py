@@ -21,6 +21,7 @@ from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_tokens import MergeTokens
 from infopt.passes.named import BUILT_IN
 from infopt.passes.narrow_compute import NarrowCompute
+from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
@@ -33,8 +34,8 @@ from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 # held to their bounds; there is no exact arithmetic for these
 LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 # Two choose by inputs of the whole program, which generated graphs have not; what the others do
-# to random data has no bound. Their own tests hold them to what they promise.
-MEASURED = (QuantizeToBudget, MergeTokens, PruneStructures, SparseActivations)
+# to random data has no bound, or is compared to the bit. Their own tests hold them to it.
+MEASURED = (QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
 OF_SIZES = (FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns)

@@ -163,7 +163,8 @@ def test_artifact_and_new_weights(x, tmp_path):
         ({"weights": {"*": "fp4"}}, "there is no format 'fp4' (for '*')"),
         ({"weights": 8}, "expected a format or a dict of patterns to formats, found 8"),
         ({"activations": "int8"}, "give weights too"),
-        ({"weights": "int8", "activations": "int4"}, "expected None or 'int8', found 'int4'"),
+        ({"weights": "int8", "activations": "int4"}, "or 'int8-static', found 'int4'"),
+        ({"weights": "int8", "activations": "int8-static"}, "give calibration too, a list of"),
         ({"weights": "int8", "passes": []}, "give one of the two"),
         ({"calibration": [(torch.zeros(1, K),)]}, "low_rank or a budget too"),
         ({"weights": "int8", "calibration": []}, "expected a list of tuples of inputs, found []"),
@@ -268,9 +269,8 @@ def test_a_small_table_stays():
 
 
 def test_unknown_activations_are_refused():
-    with pytest.raises(
-        infopt.BadOption, match="activations: expected 'none' or 'int8', found 'fp8'"
-    ):
+    known = "'none', 'int8', 'int8-static'"
+    with pytest.raises(infopt.BadOption, match=f"expected one of {known}, found 'fp8'"):
         QuantizeWeights(activations="fp8")
 
 
