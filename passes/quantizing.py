@@ -139,10 +139,9 @@ class Quantizing:
         return self.o.call(op, x or node.args[0], *dense, *rest, **remainders, **attrs)
 
     def is_made_by_layer(self, node: Node) -> bool:
-        """Whether a linear layer makes what this layer reads for such layers alone, and can round it
-        to bytes as it does (passes/pack_activations.py) if the range is known before. Whoever else
-        makes it sees whole rows, or a pass over them is needed anyway: then every row may have its
-        own."""
+        """Whether a linear layer makes what this layer reads for such layers alone, which can round
+        it to bytes (passes/pack_activations.py) if the range is known before. Whoever else makes it
+        sees whole rows, or a pass over them is needed anyway: then every row may have its own."""
         x = node.args[0]
         if not isinstance(x, Node) or LINEARS.get(x.op.name) != 1:
             return False
