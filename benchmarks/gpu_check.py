@@ -17,7 +17,7 @@ from infopt.compiler.accuracy import Exact
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import find
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 from infopt.compiler.types import TensorType
 from infopt.runtime.plan import AtenStep
 

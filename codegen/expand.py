@@ -14,7 +14,7 @@ from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.graph import Graph, Node, Output, flatten_nodes
 from infopt.compiler.infer import FakeWorld, types_of
 from infopt.compiler.ops import CONST, GETITEM, INPUT
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 from infopt.compiler.types import TensorType
 
 

@@ -14,9 +14,9 @@ from infopt.codegen.lower import Lowered
 from infopt.codegen.schedules import TUNING, BadTuning, Database
 from infopt.codegen.tuner import Tuner
 from infopt.compiler.accuracy import Exact, compare
+from infopt.compiler.certification.first_use import certify_new
 from infopt.compiler.dump_folder import program_folder, write
 from infopt.compiler.errors import ContractBroken
-from infopt.compiler.first_use import certify_new
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import interpret
 from infopt.compiler.one_device import originals

@@ -13,11 +13,9 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from infopt.codegen.lower import LoweringDeclined
-from infopt.compiler.archive import load_archive
 from infopt.compiler.compiled import build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
 from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
-from infopt.compiler.export import Exported, export
 from infopt.compiler.interpret import bind_dims
 from infopt.compiler.machine import Machine, machine_for
 from infopt.compiler.model import AsTorch, Compiled, signature_of
@@ -26,6 +24,8 @@ from infopt.compiler.options import Options
 from infopt.compiler.page import page
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.archive import load_archive
+from infopt.compiler.tracing.export import Exported, export
 from infopt.runtime.device import Device
 from infopt.runtime.errors import InputMismatch, PlanError
 from infopt.runtime.forked import torch_threads

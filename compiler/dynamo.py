@@ -17,7 +17,6 @@ from torch._dynamo.utils import counters
 from torch._logging import trace_structured
 
 from infopt.codegen.lower import LoweringDeclined
-from infopt.compiler.capture import aten_module
 from infopt.compiler.compiled import build
 from infopt.compiler.errors import (
     BadOption,
@@ -34,7 +33,8 @@ from infopt.compiler.one_device import CPU, mapped, on_cpu
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.capture import aten_module
+from infopt.compiler.tracing.trace import from_fx
 from infopt.runtime.errors import InputOverlap, InputUnaligned, PlanError
 from infopt.runtime.forked import torch_threads
 

@@ -15,8 +15,8 @@ from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
-from infopt.compiler.packed_weight import packed_weights
-from infopt.compiler.torchao_weight import is_torchao, torchao_weight
+from infopt.compiler.tracing.packed_weight import packed_weights
+from infopt.compiler.tracing.torchao_weight import is_torchao, torchao_weight
 
 
 @dataclass(frozen=True, eq=False)

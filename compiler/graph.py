@@ -289,7 +289,10 @@ class Graph:
         nodes carry fake values in meta["val"], as torch.export makes. Sizes are fixed to the
         example's. Raises TraceDeclined where the program is not a pure tensor program.
         """
-        from infopt.compiler import capture, trace  # tracing builds graphs: it stands above them
+        from infopt.compiler.tracing import (
+            capture,
+            trace,  # tracing builds graphs: it stands above them
+        )
 
         return trace.from_fx(module if inputs is None else capture.retraced(module, inputs))
 

@@ -23,7 +23,7 @@ from infopt.compiler.graph import Graph
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten

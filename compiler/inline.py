@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from infopt.compiler.graph import Node
 from infopt.compiler.infer import Builder
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 
 
 def inlined(

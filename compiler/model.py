@@ -17,11 +17,11 @@ from infopt.codegen.load_gpu import compiled_kernels
 from infopt.codegen.lower import Lowered, LoweringDeclined, lower
 from infopt.compiler.compiled import Built
 from infopt.compiler.errors import FallbackRefused
-from infopt.compiler.export import Exported
 from infopt.compiler.graph import Graph
 from infopt.compiler.provenance import provenance
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import Exported
 from infopt.runtime import swap
 from infopt.runtime.absent_program import AbsentProgram
 from infopt.runtime.artifact import (

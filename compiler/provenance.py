@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from infopt.codegen.lower import LoweringDeclined, lower
-from infopt.compiler.export import Exported
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
 from infopt.compiler.ops import CONST
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import Exported
 from infopt.runtime.manifest import WeightsEntry
 from infopt.runtime.plan import Plan
 from infopt.runtime.swap import PLAN, is_read, weight_type

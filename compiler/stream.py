@@ -12,13 +12,13 @@ from infopt.compiler.accuracy import compare
 from infopt.compiler.compiled import build
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, CannotStream, TraceDeclined
-from infopt.compiler.export import Argument, Exported, check_module, export
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
 from infopt.compiler.model import Compiled
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import Argument, Exported, check_module, export
 from infopt.compiler.types import dtype_name
 from infopt.passes.streaming import Step, stream
 from infopt.passes.streaming_rules import rule_for

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from infopt.compiler.bisection import Culprit, bisect_graph
-from infopt.compiler.certify import Certificate as Certificate
-from infopt.compiler.certify import certify as certify
-from infopt.compiler.certify_program import Program as Program
+from infopt.compiler.certification.certify import Certificate as Certificate
+from infopt.compiler.certification.certify import certify as certify
+from infopt.compiler.certification.programs import Program as Program
+from infopt.compiler.certification.property_test import check_sample, hypothesis_test
 from infopt.compiler.dump import diff
 from infopt.compiler.errors import CannotInfer, ContractBroken
-from infopt.compiler.export import export
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
-from infopt.compiler.property_test import check_sample, hypothesis_test
 from infopt.compiler.report import PassReport, Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import export
 from infopt.compiler.types import TensorType
 
 Build = Callable[..., "Node | tuple[Node, ...]"]

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from infopt.codegen.build import BuildFailed as BuildFailed
     from infopt.codegen.build import CompilerMissing as CompilerMissing
     from infopt.codegen.kernel import kernel_op as kernel_op
-    from infopt.compiler import kv as kv
     from infopt.compiler import testing as testing
     from infopt.compiler.accuracy import Accuracy as Accuracy
     from infopt.compiler.accuracy import Bounded as Bounded
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
     from infopt.compiler.budget import Budget as Budget
-    from infopt.compiler.causal_lm import compile_causal_lm as compile_causal_lm
-    from infopt.compiler.certify import NotCertified as NotCertified
+    from infopt.compiler.certification.certify import NotCertified as NotCertified
+    from infopt.compiler.decoding import kv as kv
+    from infopt.compiler.decoding.causal_lm import compile_causal_lm as compile_causal_lm
     from infopt.compiler.driver import compile as compile
     from infopt.compiler.driver import explain as explain
     from infopt.compiler.errors import BadOption as BadOption
@@ -128,7 +128,7 @@ _HOMES = {
     "MissingLibrary": "compiler.errors",
     "NativeCodeRefused": "runtime.trust",
     "Node": "compiler.graph",
-    "NotCertified": "compiler.certify",
+    "NotCertified": "compiler.certification.certify",
     "Op": "compiler.ops",
     "Pass": "compiler.pipeline",
     "PassContext": "compiler.pipeline",
@@ -154,7 +154,7 @@ _HOMES = {
     "Verdict": "runtime.verdict",
     "WeightsMismatch": "runtime.errors",
     "compile": "compiler.driver",
-    "compile_causal_lm": "compiler.causal_lm",
+    "compile_causal_lm": "compiler.decoding.causal_lm",
     "compile_stream": "compiler.stream",
     "default_passes": "passes.pipelines",
     "explain": "compiler.driver",
@@ -166,7 +166,7 @@ _HOMES = {
     "verdicts": "runtime.verdict",
     "verify": "runtime.loading",
 }
-_MODULES = {"kv": "compiler.kv", "testing": "compiler.testing"}
+_MODULES = {"kv": "compiler.decoding.kv", "testing": "compiler.testing"}
 
 __all__ = [
     "KV",

@@ -13,8 +13,8 @@ from infopt.compiler.inline import inlined
 from infopt.compiler.integer_weight import integer_weight
 from infopt.compiler.interpret import evaluate
 from infopt.compiler.ops import CONST
-from infopt.compiler.packed_weight import PackedWeight, packed_weights
 from infopt.compiler.pipeline import Pass, PassContext
+from infopt.compiler.tracing.packed_weight import PackedWeight, packed_weights
 from infopt.compiler.types import TensorType
 
 _LEAST_GROUP = 32

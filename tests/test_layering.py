@@ -26,20 +26,12 @@ ROOF = (
     "compiler.provenance",
     "compiler.cli",
     "compiler.commands",
+    "compiler.decoding",
     "compiler.doctor",
     "compiler.kernel_check",
-    "compiler.causal_lm",
     "compiler.stream",
     "compiler.transformers_exporter",
     "compiler.machine",
-    "compiler.tracing_cache",
-    "compiler.kv",
-    "compiler.kv_contiguous",
-    "compiler.kv_paged",
-    "compiler.merge_policy",
-    "compiler.page_policy",
-    "compiler.slot_policy",
-    "compiler.transformers_cache",
 )
 DEPLOYED = {"torch", "numpy", "safetensors"}  # all that infopt.runtime may need
 OPTIONAL = {"runtime.signature_file": {"cryptography"}}  # imported when a key is given

@@ -9,13 +9,13 @@ from infopt.compiler.commands.measuring import measure
 from infopt.compiler.commands.output import print_json, print_table, print_text, progress
 from infopt.compiler.commands.pass_argument import load_pass, pipeline
 from infopt.compiler.commands.source import Source, load_source
-from infopt.compiler.export import export
 from infopt.compiler.graph import Graph
 from infopt.compiler.kernel_check import WrongKernel, wrong_kernels
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import Report, explanation
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import export
 from infopt.passes.named import BUILT_IN, describe, offered
 from infopt.passes.pipelines import default_passes
 from infopt.runtime.structure import Leaf

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from infopt.compiler.archive import SUFFIX, load_archive
 from infopt.compiler.errors import BadOption
+from infopt.compiler.tracing.archive import SUFFIX, load_archive
 
 
 class BadSource(ValueError):

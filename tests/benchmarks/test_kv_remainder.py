@@ -6,7 +6,7 @@ import torch
 from benchmarks.kv_remainder import Form, RoundedCache
 from infopt.codegen.kernels.kv_int4 import _from_pages, _to_pages
 from infopt.models.decoder import SMALL
-from tests.compiler.sharp_decoder import sharp_decoder
+from tests.compiler.decoding.sharp_decoder import sharp_decoder
 
 
 @pytest.mark.parametrize("per_token", [False, True])

@@ -11,7 +11,7 @@ from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered, lower
 from infopt.compiler.graph import Graph
 from infopt.compiler.target import Target
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 from infopt.runtime.executor import Program
 
 

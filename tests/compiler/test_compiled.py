@@ -8,10 +8,10 @@ import torch
 import infopt
 from infopt.compiler.compiled import Built, _check_program, build
 from infopt.compiler.errors import ContractBroken
-from infopt.compiler.export import export
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import export
 from infopt.runtime.structure import Leaf
 
 X = torch.randn(3, 8)

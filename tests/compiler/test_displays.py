@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from infopt.compiler.dump import diff, text
-from infopt.compiler.export import export
 from infopt.compiler.graph import Graph
 from infopt.compiler.page import page
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.report import FrontierPoint, PassReport, Report, Site, explanation
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import export
 from infopt.passes.pipelines import default_passes
 from infopt.runtime.structure import Leaf
 

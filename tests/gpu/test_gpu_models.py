@@ -11,7 +11,7 @@ from infopt.compiler import dynamo
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.machine import Machine, machine_for
 from infopt.compiler.target import Target
-from infopt.compiler.trace import from_fx
+from infopt.compiler.tracing.trace import from_fx
 from infopt.models.decoder import SMALL, Decoder
 from infopt.models.encoder import Encoder, EncoderConfig
 from infopt.runtime.errors import DeviceMissing

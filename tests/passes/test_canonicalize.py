@@ -11,7 +11,7 @@ from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import TensorType
 from infopt.passes.canonicalize import Canonicalize, _detour
 from infopt.passes.fold_constants import FoldConstants
-from tests.compiler.traced import names
+from tests.compiler.tracing.traced import names
 
 X = torch.randn(2, 3, 4)
 W = torch.randn(5, 4)

@@ -7,10 +7,10 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from infopt.compiler.certify import Certificate, check_case
-from infopt.compiler.certify_program import FLOATS, Case
+from infopt.compiler.certification.certify import Certificate, check_case
+from infopt.compiler.certification.programs import FLOATS, Case
+from infopt.compiler.certification.property_test import LAYOUTS, VALUES
 from infopt.compiler.pipeline import Pass
-from infopt.compiler.property_test import LAYOUTS, VALUES
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
 from infopt.passes.factor_low_rank import FactorLowRank

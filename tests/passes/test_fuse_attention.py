@@ -11,7 +11,7 @@ from infopt.compiler.graph import Stage
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.passes.fuse_attention import FuseAttention
-from tests.compiler.traced import names
+from tests.compiler.tracing.traced import names
 
 Q, K, V = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 7, 16), torch.randn(2, 4, 7, 16)
 KV = torch.randn(2, 2, 7, 16)

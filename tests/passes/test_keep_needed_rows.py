@@ -6,7 +6,7 @@ from infopt.compiler.cost import graph_seconds
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.passes.keep_needed_rows import KeepNeededRows
-from tests.compiler.traced import names
+from tests.compiler.tracing.traced import names
 
 _SEEDED = torch.Generator().manual_seed(0)
 X = torch.randn(2, 64, 256, generator=_SEEDED)

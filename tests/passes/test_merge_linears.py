@@ -12,7 +12,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.testing import graph_of, run_pass
 from infopt.compiler.types import TensorType
 from infopt.passes.merge_linears import MergeLinears
-from tests.compiler.traced import names
+from tests.compiler.tracing.traced import names
 
 X = torch.randn(3, 5, 16)
 

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 
-from infopt.compiler.export import Exported, export
 from infopt.compiler.options import Options
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import Exported, export
 from infopt.models import zoo
 from infopt.models.minilm import MiniLM
 from infopt.passes.pipelines import default_passes

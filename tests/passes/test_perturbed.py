@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from infopt.compiler.certify_values import compare_results
+from infopt.compiler.certification.values import compare_results
 from infopt.compiler.errors import CannotInfer
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node

@@ -11,7 +11,7 @@ from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.target import Target
 from infopt.passes.pipelines import default_passes
-from tests.compiler.traced import check, names
+from tests.compiler.tracing.traced import check, names
 
 SMALL = {
     "vocab_size": 100,

@@ -14,7 +14,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import Dim, TensorType
 from infopt.passes.simplify_masks import SimplifyMasks, causal_part, counted
-from tests.compiler.traced import names
+from tests.compiler.tracing.traced import names
 
 M = torch.rand(3, 5) > 0.4
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from infopt.compiler.export import export
 from infopt.compiler.graph import Graph
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.target import Target
+from infopt.compiler.tracing.export import export
 from infopt.models import zoo
 from infopt.models.decoder import SMALL, Decoder
 from infopt.models.encoder import Encoder, EncoderConfig

@@ -1,0 +1,1 @@
+"""Decoders as programs over state: the cache, its policies, and the models that bring one."""
