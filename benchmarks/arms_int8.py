@@ -21,6 +21,12 @@ def infopt_int8_bf16(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
     return infopt_int8(model, inputs, compute="bf16")
 
 
+def infopt_int8_static(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    """Ranges of activations from calibration, on the inputs as openvino_nncf's are."""
+    options = {"weights": "int8", "activations": "int8-static", "compute": "bf16"}
+    return infopt_offline(model, inputs, calibration=[inputs], **options)
+
+
 def infopt_bf16(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
     """The same without int8, to be compared with."""
     return infopt_offline(model, inputs, compute="bf16")
@@ -76,6 +82,7 @@ def onnxruntime_dynamic(model: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
 ARMS_INT8: tuple[Arm, ...] = (
     Arm("infopt-int8", "int8", infopt_int8, own=True),
     Arm("infopt-int8-bf16", "int8", infopt_int8_bf16, own=True),
+    Arm("infopt-int8-static", "int8", infopt_int8_static, own=True),
     Arm("infopt-bf16", "int8", infopt_bf16, own=True),
     Arm("infopt-int8-backend", "int8", infopt_int8_backend, own=True),
     Arm("torchao-inductor", "int8", torchao_inductor, "torchao"),
