@@ -152,6 +152,7 @@ def work(options: argparse.Namespace) -> int:
     torch.set_num_threads(2)  # so that kernels do split their work
     log = Path(options.log)
     done, ops = results(log), {operators.name_of(op): op for op in operators.database()}
+    gc.freeze()  # the database is a large heap, and each collection would walk all of it
     for key in keys(options):
         if key in done:
             continue

@@ -23,7 +23,8 @@ COLUMNS = (("eager",), ("inductor", "inductor-max"), ("openvino",), ("onnxruntim
 
 
 def main(argv: list[str]) -> int:
-    """Markdown: medians in milliseconds, infopt's best arm, its ratio to the best peer."""
+    """Markdown: medians in milliseconds, infopt's best arm, its ratio to the best peer; the fastest
+    in bold."""
     parser = argparse.ArgumentParser(prog="benchmarks table", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     cells: dict[tuple[str, str], dict[str, Any]] = {}
@@ -43,9 +44,10 @@ def _row(workload: str, dtype: str, arms: dict[str, dict[str, Any]]) -> str:
     own = min((a for a in measured.values() if a["own"]), key=lambda a: a["median"])
     peers = [c["median"] for c in columns if c]
     ratio = f" ({min(peers) / own['median']:.2f}×)" if peers else ""
-    times = " | ".join(_milliseconds(c) for c in columns)
+    fastest = min([own["median"], *peers])
+    times = " | ".join(_milliseconds(c, fastest) for c in columns)
     limit = f"{own['of_limit']:.0%}"
-    return f"| {workload} | {dtype} | {times} | **{_milliseconds(own)}**{ratio} | {limit} |"
+    return f"| {workload} | {dtype} | {times} | {_milliseconds(own, fastest)}{ratio} | {limit} |"
 
 
 def _least(arms: dict[str, dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
@@ -53,5 +55,8 @@ def _least(arms: dict[str, dict[str, Any]], names: tuple[str, ...]) -> dict[str,
     return min(found, key=lambda a: a["median"], default=None)
 
 
-def _milliseconds(arm: dict[str, Any] | None) -> str:
-    return f"{arm['median'] * 1e3:.1f}" if arm else "–"
+def _milliseconds(arm: dict[str, Any] | None, fastest: float) -> str:
+    if not arm:
+        return "–"
+    text = f"{arm['median'] * 1e3:.1f}"
+    return f"**{text}**" if arm["median"] == fastest else text
