@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 import infopt.codegen.gpu  # noqa: F401  declares the kernels
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernel import Config, emitters
 from infopt.codegen.launch import Launch
 from infopt.codegen.triton_compile import ARCHITECTURES, compile_launch
+from infopt.codegen.weight_formats.formats import FORMATS
 from infopt.compiler.ops import find
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType

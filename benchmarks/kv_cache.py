@@ -18,7 +18,7 @@ from rich.table import Table
 import infopt
 from benchmarks.report import spread, wide_console, write_json
 from infopt.models.decoder import DECODER_340M, Decoder
-from infopt.runtime.kv_pages import PagedMemory
+from infopt.runtime.decoding.pages import PagedMemory
 
 KINDS: dict[str, Any] = {
     "same": None,

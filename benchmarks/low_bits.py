@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.quantization import CALIBRATION, nearest
 from benchmarks.report import wide_console, write_json
-from infopt.codegen.integers import Integers
-from infopt.codegen.remainder import SparseEntries
-from infopt.codegen.rounding import Moments
-from infopt.codegen.weight_format import WeightFormat, weight_format
+from infopt.codegen.weight_formats.integers import Integers
+from infopt.codegen.weight_formats.remainder import SparseEntries
+from infopt.codegen.weight_formats.rounding import Moments
+from infopt.codegen.weight_formats.weight_format import WeightFormat, weight_format
 from infopt.models.language_model import corpus
 from infopt.models.language_model.checkpoint import load_language_model, load_tokenizer
 from infopt.models.minilm import load_minilm, tokenize

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from infopt.codegen.formats import Integers
+from infopt.codegen.weight_formats.formats import Integers
 from infopt.compiler.integer_weight import rounded_rows
 
 _KEPT = 512  # rows of each sample that choices are judged on

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from infopt.codegen.rounding import Moments
+from infopt.codegen.weight_formats.rounding import Moments
 
 _LEAST = 1e-12  # of the largest eigenvalue: below, directions are noise of rounding
 

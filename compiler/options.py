@@ -26,7 +26,7 @@ class Options:
 
     compute    None: every op in its own dtype. "bf16": permission to compute an fp32 model in bf16
     weights    None, or the format that constant weights of linear layers and tables of embeddings
-               are stored in: "int8", "int4-g32" and others (codegen/formats.py), or a dict of
+               are stored in: "int8", "int4-g32" and others (codegen/weight_formats/), or a dict of
                patterns of their names to formats, {"lm_head*": "none", "*": "int4-g128"}; the
                first that matches counts
     activations  None, or "int8": what such layers read is rounded to bytes, row by row;
@@ -53,8 +53,8 @@ class Options:
                of threads aside: runs of ops are computed slice by slice until it is enough, at the
                least estimated cost. UnreachableBudget says what is possible. Sizes must be fixed
     calibration  None, or inputs like those the model will see, tuples of arguments: integers of
-               stored weights are then chosen for them together (codegen/rounding.py), not each
-               for itself, and so are factors (codegen/factoring.py); pruning needs them. Only
+               stored weights are then chosen for them together, not each for itself, and so
+               are factors (codegen/factoring.py); pruning needs them. Only
                infopt.compile and infopt.compile_causal_lm take it. Errors are measured on the
                example inputs
     tokens     None, or infopt.Tokens(keep=0.5, ...): later layers merge or drop that many tokens

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from infopt.compiler.types import Dim as Dim
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
-    from infopt.runtime.causal_lm import CausalLM as CausalLM
-    from infopt.runtime.causal_lm import State as State
+    from infopt.runtime.decoding.causal_lm import CausalLM as CausalLM
+    from infopt.runtime.decoding.layout import KV as KV
+    from infopt.runtime.decoding.state import State as State
     from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
     from infopt.runtime.errors import ArtifactError as ArtifactError
     from infopt.runtime.errors import ArtifactIncompatible as ArtifactIncompatible
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from infopt.runtime.errors import StaleState as StaleState
     from infopt.runtime.errors import TooManySequences as TooManySequences
     from infopt.runtime.errors import WeightsMismatch as WeightsMismatch
-    from infopt.runtime.kv_layout import KV as KV
     from infopt.runtime.loading import load as load
     from infopt.runtime.loading import sign as sign
     from infopt.runtime.loading import verify as verify
@@ -105,7 +105,7 @@ _HOMES = {
     "BuildFailed": "codegen.build",
     "CannotInfer": "compiler.errors",
     "CannotStream": "compiler.errors",
-    "CausalLM": "runtime.causal_lm",
+    "CausalLM": "runtime.decoding.causal_lm",
     "Close": "compiler.accuracy",
     "Compiled": "compiler.model",
     "CompilerMissing": "codegen.build",
@@ -122,7 +122,7 @@ _HOMES = {
     "InfoptError": "compiler.errors",
     "InfoptRuntimeError": "runtime.errors",
     "InputMismatch": "runtime.errors",
-    "KV": "runtime.kv_layout",
+    "KV": "runtime.decoding.layout",
     "KernelError": "runtime.errors",
     "LibraryError": "runtime.errors",
     "MissingLibrary": "compiler.errors",
@@ -141,7 +141,7 @@ _HOMES = {
     "SizeError": "runtime.errors",
     "Stage": "compiler.graph",
     "StaleState": "runtime.errors",
-    "State": "runtime.causal_lm",
+    "State": "runtime.decoding.state",
     "Stream": "runtime.stream",
     "StreamState": "runtime.stream",
     "Target": "compiler.target",

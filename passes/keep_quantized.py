@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from infopt.codegen.formats import format_of
-from infopt.codegen.integers import Integers
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
+from infopt.codegen.weight_formats.formats import format_of
+from infopt.codegen.weight_formats.integers import Integers
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.inline import inlined
 from infopt.compiler.interpret import evaluate

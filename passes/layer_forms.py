@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from infopt.codegen.kernels.narrow_linear import narrow_gated_linear, narrow_linear
-from infopt.codegen.weight_format import weight_format
+from infopt.codegen.weight_formats.weight_format import weight_format
 from infopt.compiler.budget import Budget
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.pipeline import PassContext

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from infopt.codegen.rounding import Moments
+from infopt.codegen.weight_formats.rounding import Moments
 from infopt.compiler.alias import is_view
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.interpret import Watch, evaluate, interpret

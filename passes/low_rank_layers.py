@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from infopt.codegen.factoring import Factoring, Factors
-from infopt.codegen.rounding import Moments
+from infopt.codegen.weight_formats.rounding import Moments
 from infopt.compiler.cost import node_seconds
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.pipeline import PassContext

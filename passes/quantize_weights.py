@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from infopt.codegen.weight_format import NAMES, weight_format
+from infopt.codegen.weight_formats.weight_format import NAMES, weight_format
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
@@ -29,8 +29,8 @@ class QuantizeWeights(Pass):
     """linear(x, w) -> quantized_linear(x, values, scales, sums), and rows of tables alike
 
     formats      (pattern, format) pairs, the first whose pattern matches the weight's name counts;
-                 a format is a name of codegen/formats.py, also with a remainder
-                 (codegen/weight_format.py), or "none". Patterns are those of fnmatch;
+                 a format is a name of codegen/weight_formats/formats.py, also with a remainder
+                 (weight_formats/weight_format.py), or "none". Patterns are those of fnmatch;
                  whatever is not a letter, a digit or a wildcard counts as an underscore
     activations  "none": activations as they are. "int8": rows of activations become bytes, and
                  products are of integers. "int8-static": the same, and what one layer makes for

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from infopt.codegen.activation_range import ActivationRange
-from infopt.codegen.integers import Integers
 from infopt.codegen.kernel import find_emitter
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
-from infopt.codegen.rounding import Moments
-from infopt.codegen.weight_format import WeightFormat, weight_format
+from infopt.codegen.weight_formats.integers import Integers
+from infopt.codegen.weight_formats.rounding import Moments
+from infopt.codegen.weight_formats.weight_format import WeightFormat, weight_format
 from infopt.compiler.accuracy import compare
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.inline import inlined

@@ -11,8 +11,9 @@ import torch
 
 from infopt.runtime import folder, packed, signature_file, trust, weights
 from infopt.runtime.artifact import EXECUTOR
-from infopt.runtime.causal_lm import CausalLM, CausalSpec
 from infopt.runtime.code import map_code
+from infopt.runtime.decoding.causal_lm import CausalLM
+from infopt.runtime.decoding.spec import CausalSpec
 from infopt.runtime.device import Device
 from infopt.runtime.errors import (
     ArtifactCorrupt,

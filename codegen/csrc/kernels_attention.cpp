@@ -188,139 +188,37 @@ using Bf16Steps = FloatSteps;
 
 }  // namespace infopt
 
-INFOPT_EXPORT void infopt_attention_f32(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::attention<float, infopt::FloatSteps>(call, first, last);
-}
+using namespace infopt;
 
-INFOPT_EXPORT void infopt_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::attention<infopt::f16, infopt::FloatSteps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_ragged_attention_f32(const infopt_call *call, int64_t first,
-                                               int64_t last) {
-  infopt::ragged_attention<float, infopt::FloatSteps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_ragged_attention_bf16(const infopt_call *call, int64_t first,
-                                                int64_t last) {
-  infopt::ragged_attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_ragged_attention_f16(const infopt_call *call, int64_t first,
-                                               int64_t last) {
-  infopt::ragged_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_f32(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_bf16(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_f16(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int8_f32(const infopt_call *call, int64_t first,
-                                                 int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, infopt::i8>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int8_bf16(const infopt_call *call, int64_t first,
-                                                 int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i8>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int8_f16(const infopt_call *call, int64_t first,
-                                                 int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i8>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int4_f32(const infopt_call *call, int64_t first,
-                                               int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, infopt::i4>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int4_bf16(const infopt_call *call, int64_t first,
-                                                int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i4>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_int4_f16(const infopt_call *call, int64_t first,
-                                               int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i4>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_attention_part_f32(const infopt_call *call, int64_t first,
-                                             int64_t last) {
-  infopt::attention<float, infopt::FloatSteps, true>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_attention_part_bf16(const infopt_call *call, int64_t first,
-                                              int64_t last) {
-  infopt::attention<infopt::bf16, infopt::Bf16Steps, true>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_attention_part_f16(const infopt_call *call, int64_t first,
-                                             int64_t last) {
-  infopt::attention<infopt::f16, infopt::FloatSteps, true>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_pages_f32(const infopt_call *call, int64_t first,
-                                                 int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, float, infopt::kListed>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_pages_bf16(const infopt_call *call, int64_t first,
-                                                  int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, infopt::kListed>(call, first,
-                                                                             last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_pages_f16(const infopt_call *call, int64_t first,
-                                                 int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, infopt::kListed>(call, first,
-                                                                             last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_f32(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, float, infopt::kPaged>(call, first,
-                                                               last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_bf16(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::bf16, infopt::kPaged>(call, first,
-                                                               last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_f16(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::f16, infopt::kPaged>(call, first,
-                                                               last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_int8_f32(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<float, infopt::FloatSteps, infopt::i8, infopt::kPaged>(call, first,
-                                                               last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_int8_bf16(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<infopt::bf16, infopt::Bf16Steps, infopt::i8, infopt::kPaged>(call, first,
-                                                               last);
-}
-
-INFOPT_EXPORT void infopt_kv_attention_paged_int8_f16(const infopt_call *call, int64_t first,
-                          int64_t last) {
-  infopt::kv_attention<infopt::f16, infopt::FloatSteps, infopt::i8, infopt::kPaged>(call, first,
-                                                               last);
-}
+#define INFOPT_ATTENTION(name, ...)                                                              \
+  INFOPT_EXPORT void infopt_##name(const infopt_call *call, int64_t first, int64_t last) {       \
+    __VA_ARGS__(call, first, last);                                                              \
+  }
+INFOPT_ATTENTION(attention_f32, attention<float, FloatSteps>)
+INFOPT_ATTENTION(attention_bf16, attention<bf16, Bf16Steps>)
+INFOPT_ATTENTION(attention_f16, attention<f16, FloatSteps>)
+INFOPT_ATTENTION(attention_part_f32, attention<float, FloatSteps, true>)
+INFOPT_ATTENTION(attention_part_bf16, attention<bf16, Bf16Steps, true>)
+INFOPT_ATTENTION(attention_part_f16, attention<f16, FloatSteps, true>)
+INFOPT_ATTENTION(ragged_attention_f32, ragged_attention<float, FloatSteps>)
+INFOPT_ATTENTION(ragged_attention_bf16, ragged_attention<bf16, Bf16Steps>)
+INFOPT_ATTENTION(ragged_attention_f16, ragged_attention<f16, FloatSteps>)
+INFOPT_ATTENTION(kv_attention_f32, kv_attention<float, FloatSteps>)
+INFOPT_ATTENTION(kv_attention_bf16, kv_attention<bf16, Bf16Steps>)
+INFOPT_ATTENTION(kv_attention_f16, kv_attention<f16, FloatSteps>)
+INFOPT_ATTENTION(kv_attention_int8_f32, kv_attention<float, FloatSteps, i8>)
+INFOPT_ATTENTION(kv_attention_int8_bf16, kv_attention<bf16, Bf16Steps, i8>)
+INFOPT_ATTENTION(kv_attention_int8_f16, kv_attention<f16, FloatSteps, i8>)
+INFOPT_ATTENTION(kv_attention_int4_f32, kv_attention<float, FloatSteps, i4>)
+INFOPT_ATTENTION(kv_attention_int4_bf16, kv_attention<bf16, Bf16Steps, i4>)
+INFOPT_ATTENTION(kv_attention_int4_f16, kv_attention<f16, FloatSteps, i4>)
+INFOPT_ATTENTION(kv_attention_pages_f32, kv_attention<float, FloatSteps, float, kListed>)
+INFOPT_ATTENTION(kv_attention_pages_bf16, kv_attention<bf16, Bf16Steps, bf16, kListed>)
+INFOPT_ATTENTION(kv_attention_pages_f16, kv_attention<f16, FloatSteps, f16, kListed>)
+INFOPT_ATTENTION(kv_attention_paged_f32, kv_attention<float, FloatSteps, float, kPaged>)
+INFOPT_ATTENTION(kv_attention_paged_bf16, kv_attention<bf16, Bf16Steps, bf16, kPaged>)
+INFOPT_ATTENTION(kv_attention_paged_f16, kv_attention<f16, FloatSteps, f16, kPaged>)
+INFOPT_ATTENTION(kv_attention_paged_int8_f32, kv_attention<float, FloatSteps, i8, kPaged>)
+INFOPT_ATTENTION(kv_attention_paged_int8_bf16, kv_attention<bf16, Bf16Steps, i8, kPaged>)
+INFOPT_ATTENTION(kv_attention_paged_int8_f16, kv_attention<f16, FloatSteps, i8, kPaged>)
+#undef INFOPT_ATTENTION

@@ -132,57 +132,29 @@ static void kv_append_int4(const infopt_call *call, int64_t first, int64_t last)
 
 }  // namespace infopt
 
+using namespace infopt;
+
 INFOPT_EXPORT void infopt_kv_append(const infopt_call *call, int64_t first, int64_t last) {
-  infopt::kv_append(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int8_f32(const infopt_call *call, int64_t first,
-                                              int64_t last) {
-  infopt::kv_append_int8<float>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int8_bf16(const infopt_call *call, int64_t first,
-                                              int64_t last) {
-  infopt::kv_append_int8<infopt::bf16>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int8_f16(const infopt_call *call, int64_t first,
-                                              int64_t last) {
-  infopt::kv_append_int8<infopt::f16>(call, first, last);
+  kv_append(call, first, last);
 }
 
 INFOPT_EXPORT void infopt_kv_append_paged(const infopt_call *call, int64_t first, int64_t last) {
   const size_t bytes = size_t(call->numbers[4]);
-  infopt::kv_append_paged<char, char>(
+  kv_append_paged<char, char>(
       call, first, last, [bytes](const char *from, char *to) { memcpy(to, from, bytes); });
 }
 
-INFOPT_EXPORT void infopt_kv_append_paged_int8_f32(const infopt_call *call, int64_t first,
-                                                    int64_t last) {
-  infopt::kv_append_paged_int8<float>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_paged_int8_bf16(const infopt_call *call, int64_t first,
-                                                     int64_t last) {
-  infopt::kv_append_paged_int8<infopt::bf16>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_paged_int8_f16(const infopt_call *call, int64_t first,
-                                                    int64_t last) {
-  infopt::kv_append_paged_int8<infopt::f16>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int4_f32(const infopt_call *call, int64_t first,
-                                            int64_t last) {
-  infopt::kv_append_int4<float>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int4_bf16(const infopt_call *call, int64_t first,
-                                             int64_t last) {
-  infopt::kv_append_int4<infopt::bf16>(call, first, last);
-}
-
-INFOPT_EXPORT void infopt_kv_append_int4_f16(const infopt_call *call, int64_t first,
-                                            int64_t last) {
-  infopt::kv_append_int4<infopt::f16>(call, first, last);
-}
+#define INFOPT_APPEND(name, run)                                                            \
+  INFOPT_EXPORT void infopt_##name(const infopt_call *call, int64_t first, int64_t last) {  \
+    run(call, first, last);                                                                 \
+  }
+INFOPT_APPEND(kv_append_int8_f32, kv_append_int8<float>)
+INFOPT_APPEND(kv_append_int8_bf16, kv_append_int8<bf16>)
+INFOPT_APPEND(kv_append_int8_f16, kv_append_int8<f16>)
+INFOPT_APPEND(kv_append_int4_f32, kv_append_int4<float>)
+INFOPT_APPEND(kv_append_int4_bf16, kv_append_int4<bf16>)
+INFOPT_APPEND(kv_append_int4_f16, kv_append_int4<f16>)
+INFOPT_APPEND(kv_append_paged_int8_f32, kv_append_paged_int8<float>)
+INFOPT_APPEND(kv_append_paged_int8_bf16, kv_append_paged_int8<bf16>)
+INFOPT_APPEND(kv_append_paged_int8_f16, kv_append_paged_int8<f16>)
+#undef INFOPT_APPEND

@@ -3,7 +3,7 @@
 //
 //   pointers: x, w, up or null, bias, up_bias, multiplier, residual, y as infopt_linear, then
 //             scales, up_scales, sums[N], up_sums[N] (f32; null where no activations are bytes),
-//             remainder, up_remainder or null (codegen/remainder.py), factors of the features of a
+//             remainder, up_remainder or null (codegen/weight_formats/remainder.py), factors of the features of a
 //             result in bytes or null
 //   numbers:  0 to 14 as infopt_linear, where 3 counts bytes; 15 layout (stored_rows.h), 16 group or 0,
 //             17 elements between rows of scales, 18 bytes of one of them; 23 and 24 the step (a

@@ -1,8 +1,8 @@
-// Rows of weights stored as integers with factors (codegen/formats.py), and what they stand for.
+// Rows of weights stored as integers with factors (codegen/weight_formats/formats.py), and what they stand for.
 //
 //   8 bits: int8 [N][K].   4 bits: blocks of 64 along K in 32 bytes; byte j holds integer j + 8 in
 //   its low half and integer j + 32, + 8, in its high half; the last block is whole.
-//   Tables (codegen/lookup.py): a row is a table of 2^bits bytes, then blocks of codes.
+//   Tables (codegen/weight_formats/lookup.py): a row is a table of 2^bits bytes, then blocks of codes.
 //   One f32 factor for a row, or a bf16 or f32 factor for every `group` neighbours, a power of two
 //   from 32 on.
 #pragma once
@@ -82,7 +82,7 @@ INFOPT_INLINE Vec block_scales(const Scale *scales, int64_t b, int group_bits, i
   return one ? broadcast(to_float(scales[first])) : two_halves(scales + first);
 }
 
-// Entries that are added to the stored rows (codegen/remainder.py), in order of their columns.
+// Entries that are added to the stored rows (codegen/weight_formats/remainder.py), in order of their columns.
 struct Remainder {
   const int32_t *starts = nullptr, *entries = nullptr;
   Remainder() = default;

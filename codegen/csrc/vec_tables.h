@@ -1,4 +1,4 @@
-// Blocks of 64 codes of 4 or 3 bits (codegen/lookup.py) into a table of bytes, on every level.
+// Blocks of 64 codes of 4 or 3 bits (codegen/weight_formats/lookup.py) into a table of bytes, on every level.
 //
 //   table_bytes<bits>(p, table)     the 64 bytes, as load_quads gives them
 //   FloatTable<bits>(table)         the table, ready for

@@ -13,13 +13,11 @@ import sympy
 import torch
 from sympy import Gt, Le
 
-from infopt.codegen.formats import stored_format
 from infopt.codegen.gpu.linear import divides, shares
 from infopt.codegen.gpu.quantized_linear_source import SOURCE
 from infopt.codegen.gpu.row_blocks import row_blocks
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.gpu.tiles import Tile
-from infopt.codegen.integers import Integers
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.linear import only_if
 from infopt.codegen.kernels.quantized_linear import (
@@ -31,6 +29,8 @@ from infopt.codegen.kernels.quantized_linear import (
 )
 from infopt.codegen.kernels.rows import as_rows, ceil_div, round_up, row_stride
 from infopt.codegen.launch import Launch, Pointer, Scratch
+from infopt.codegen.weight_formats.formats import stored_format
+from infopt.codegen.weight_formats.integers import Integers
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 

@@ -1,6 +1,6 @@
 """A cache in pages of one store that all sequences share: a table says which pages a sequence has,
 in its order, so that sequences share the pages of a common beginning (PagedAttention, Kwon et al.,
-2023). Which page is whose is the caller's to decide (runtime/kv_pages.py).
+2023). Which page is whose is the caller's to decide (runtime/decoding/pages.py).
 """
 
 from __future__ import annotations

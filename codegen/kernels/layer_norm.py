@@ -64,12 +64,12 @@ def norm_call(
     out: TensorType | None,
     total: TensorType | None,
     eps: float,
-    last: tuple[Size | float, ...] = (),
+    last: tuple[Size | float, ...] = (0,),
     per_task: int = FEW_ROWS,
 ) -> Call:
     """The call of either norm; pointers: x, residual, weight, bias, out, sum.
 
-    last: numbers 15 and on. per_task: rows
+    last: numbers 14 and on. per_task: rows
     """
     assert out is not None, "a norm that nobody reads"
     rows, y = as_rows(x), as_rows(out)
@@ -92,7 +92,6 @@ def norm_call(
         ELEMENT[weight.dtype] if weight else element,
         ELEMENT[out.dtype],
         element,
-        0,
         *last,
     )
     return Call(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,12 +95,9 @@ def _packed_layer_norm(
         *("x", residual and "residual", weight and "weight", bias and "bias"),
         *(out and "out0", total and "out2", factors and "factors", packed and "out1"),
     )
-    how = (float(step), zero)
-    call = norm_call(
+    how = (ROUNDED_BY_KERNELS.index(rounding), float(step), zero)
+    return norm_call(
         *("infopt_layer_norm_bytes", pointers, x, residual, weight or bias, kept, total, eps),
         last=how,
         per_task=PANEL,
     )
-    numbers = list(call.numbers)
-    numbers[14] = ROUNDED_BY_KERNELS.index(rounding)
-    return replace(call, numbers=tuple(numbers))

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.rows import ELEMENT, as_rows, ceil_div, contiguous, dense_last, round_up
-from infopt.codegen.remainder import MOST_COLUMNS, added
+from infopt.codegen.weight_formats.formats import FORMATS, stored_format
+from infopt.codegen.weight_formats.remainder import MOST_COLUMNS, added
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -31,8 +31,8 @@ def quantized_embedding(ids, values, scales, remainder=None, *, format, width, o
     """decode(values, scales)[ids], in dtype `out`: only the rows asked for are decoded.
 
     ids           i32 or i64, any shape
-    values, scales  a table [rows, width] in `format` (codegen/formats.py)
-    remainder     what is added to the table: see codegen/remainder.py
+    values, scales  a table [rows, width] in `format` (codegen/weight_formats/formats.py)
+    remainder     what is added to the table: see codegen/weight_formats/remainder.py
     Raises IndexError where an id is not in the table.
     """
     flat = ids.reshape(-1)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.linear import ACTIVATIONS, TILING, activate
 from infopt.codegen.kernels.rows import dense_last, is_positive, row_strides
@@ -17,7 +16,8 @@ from infopt.codegen.kernels.stored_calls import (
     packed_bytes,
     stored_products,
 )
-from infopt.codegen.remainder import MOST_COLUMNS, added
+from infopt.codegen.weight_formats.formats import FORMATS, stored_format
+from infopt.codegen.weight_formats.remainder import MOST_COLUMNS, added
 from infopt.compiler.accuracy import Bounded
 from infopt.compiler.integer_weight import ROW_ROUNDINGS, quantize_rows, rounded_rows
 from infopt.compiler.target import Target
@@ -87,10 +87,10 @@ def quantized_linear(
     """act(x wᵀ + bias) + residual, summed in f32 or exactly, given in dtype `out`.
 
     x            [..., K] f32 or bf16
-    values, scales  the weight [N, K] in `format` (codegen/formats.py)
+    values, scales  the weight [N, K] in `format` (codegen/weight_formats/formats.py)
     sums         f32 [N], what a row's zero point is multiplied with: see Integers.sums
     bias [N], residual [..., N]  f32 or bf16
-    remainder    what is added to that weight: see codegen/remainder.py
+    remainder    what is added to that weight: see codegen/weight_formats/remainder.py
     activations  "none": x as it is. "bf16": as if x were bf16. Products with a bf16 x are of bf16
                  values; of 8 rows or fewer, of the weight's f32 values, which is nearer. "int8":
                  rows of x become bytes (`quantize_rows`) and products are of integers; other

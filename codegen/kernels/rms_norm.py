@@ -92,7 +92,7 @@ def _rms_norm(
     offset: float,
     cast_first: bool,
 ) -> Call:
-    last = (int(cast_first), int(offset == 1.0))
+    last = (0, int(cast_first), int(offset == 1.0))
     pointers = ("x", None, weight and "weight", None, "out", None)
     return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, last)
 
@@ -110,7 +110,7 @@ def _add_rms_norm(
     cast_first: bool,
 ) -> Call:
     out, total = cfg.outs
-    last = (int(cast_first), int(offset == 1.0))
+    last = (0, int(cast_first), int(offset == 1.0))
     pointers = ("x", "residual", weight and "weight", None, "out0", total and "out1")
     return norm_call("infopt_rms_norm", pointers, x, residual, weight, out, total, eps, last)
 

@@ -8,7 +8,6 @@ from typing import Any
 import sympy
 import torch
 
-from infopt.codegen.integers import BLOCK, Integers
 from infopt.codegen.kernel import Call, Config
 from infopt.codegen.kernels.linear import (
     ACTIVATIONS,
@@ -20,6 +19,7 @@ from infopt.codegen.kernels.linear import (
     to_panels,
 )
 from infopt.codegen.kernels.rows import Rows, as_rows, ceil_div, round_up
+from infopt.codegen.weight_formats.integers import BLOCK, Integers
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 

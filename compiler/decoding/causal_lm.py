@@ -31,10 +31,11 @@ from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, check_module, export
-from infopt.runtime.causal_lm import CausalLM, CausalSpec
+from infopt.runtime.decoding.causal_lm import CausalLM
+from infopt.runtime.decoding.layout import KV
+from infopt.runtime.decoding.pages import PagedMemory
+from infopt.runtime.decoding.spec import CausalSpec
 from infopt.runtime.forked import torch_threads
-from infopt.runtime.kv_layout import KV
-from infopt.runtime.kv_pages import PagedMemory
 from infopt.runtime.structure import Leaf
 
 _TOKENS, _ROWS = 5, 3  # of the example that is traced

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infopt.compiler.decoding.policy import LayerCache, LayerShape, Policy, Store
-from infopt.runtime.kv_layout import KV
+from infopt.runtime.decoding.layout import KV
 from infopt.runtime.plan_check import dtype_of
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from infopt.compiler.decoding.policy import LayerCache, LayerShape, Policy, Store
-from infopt.runtime.kv_layout import KV
-from infopt.runtime.plan_check import dtype_of
+from infopt.compiler.decoding.contiguous import Contiguous
+from infopt.compiler.decoding.policy import LayerCache, LayerShape, Store
+from infopt.runtime.decoding.layout import KV
 
 
 @dataclass(frozen=True)
-class Paged(Policy):
+class Paged(Contiguous):
     """All tokens, in pages of kv.page of them."""
 
     kv: KV = field(default_factory=lambda: KV(page=16))
@@ -23,11 +23,7 @@ class Paged(Policy):
         return self.kv.page
 
     def stores(self, shape: LayerShape, max_length: int) -> dict[str, Store]:
-        made = {}
-        for name, width in (("keys", shape.key_width), ("values", shape.value_width)):
-            sizes, dtype = self.kv.store(shape.heads, self.kv.page, width, str(shape.dtype))
-            made[name] = Store(sizes, dtype_of(dtype, "stores"))
-        return made
+        return super().stores(shape, self.kv.page)
 
     def append(self, cache: LayerCache, k: Tensor, v: Tensor) -> None:
         for name, x in (("keys", k), ("values", v)):

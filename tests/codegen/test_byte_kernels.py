@@ -5,8 +5,8 @@ import struct
 import pytest
 import torch
 
-from infopt.codegen.formats import stored_format
 from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS
+from infopt.codegen.weight_formats.formats import stored_format
 from infopt.compiler.integer_weight import quantize_rows
 from tests.codegen.product_kernels import (
     BF16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS, format_of, stored_format
+from infopt.codegen.weight_formats.formats import FORMATS, format_of, stored_format
 
 ERROR = {8: 0.012, 4: 0.13, 3: 0.19}
 

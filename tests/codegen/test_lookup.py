@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS
-from infopt.codegen.kmeans import centers
-from infopt.codegen.lookup import Lookup
+from infopt.codegen.weight_formats.formats import FORMATS
+from infopt.codegen.weight_formats.kmeans import centers
+from infopt.codegen.weight_formats.lookup import Lookup
 
 N, K = 12, 260
 

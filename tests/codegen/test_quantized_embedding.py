@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernel import find_emitter
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
+from infopt.codegen.weight_formats.formats import FORMATS
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType

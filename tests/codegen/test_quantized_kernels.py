@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infopt.codegen.formats import FORMATS, stored_format
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.kernels.stored_calls import ROUNDED_BY_KERNELS
 from infopt.codegen.load import lower_for, program
+from infopt.codegen.weight_formats.formats import FORMATS, stored_format
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target

@@ -7,9 +7,9 @@ import torch
 
 from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
-from infopt.codegen.remainder import SparseEntries, added
-from infopt.codegen.rounding import Moments
-from infopt.codegen.weight_format import weight_format
+from infopt.codegen.weight_formats.remainder import SparseEntries, added
+from infopt.codegen.weight_formats.rounding import Moments
+from infopt.codegen.weight_formats.weight_format import weight_format
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS
-from infopt.codegen.rounding import Moments, rounded_for
+from infopt.codegen.weight_formats.formats import FORMATS
+from infopt.codegen.weight_formats.rounding import Moments, rounded_for
 
 N, K = 24, 200  # the last group is not whole
 

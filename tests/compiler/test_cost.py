@@ -4,9 +4,9 @@ import pytest
 import sympy
 import torch
 
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.narrow_linear import narrow_linear
 from infopt.codegen.kernels.quantized_linear import quantized_linear
+from infopt.codegen.weight_formats.formats import FORMATS
 from infopt.compiler.alias import is_view
 from infopt.compiler.cost import Cost, compute_dtype, cost_of, graph_seconds, seconds
 from infopt.compiler.graph import Graph

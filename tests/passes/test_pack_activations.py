@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import infopt
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.packed_layer_norm import packed_layer_norm
 from infopt.codegen.kernels.quantized_linear import quantized_linear
 from infopt.codegen.load import lower_for, program
+from infopt.codegen.weight_formats.formats import FORMATS
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.integer_weight import quantize_rows, rounded_rows

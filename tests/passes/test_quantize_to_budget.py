@@ -244,7 +244,7 @@ def test_tables_are_chosen_where_they_pay_and_the_report_says_why(net, x):
 
 @torch.no_grad()
 def test_tables_are_not_looked_for_where_wider_formats_cost_no_more(net, x, monkeypatch):
-    from infopt.codegen.lookup import Lookup
+    from infopt.codegen.weight_formats.lookup import Lookup
     from infopt.passes import quantize_to_budget
 
     def seconds(nodes, target, dims, inner, given):
@@ -267,7 +267,7 @@ def test_tables_are_not_looked_for_where_wider_formats_cost_no_more(net, x, monk
 @torch.no_grad()
 def test_remainders_are_measured_with_entries(net, x, monkeypatch):
     """Kernels take as long as there are entries to add."""
-    from infopt.codegen.remainder import SparseEntries
+    from infopt.codegen.weight_formats.remainder import SparseEntries
     from infopt.passes import quantize_to_budget
 
     seen = []

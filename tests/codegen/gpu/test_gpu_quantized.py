@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from infopt.codegen.formats import FORMATS
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
-from infopt.codegen.remainder import SparseEntries
+from infopt.codegen.weight_formats.formats import FORMATS
+from infopt.codegen.weight_formats.remainder import SparseEntries
 from infopt.compiler.infer import Builder
 from infopt.compiler.integer_weight import ROW_ROUNDINGS
 from infopt.compiler.types import TensorType

@@ -11,8 +11,9 @@ import torch
 
 import infopt
 from infopt.models.decoder import SMALL, Decoder
-from infopt.runtime.prompt_lookup import PromptLookup
-from infopt.runtime.sampling import Sampler
+from infopt.runtime.decoding.prompt_lookup import PromptLookup
+from infopt.runtime.decoding.sampling import Sampler
+from infopt.runtime.decoding.speculation import Speculation
 from tests.compiler.decoding.causal_families import FAMILIES, VOCABULARY, build, expected, prompts
 
 FAST = ("mistral", "opt")  # rotary and a window; learned positions; the others are slow
@@ -131,13 +132,14 @@ def test_guessed_tokens_are_those_of_greedy_steps(lm: infopt.CausalLM, most: int
 
 def test_what_is_right_of_a_guess_is_taken_and_what_is_wrong_is_not(lm: infopt.CausalLM) -> None:
     plain = list(lm.generate([3, 4], 8))
-    wrong, greedily = plain[4] + 1, Sampler()
+    wrong = plain[4] + 1
+    guesses = Speculation(lm._run, [], 4, Sampler())
     state = lm.prefill([[3, 4], [9]])
     other, ends = state.logits[1].clone(), [[plain[0], *plain[1:4], wrong, 1], []]
-    (tokens, none), state = lm._verify(state, ends, greedily)
+    (tokens, none), state = guesses.verify(state, ends)
     assert tokens == plain[1:5] and none == [] and state.lengths == (6, 1)
     assert torch.equal(state.logits[1], other)
-    (tokens, _), state = lm._verify(state, [[plain[4]], [7]], greedily)
+    (tokens, _), state = guesses.verify(state, [[plain[4]], [7]])
     assert tokens == plain[5:6] and state.lengths == (7, 2)
 
 
@@ -188,8 +190,8 @@ def test_guesses_change_no_chance(lm: infopt.CausalLM) -> None:
     found: dict[tuple[int, ...], float] = {}
     for way in itertools.product((0, 1), repeat=tokens):
         sampler, lookup = OneWay(way), Greedy(lm, prompt)
-        given = lm.prefill(prompt), tokens, set[int](), [lookup], 3, sampler, True
-        made = tuple(lm._guessed_tokens(*given))
+        guesses = Speculation(lm._run, [lookup], 3, sampler)
+        made = tuple(guesses.tokens(lm.prefill(prompt), tokens, set(), single=True))
         assert made not in found and not sampler.way
         found[made] = sampler.chance
         steps.append(lookup.asked)

@@ -9,7 +9,7 @@ import torch
 
 import infopt
 from infopt.models.decoder import SMALL, Decoder
-from infopt.runtime.kv_pages import PagePool
+from infopt.runtime.decoding.pages import PagePool
 from tests.compiler.decoding.sharp_decoder import sharp_decoder
 
 BEGINNING = [n * 7 % 500 for n in range(19)]

@@ -15,8 +15,8 @@ from functools import cache
 
 import torch
 
-from infopt.codegen.integers import Integers
-from infopt.codegen.lookup import Lookup
+from infopt.codegen.weight_formats.integers import Integers
+from infopt.codegen.weight_formats.lookup import Lookup
 
 _LEAST_GROUP, _GROUP = 32, 128  # what kernels take, and what a row is cut into
 

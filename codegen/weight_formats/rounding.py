@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from infopt.codegen.integers import Encoded, Integers
+from infopt.codegen.weight_formats.integers import Encoded, Integers
 
 _BLOCK = 128  # columns whose corrections are applied to the rest in one product
 

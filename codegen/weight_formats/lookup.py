@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from infopt.codegen.integers import BLOCK, Encoded, Integers, halves, packed_halves
-from infopt.codegen.kmeans import boundaries, centers
+from infopt.codegen.weight_formats.integers import BLOCK, Encoded, Integers, halves, packed_halves
+from infopt.codegen.weight_formats.kmeans import boundaries, centers
 
 _ROUNDS = 3  # of finding a table for factors and factors for a table
 _AT_ONCE = 1 << 20  # weights that are worked on together: what k-means keeps of one is 60 bytes

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from infopt.codegen.formats import FORMATS
-from infopt.codegen.integers import Integers
-from infopt.codegen.lookup import Lookup
-from infopt.codegen.remainder import SparseEntries, added
-from infopt.codegen.rounding import Moments, rounded_for
+from infopt.codegen.weight_formats.formats import FORMATS
+from infopt.codegen.weight_formats.integers import Integers
+from infopt.codegen.weight_formats.lookup import Lookup
+from infopt.codegen.weight_formats.remainder import SparseEntries, added
+from infopt.codegen.weight_formats.rounding import Moments, rounded_for
 
 _NAME = re.compile(r"(.+)\+([0-9]+(?:\.[0-9]+)?)%")
 _MOST = 0.05  # of a weight; beyond, wider codes hold more in the same bytes

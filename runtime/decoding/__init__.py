@@ -1,0 +1,1 @@
+"""Compiled decoders as they run: states, their memory, the loop that makes tokens."""

@@ -1,0 +1,71 @@
+"""What a compiled causal model is made for: sizes, and the stores of its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infopt.runtime.decoding.pages import PagePool
+from infopt.runtime.plan_check import dtype_of
+
+
+@dataclass(frozen=True)
+class CausalSpec:
+    """What a compiled causal model is made for.
+
+    stores: of every store of the cache, its sizes behind the batch, its dtype's name, and what it
+        starts with
+    group: with every so many tokens the cache changes how it keeps them, and guesses end before;
+        0: never
+    chunk: the most tokens of one call; longer prompts are cut. None: any number
+    page: the stores' sizes are those of a page of so many tokens, and all sequences have theirs in
+        one pool; 0: each sequence has stores of its own
+    """
+
+    vocabulary: int
+    max_length: int
+    batch: int
+    stores: tuple[tuple[tuple[int, ...], str, float], ...]
+    group: int = 0
+    chunk: int | None = None
+    page: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        stores = [
+            {"shape": list(s), "dtype": dtype, "fill": fill} for s, dtype, fill in self.stores
+        ]
+        return {
+            "vocabulary": self.vocabulary,
+            "max_length": self.max_length,
+            "batch": self.batch,
+            "stores": stores,
+            "group": self.group,
+            "chunk": self.chunk,
+            "page": self.page,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
+        stores = tuple((tuple(s["shape"]), str(s["dtype"]), s["fill"]) for s in record["stores"])
+        sizes = (record["vocabulary"], record["max_length"], record["batch"])
+        return cls(*sizes, stores, record["group"], record["chunk"], record.get("page", 0))
+
+    def empty(self, sequences: int) -> list[Tensor]:
+        """The stores of so many sequences without a token."""
+        return [
+            torch.full((sequences, *shape), fill, dtype=dtype_of(name, "stores"))
+            if fill  # memory of zeros is touched as tokens come
+            else torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
+            for shape, name, fill in self.stores
+        ]
+
+    def pool(self) -> PagePool:
+        """Pages for a batch of full sequences; more are made where more texts are kept."""
+        kinds = [
+            (heads, width, dtype_of(name, "stores")) for (heads, _, width), name, _ in self.stores
+        ]
+        return PagePool(kinds, self.page, self.batch * -(-self.max_length // self.page))

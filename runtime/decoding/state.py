@@ -1,0 +1,69 @@
+"""Where a batch of sequences stands, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from infopt.runtime.decoding.memory import Memory
+from infopt.runtime.errors import StaleState
+
+
+class State:
+    """Where a batch of sequences stands.
+
+    logits   of each sequence's last token, [B, V]
+    lengths  how many tokens of each sequence are in the cache; starts: the same, int64 [B]
+
+    Stepping hands the cache's memory on to the new state; the old one can only be read.
+    """
+
+    __slots__ = ("_memory", "lengths", "logits", "starts")
+
+    def __init__(
+        self, memory: Memory, lengths: tuple[int, ...], starts: Tensor, logits: Tensor
+    ) -> None:
+        self._memory: Memory | None = memory
+        self.starts = starts
+        self.lengths, self.logits = lengths, logits
+
+    def copy(self) -> State:
+        """The same state with memory of its own: both may be stepped."""
+        return self.pick(range(len(self.lengths)))
+
+    @property
+    def memory(self) -> Memory:
+        """The cache. Raises StaleState."""
+        if self._memory is None:
+            raise StaleState("this state was stepped: use the state that the step gave, or copy()")
+        return self._memory
+
+    @property
+    def stores(self) -> list[Tensor]:
+        """The tensors that hold the cache. Raises StaleState."""
+        return self.memory.stores
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the cache: what is reserved, of pages those that its texts have (what they
+        have in common once). Raises StaleState."""
+        return self.memory.bytes
+
+    def take(self) -> Memory:
+        """The cache, which is no longer this state's. Raises StaleState."""
+        memory, self._memory = self.memory, None
+        return memory
+
+    def pick(self, rows: Sequence[int]) -> State:
+        """These sequences, with memory of their own; this state stays as it is."""
+        lengths = tuple([self.lengths[row] for row in rows])
+        memory = self.memory.pick(rows)
+        return State(memory, lengths, torch.tensor(lengths), self.logits[torch.tensor(rows)])
+
+    def __repr__(self) -> str:
+        stale = ", stale" if self._memory is None else ""
+        return (
+            f"<infopt.State of {len(self.lengths)} sequences, {list(self.lengths)} tokens{stale}>"
+        )
