@@ -8,6 +8,7 @@ build into the cache instead.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import infopt.runtime
 from infopt.codegen import toolchain
 from infopt.codegen.cache import BuildCache
 from infopt.codegen.parallel import in_parallel
+from infopt.codegen.precompiled_header import PrecompiledHeader
 from infopt.codegen.toolchain import ABI_VERSION, BuildFailed, Compiler, Library
 from infopt.compiler.settings import Settings
 
@@ -63,13 +65,29 @@ def build(text: str, level: str, name: str) -> Path:
             f"compiling {name} needs a C++ compiler; expected CXX, g++, c++ or clang++, found none"
         )
     file = f"{name}.so"
+    header = PrecompiledHeader(build_cache(), compiler, level, INCLUDE, _headers_hash())
 
     def fill(folder: Path) -> None:
         source = folder / f"{name}.cpp"
         source.write_text(text)
-        toolchain.compile_library(compiler, [source], folder / file, level, INCLUDE)
+
+        def compile_text(*parsed: Path) -> None:
+            toolchain.compile_library(compiler, [source], folder / file, level, *parsed, INCLUDE)
+
+        if not header.serves(text):
+            compile_text()
+        elif parsed := header.folder():
+            compile_text(parsed)
+        else:  # the next text will have it; this one does not wait
+            in_parallel(lambda step: step(), [compile_text, lambda: _try(header.make)])
 
     return _ensure(text_key(text, level, name, compiler), file, fill)
+
+
+def _try(step: Callable[[], object]) -> None:
+    """Nothing depends on it: what is wrong with compiler or disk, the text itself will meet."""
+    with suppress(BuildFailed, OSError):
+        step()
 
 
 def build_all(texts: Sequence[tuple[str, str, str]]) -> list[Path]:

@@ -48,6 +48,7 @@ class BuildCache:
         self._private: Path | None = None
         self._warned = False
         self._swept = False
+        self._total: int | None = None  # bytes of all entries as far as this process knows
 
     def ensure(self, key: str, name: str, fill: Callable[[Path], object]) -> Path:
         """The file `name` of `key`; if need be made by `fill(folder)`, which writes `folder/name`.
@@ -112,6 +113,7 @@ class BuildCache:
             if entry.key != keep and self._remove(entry.key):
                 total -= entry.bytes
                 removed.append(entry)
+        self._total = total
         return removed
 
     def _remove(self, key: str) -> bool:
@@ -137,9 +139,22 @@ class BuildCache:
         except (OSError, UnsafeCache) as reason:
             self._warn(reason)
             return self._remember(key, self._make(self._own(), key, name, fill))
-        if self.limit is not None:
-            self.prune(self.limit, keep=key)
+        self._keep_limit(key, file.parent)
         return self._remember(key, file)
+
+    def _keep_limit(self, key: str, added: Path) -> None:
+        """Beyond the limit, to an eighth below it: looking at all entries takes long, so it is done
+        once per process and then only when what it added is too much.
+        """
+        if self.limit is None:
+            return
+        if self._total is None:
+            self._total = sum(entry.bytes for entry in self.entries())
+        else:
+            with suppress(OSError):  # removed meanwhile
+                self._total += entry_of(added).bytes
+        if self._total > self.limit:
+            self.prune(self.limit - self.limit // 8, keep=key)
 
     def _make(self, root: Path, key: str, name: str, fill: Callable[[Path], object]) -> Path:
         entry = Path(tempfile.mkdtemp(prefix=".new-", dir=root))

@@ -14,6 +14,7 @@ from infopt.codegen.emit_triton import TritonRegion
 from infopt.codegen.expression import C_TYPES, Code, Operand
 from infopt.codegen.grouping import MADE, VIEW, Grouping, Labels, Unit, operands
 from infopt.codegen.plan_writer import GENERATED, PlanWriter, Value
+from infopt.codegen.precompiled_header import HEADER
 from infopt.codegen.region import Access, find_loops
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Node
@@ -62,14 +63,14 @@ class Texts:
 
     def __init__(self) -> None:
         self._functions: dict[str, tuple[str, str]] = {}  # name -> library, text
-        self._includes: dict[str, None] = {}
+        self._includes: set[str] = set()
 
-    def add(self, name: str, text: str, includes: tuple[str, ...] = ("region.h",)) -> str:
+    def add(self, name: str, text: str, includes: tuple[str, ...] = ()) -> str:
         """Add a function; returns the library it is in."""
         if name not in self._functions:
             number = len(self._functions) // self.FUNCTIONS
             self._functions[name] = (f"{GENERATED}{number or ''}", text)
-            self._includes.update(dict.fromkeys(includes))
+            self._includes.update(includes)
         return self._functions[name][0]
 
     def add_pass(
@@ -92,7 +93,7 @@ class Texts:
 
     def files(self) -> dict[str, str]:
         """The C++ file of each library."""
-        lines = [f'#include "{name}"' for name in sorted(self._includes)]
+        lines = [f'#include "{name}"' for name in (HEADER, *sorted(self._includes))]
         head = "\n".join([*lines, "using namespace infopt;\n"])
         files: dict[str, str] = {}
         for library, text in self._functions.values():

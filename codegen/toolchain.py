@@ -82,6 +82,10 @@ class Compiler:
         """The levels whose flags this compiler accepts for this machine's architecture."""
         return tuple(level for level in LEVELS if _accepts(self, level))
 
+    def is_clang(self) -> bool:
+        """Whether it says so; the others are taken for GCC."""
+        return "clang" in self.version.lower()
+
 
 def find_compiler(preferred: str | None = None) -> Compiler | None:
     """The first compiler that answers: `preferred` (a CXX value), then g++, c++, clang++.
@@ -127,14 +131,22 @@ def flags(level: str) -> tuple[str, ...]:
     return (*BASE_FLAGS, *LEVELS[level])
 
 
+def precompile(compiler: Compiler, header: Path, output: Path, level: str) -> None:
+    """Parse `header` into the precompiled header `output`; raises BuildFailed, OSError."""
+    with tempfile.TemporaryDirectory(prefix=".objects-", dir=output.parent) as folder:
+        command = [*compiler.command, *flags(level), "-x", "c++-header"]
+        _run([*command, str(header), "-o", str(output)], header, folder)
+
+
 def compile_library(
-    compiler: Compiler, sources: Sequence[Path], output: Path, level: str, include: Path
+    compiler: Compiler, sources: Sequence[Path], output: Path, level: str, *include: Path
 ) -> None:
     """Compile `sources` into the shared library `output`; raises BuildFailed, OSError (full disk).
 
-    Several sources are compiled at the same time; processes never exceed the number of cores.
+    include: folders of headers, the first one that has a header gives it. Several sources are
+    compiled at the same time; processes never exceed the number of cores.
     """
-    command = [*compiler.command, *flags(level), f"-I{include}"]
+    command = [*compiler.command, *flags(level), *(f"-I{folder}" for folder in include)]
     with tempfile.TemporaryDirectory(prefix=".objects-", dir=output.parent) as folder:
         if len(sources) == 1:
             _run([*command, "-shared", str(sources[0]), "-o", str(output)], sources[0], folder)

@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -70,6 +71,24 @@ class TestBuild:
     def test_text_may_include_the_headers(self, cache: Path) -> None:
         text = '#include "abi.h"\nINFOPT_EXPORT int answer() { return infopt::ceil_div(9, 2); }\n'
         assert ask(build(text, "scalar", "answer")) == 5
+
+    def test_header_parsed_ahead_changes_nothing(self, cache: Path) -> None:
+        def text(number: int) -> str:
+            body = f"return infopt::pw::count(infopt::pw::Full{{}}) + {number};"
+            return f'#include "region.h"\nINFOPT_EXPORT int answer() {{ {body} }}\n'
+
+        plain = build(text(1), "scalar", "answer")
+        made = list(cache.glob("*/region.h.gch"))
+        assert len(made) == (0 if find_compiler().is_clang() else 1)  # type: ignore[union-attr]
+        shutil.copy(plain, cache.parent / "plain.so")
+        shutil.rmtree(plain.parent)
+        forget()
+        again = build(text(1), "scalar", "answer")
+        assert ask(again) == 17 and again.read_bytes() == (cache.parent / "plain.so").read_bytes()
+        for file in made:  # one that GCC refuses is not read, and its entry is made anew
+            file.write_bytes(b"gpch")
+        forget()
+        assert ask(build(text(2), "scalar", "answer")) == 18
 
     def test_text_level_and_name_are_in_the_key(self, cache: Path) -> None:
         compiler = find_compiler()

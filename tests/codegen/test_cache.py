@@ -61,6 +61,21 @@ class TestLimit:
         assert last.read_bytes() == b"y" * 5000 and not first.exists()
         assert store.get("first", "file") is None
 
+    def test_all_entries_are_looked_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = self.store(tmp_path, 8 * 1065)
+        looks, real = [], store.entries
+        monkeypatch.setattr(store, "entries", lambda: looks.append(1) or real())
+        for number in range(8):
+            store.ensure(f"{number}", "file", fill_with(b"x" * 1000))
+            self.used_at(store, f"{number}", 1000.0 + number)
+        assert len(looks) == 1 and len(real()) == 8
+        store.ensure("more", "file", fill_with(b"x" * 1000))  # two of nine go: 7/8 stay
+        assert [e.key for e in real()] == ["2", "3", "4", "5", "6", "7", "more"]
+        store.ensure("again", "file", fill_with(b"x" * 1000))
+        assert len(looks) == 2 and len(real()) == 8
+
     def test_entry_without_record_goes_before_all(self, tmp_path: Path) -> None:
         store = self.store(tmp_path)
         for key in ("whole", "damaged"):
