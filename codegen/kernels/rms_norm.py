@@ -128,4 +128,4 @@ def _aten_rms_norm(
     cfg: Config, target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: float
 ) -> Call:
     pointers = ("input", None, weight and "weight", None, "out", None)
-    return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, (0, 0))
+    return norm_call("infopt_rms_norm", pointers, x, None, weight, cfg.out, None, eps, (0, 0, 0))
