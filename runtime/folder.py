@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infopt.runtime.errors import ArtifactCorrupt, ArtifactUnsafe
-from infopt.runtime.hashing import sha256_of
+from infopt.runtime.hashing import Digests
 
 CHUNK = 1 << 20  # bytes hashed as one piece, so that a file is hashed by many lanes at once
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
@@ -51,7 +51,7 @@ class OpenFile:
         """Its bytes. Read once, so what is verified is what is used. Weights that only this user
         or root can change are mapped instead, privately: writing to them never reaches the file."""
         if self.content is None:
-            if self.name.endswith(".safetensors") and self.size and self._is_own():
+            if self.is_mapped:
                 access = mmap.ACCESS_COPY
                 mapped = mmap.mmap(self.descriptor, self.size, access=access, offset=self.first)
                 self.content = memoryview(mapped)
@@ -61,8 +61,11 @@ class OpenFile:
                     self.content = memoryview(file.read(self.size))
         return self.content
 
-    def _is_own(self) -> bool:
-        return self.status.st_uid in (0, os.geteuid()) and not self.status.st_mode & stat.S_IWOTH
+    @property
+    def is_mapped(self) -> bool:
+        """Whether `data` takes no memory of its own."""
+        own = self.status.st_uid in (0, os.geteuid()) and not self.status.st_mode & stat.S_IWOTH
+        return own and self.size > 0 and self.name.endswith(".safetensors")
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -120,23 +123,41 @@ def files_inside(
     return found
 
 
-def verify(files: Mapping[str, OpenFile], chunks: Mapping[str, Sequence[str]], chunk: int) -> None:
-    """Compare every chunk of every file with its digest. Raises ArtifactCorrupt naming the file and
-    the place."""
-    jobs = []
-    for name, file in sorted(files.items(), key=lambda item: item[1].size):
-        data, count = file.data(), -(-file.size // chunk)
-        if len(chunks[name]) != count:
-            raise ArtifactCorrupt(f"{name}: expected {count} digests, found {len(chunks[name])}")
-        jobs += [(name, i, data[i * chunk : (i + 1) * chunk]) for i in range(count)]
-    found = sha256_of([data for _, _, data in jobs])
-    for (name, i, _), digest in zip(jobs, found, strict=True):
-        if digest != chunks[name][i]:
-            raise ArtifactCorrupt(
-                f"{name}: the content was changed at bytes {i * chunk} to "
-                f"{min((i + 1) * chunk, files[name].size)}: expected sha256 {chunks[name][i]}, "
-                f"found {digest}"
-            )
+class Verification:
+    """Files whose bytes are hashed from now on, in the background where hashing.py can; each is to
+    be used only after `check` of it. The caller ends it with `close`."""
+
+    def __init__(self, files: Mapping[str, OpenFile], chunk: int) -> None:
+        self.files, self.chunk = files, chunk
+        self._pieces: dict[str, range] = {}
+        self._checked: set[str] = set()
+        pieces: list[memoryview] = []
+        for name, file in sorted(files.items(), key=lambda item: item[1].size):
+            data, first = file.data(), len(pieces)
+            pieces += [data[i : i + chunk] for i in range(0, file.size, chunk)]
+            self._pieces[name] = range(first, len(pieces))
+        self._digests = Digests(pieces)
+
+    def check(self, name: str, expected: Sequence[str]) -> None:
+        """Wait for every chunk of a file and compare its digest with the one expected. Raises
+        ArtifactCorrupt naming the file and the place."""
+        if name in self._checked:
+            return
+        pieces = self._pieces[name]
+        if len(expected) != len(pieces):
+            raise ArtifactCorrupt(f"{name}: expected {len(pieces)} digests, found {len(expected)}")
+        for i, digest in enumerate(self._digests.of(pieces.start, pieces.stop)):
+            if digest != expected[i]:
+                first, last = i * self.chunk, min((i + 1) * self.chunk, self.files[name].size)
+                raise ArtifactCorrupt(
+                    f"{name}: the content was changed at bytes {first} to {last}: "
+                    f"expected sha256 {expected[i]}, found {digest}"
+                )
+        self._checked.add(name)
+
+    def close(self) -> None:
+        """The files are not read any more."""
+        self._digests.close()
 
 
 def entry_of(parts: Parts) -> dict[str, Any]:

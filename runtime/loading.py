@@ -169,13 +169,13 @@ def _varies_with_batch(manifest: Manifest, plan: Plan) -> str | None:
 
 def _plan_of(opened: Opened, name: str) -> Plan:
     try:
-        return Plan.from_json(bytes(opened.files[name].data()).decode())
+        return Plan.from_json(bytes(opened.content(name)).decode())
     except (PlanError, UnicodeDecodeError) as error:
         raise ArtifactCorrupt(f"{name}: {error}") from None
 
 
 def _tensors_of(opened: Opened) -> list[torch.Tensor]:
-    memory = torch.frombuffer(opened.files[WEIGHTS].data(), dtype=torch.uint8)
+    memory = torch.frombuffer(opened.content(WEIGHTS), dtype=torch.uint8)
     try:
         return weights.read(memory, opened.manifest.tensors)
     except PlanError as error:
@@ -192,10 +192,10 @@ def _build(
     gpu: Device | None,
     cuda_graphs: bool,
 ) -> LoadedProgram:
-    manifest, files = opened.manifest, opened.files
+    manifest = opened.manifest
     plan = _plan_of(opened, entry.plan)
     try:
-        graph_text = bytes(files[GRAPH].data()).decode()
+        graph_text = bytes(opened.content(GRAPH)).decode()
     except UnicodeDecodeError as error:
         raise ArtifactCorrupt(f"{GRAPH}: {error}") from None
     fits = len(plan.inputs) == len(manifest.inputs)
@@ -207,18 +207,16 @@ def _build(
         raise ArtifactCorrupt(f"{recompute}: expected torch calls alone")
     if reason := _varies_with_batch(manifest, plan):
         notes.append(reason)
+    opened.check_all()  # nothing of the artifact runs before
     tensors = _tensors_of(opened)
+    code = {name: bytes(opened.content(file)) for name, file in entry.libraries.items()}
     if gpu is not None:
-        on_gpu = maker_on(gpu, plan, entry, files, allow_ops, cuda_graphs)
+        on_gpu = maker_on(gpu, plan, code, allow_ops, cuda_graphs)
         return LoadedProgram(
             path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes
         )
-    libraries = {
-        name: map_code(name, bytes(files[file].data()))
-        for name, file in entry.libraries.items()
-        if name != EXECUTOR
-    }
-    executor = _executor(entry, files) if plan.libraries else None
+    libraries = {name: map_code(name, own) for name, own in code.items() if name != EXECUTOR}
+    executor = _executor(entry, code) if plan.libraries else None
 
     def make(constants: Sequence[torch.Tensor]) -> Program:
         return Program(plan, constants, libraries, threads, allow_ops=allow_ops, executor=executor)
@@ -239,12 +237,11 @@ def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:
     return program
 
 
-def _executor(entry: VariantEntry, files: Mapping[str, folder.OpenFile]) -> ctypes.CDLL:
+def _executor(entry: VariantEntry, code: Mapping[str, bytes]) -> ctypes.CDLL:
     """The installed executor, or the artifact's own where none is installed."""
     try:
         return load_executor()
     except LibraryError as error:
-        if EXECUTOR not in entry.libraries:
+        if EXECUTOR not in code:
             raise ArtifactIncompatible(str(error)) from None
-        code = bytes(files[entry.libraries[EXECUTOR]].data())
-        return typed_executor(map_code(EXECUTOR, code), entry.libraries[EXECUTOR])
+        return typed_executor(map_code(EXECUTOR, code[EXECUTOR]), entry.libraries[EXECUTOR])

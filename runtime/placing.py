@@ -13,7 +13,6 @@ from infopt.runtime.device import Device
 from infopt.runtime.device_program import DeviceProgram
 from infopt.runtime.errors import LibraryError
 from infopt.runtime.executor import Program
-from infopt.runtime.folder import OpenFile
 from infopt.runtime.manifest import Manifest, VariantEntry
 from infopt.runtime.native import load_executor
 from infopt.runtime.plan import Plan
@@ -49,13 +48,11 @@ def device_of(verdict: Verdict, entry: VariantEntry, place: Place) -> Device | N
 def maker_on(
     device: Device,
     plan: Plan,
-    entry: VariantEntry,
-    files: Mapping[str, OpenFile],
+    code: Mapping[str, bytes],
     allow_ops: Collection[str],
     record: bool,
 ) -> Callable[[Sequence[torch.Tensor]], Program]:
     """Makes the program on a GPU from its constants."""
-    code = {name: bytes(files[file].data()) for name, file in entry.libraries.items()}
 
     def make(constants: Sequence[torch.Tensor]) -> Program:
         return DeviceProgram(

@@ -1,11 +1,26 @@
-// SHA-256 (FIPS 180-4) of many pieces at once: sixteen of them side by side in the lanes of AVX-512
-// registers, twice as fast as one after the other with the processor's own instructions for it.
+// SHA-256 (FIPS 180-4) of many pieces at once, on threads of its own while the caller goes on:
+// sixteen pieces side by side in the lanes of AVX-512 registers, twice as fast as one after the
+// other with the processor's own instructions for it.
 // A library of its own: it is built for one level, and only loaded where the processor has that.
+
+// GCC would put the sums into another order, and lengthen the chain from one round to the next.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-reassoc")
+#endif
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace {
 
@@ -102,15 +117,16 @@ inline void run_blocks(Lanes &l, const int64_t step[16], int64_t count) {
       const __m512i sum = XOR3(_mm512_ror_epi32(e, 6), _mm512_ror_epi32(e, 11),
                                       _mm512_ror_epi32(e, 25));
       const __m512i choice = _mm512_ternarylogic_epi32(e, f, g, 0xca);
-      const __m512i word = _mm512_add_epi32(w[t & 15], _mm512_set1_epi32(int(SHA256_K[t])));
-      const __m512i first = _mm512_add_epi32(_mm512_add_epi32(h, word),
-                                             _mm512_add_epi32(sum, choice));
+      const __m512i word = _mm512_add_epi32(
+          h, _mm512_add_epi32(w[t & 15], _mm512_set1_epi32(int(SHA256_K[t]))));
+      const __m512i first = _mm512_add_epi32(_mm512_add_epi32(word, choice), sum);
       const __m512i other = XOR3(_mm512_ror_epi32(a, 2), _mm512_ror_epi32(a, 13),
                                         _mm512_ror_epi32(a, 22));
       const __m512i majority = _mm512_ternarylogic_epi32(a, b, c, 0xe8);
-      h = g, g = f, f = e, e = _mm512_add_epi32(d, first);
+      h = g, g = f, f = e;
+      e = _mm512_add_epi32(_mm512_add_epi32(_mm512_add_epi32(d, word), choice), sum);
       d = c, c = b, b = a;
-      a = _mm512_add_epi32(first, _mm512_add_epi32(other, majority));
+      a = _mm512_add_epi32(_mm512_add_epi32(first, majority), other);
     }
     const __m512i added[8] = {a, b, c, d, e, f, g, h};
     for (int i = 0; i < 8; i++) s[i] = _mm512_add_epi32(s[i], added[i]);
@@ -118,21 +134,31 @@ inline void run_blocks(Lanes &l, const int64_t step[16], int64_t count) {
   for (int i = 0; i < 8; i++) _mm512_store_si512(l.state[i], s[i]);
 }
 
-}  // namespace
+// Pieces that threads take one after the other, until all are taken or nobody wants them any more.
+struct Job {
+  int64_t count;
+  const uint8_t *const *data;
+  const int64_t *sizes;
+  std::vector<uint8_t> digests, done;  // `done` is written and read under `mutex`
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> stopped{false};
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::vector<std::thread> threads;
+};
 
-// digests[32 * i ..] of the i-th of `count` pieces.
-extern "C" __attribute__((visibility("default"))) void infopt_sha256(
-    int64_t count, const uint8_t *const *data, const int64_t *sizes, uint8_t *digests) {
+constexpr int64_t LONGEST_RUN = 1 << 12;  // blocks between two looks at `stopped`
+
+void work(Job &job) {
   static const uint8_t blank[64] = {};
   Lanes l;
-  int64_t next = 0;
   for (int64_t &piece : l.piece) piece = -1;
-  for (;;) {
+  while (!job.stopped.load(std::memory_order_relaxed)) {
     int64_t shortest = INT64_MAX, step[16];
     for (int i = 0; i < 16; i++) {
-      if (l.piece[i] < 0 && next < count) {
-        start_lane(l, i, next, data[next], sizes[next]);
-        next++;
+      if (l.piece[i] < 0 && job.next.load(std::memory_order_relaxed) < job.count) {
+        const int64_t piece = job.next.fetch_add(1);
+        if (piece < job.count) start_lane(l, i, piece, job.data[piece], job.sizes[piece]);
       }
       if (l.piece[i] >= 0 && l.blocks[i] == 0) {
         l.at[i] = l.tail[i];
@@ -142,10 +168,11 @@ extern "C" __attribute__((visibility("default"))) void infopt_sha256(
       step[i] = l.piece[i] < 0 ? 0 : 64;
       if (l.piece[i] < 0)
         l.at[i] = blank;
-      else if (l.blocks[i] < shortest)
-        shortest = l.blocks[i];
+      else
+        shortest = std::min(shortest, l.blocks[i]);
     }
     if (shortest == INT64_MAX) return;
+    shortest = std::min(shortest, LONGEST_RUN);
     run_blocks(l, step, shortest);
     for (int i = 0; i < 16; i++) {
       if (l.piece[i] < 0) continue;
@@ -153,9 +180,52 @@ extern "C" __attribute__((visibility("default"))) void infopt_sha256(
       if (l.blocks[i] || l.last[i]) continue;
       for (int word = 0; word < 8; word++) {
         const uint32_t found = __builtin_bswap32(l.state[word][i]);
-        memcpy(digests + 32 * l.piece[i] + 4 * word, &found, 4);
+        memcpy(job.digests.data() + 32 * l.piece[i] + 4 * word, &found, 4);
       }
+      {
+        const std::lock_guard<std::mutex> lock(job.mutex);
+        job.done[l.piece[i]] = 1;
+      }
+      job.finished.notify_all();
       l.piece[i] = -1;
     }
   }
+}
+
+}  // namespace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Begins to hash `count` pieces on threads of its own. `data`, `sizes` and the pieces must live
+// until infopt_sha256_end, which is to be called once.
+EXPORTED void *infopt_sha256_begin(int64_t count, const uint8_t *const *data,
+                                   const int64_t *sizes, int64_t threads) {
+  Job *job = new Job;
+  job->count = count, job->data = data, job->sizes = sizes;
+  job->digests.resize(32 * count), job->done.resize(count);
+  try {
+    while (int64_t(job->threads.size()) < threads) job->threads.emplace_back(work, std::ref(*job));
+  } catch (const std::system_error &) {
+    if (job->threads.empty()) work(*job);  // no thread to be had
+  }
+  return job;
+}
+
+// Waits for the digest of a piece, so long at most. Whether it is there, in digest[0 .. 31].
+EXPORTED int64_t infopt_sha256_wait(void *begun, int64_t piece, int64_t milliseconds,
+                                    uint8_t *digest) {
+  Job &job = *static_cast<Job *>(begun);
+  std::unique_lock<std::mutex> lock(job.mutex);
+  const auto limit = std::chrono::milliseconds(milliseconds);
+  if (!job.finished.wait_for(lock, limit, [&] { return job.done[piece] != 0; })) return 0;
+  memcpy(digest, job.digests.data() + 32 * piece, 32);
+  return 1;
+}
+
+// Nothing is read any more when it returns, finished or not.
+EXPORTED void infopt_sha256_end(void *begun) {
+  Job *job = static_cast<Job *>(begun);
+  job->stopped = true;
+  for (std::thread &thread : job->threads) thread.join();
+  delete job;
 }

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import infopt.runtime.loading as loading_module
-from infopt.runtime import cpu
+from infopt.runtime import cpu, folder
 from infopt.runtime import verdict as verdict_module
 from infopt.runtime.artifact import (
     Artifact,
@@ -33,6 +34,7 @@ from infopt.runtime.errors import (
 )
 from infopt.runtime.loading import load, read_manifest
 from infopt.runtime.manifest import Manifest, _digest, _render
+from infopt.runtime.opened import verified
 from infopt.runtime.plan import AtenStep, Mutation
 from infopt.runtime.structure import Leaf, describe
 
@@ -236,6 +238,70 @@ def test_every_flipped_bit_is_noticed(saved, no_code):
         path.write_bytes(original)
 
 
+@pytest.fixture
+def large(parts, tmp_path):
+    """Weights of 40 MiB, hashed in the background while the rest is read."""
+    artifact = make_artifact(*parts)
+    return replace(artifact, state=[torch.randn(10 << 20)]).save(tmp_path / "model")
+
+
+def test_no_code_runs_before_all_is_verified(large, no_code, constant):
+    """Although that of the code itself is right, and known long before that of the weights."""
+    with pytest.raises(AssertionError, match="mapped as code"):
+        load(large)
+    weights = large / "weights.safetensors"
+    with open(weights, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    size = weights.stat().st_size
+    place = rf"weights\.safetensors: the content was changed at bytes {size >> 20 << 20} to {size}"
+    with pytest.raises(ArtifactCorrupt, match=place):
+        load(large)
+
+
+def test_a_file_is_given_out_only_when_it_is_verified(large):
+    (plan,) = (large / "plans").iterdir()
+    plan.write_bytes(plan.read_bytes().replace(b'"', b"'", 1))
+    changed = r"plans/scalar\.json: the content was changed"
+    with pytest.raises(ArtifactCorrupt, match=changed), verified(large, None) as opened:
+        assert bytes(opened.content("graph.txt")).decode() == "graph of the test: é\n"
+        with pytest.raises(ArtifactCorrupt, match=changed):
+            opened.content("plans/scalar.json")
+        # when the block ends, all is asked for
+
+
+def test_a_refusal_ends_the_hashing(large, monkeypatch):
+    """The manifest is refused while the weights are being hashed; nothing reads them afterwards."""
+    rewrite(large, lambda fields: fields.update(abi=99))
+    closed = []
+    plain = folder.Verification.close
+    monkeypatch.setattr(folder.Verification, "close", lambda v: (plain(v), closed.append(v)))
+    with pytest.raises(ArtifactIncompatible):
+        load(large)
+    assert closed
+    text = (large / "manifest.json").read_text()
+    (large / "manifest.json").write_text(text[:-2])
+    with pytest.raises(ArtifactCorrupt, match=r"manifest\.json"):
+        load(large)
+    assert len(closed) == 2
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, 3 << 20])
+def test_pieces_of_other_sizes(parts, tmp_path, monkeypatch, chunk, constant):
+    """The size is the manifest's: what was hashed in other pieces before it was read is dropped."""
+    monkeypatch.setattr(folder, "CHUNK", chunk)
+    saved = make_artifact(*parts).save(tmp_path / "model")
+    monkeypatch.undo()
+    assert read_manifest(saved).chunk == chunk != folder.CHUNK
+    x = torch.randn(5)
+    assert torch.equal(load(saved)(x)["y"], expected(x, constant))
+    (saved / "graph.txt").write_text("graph of the test: e\n")
+    with pytest.raises(ArtifactCorrupt, match=r"graph\.txt"):
+        load(saved)
+
+
 def test_every_truncation_is_noticed(saved, no_code):
     for path in [p for p in saved.rglob("*") if p.is_file()]:
         original = path.read_bytes()
@@ -380,7 +446,7 @@ def test_links_and_strange_files(saved, tmp_path, no_code):
         path = saved / extra
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-        with pytest.raises(ArtifactUnsafe, match=r"unexpected (file|folder)"):
+        with pytest.raises(ArtifactUnsafe, match=r"unexpected (file|folder)|plain file name"):
             load(saved)
         path.unlink()
 
