@@ -51,7 +51,8 @@ class Options:
     budget     the same as an object, infopt.Budget, with samples, a metric and formats of your own
     max_activations  None, or bytes that a call may use beside inputs, weights and results, scratch
                of threads aside: runs of ops are computed slice by slice until it is enough, at the
-               least estimated cost. UnreachableBudget says what is possible. Sizes must be fixed
+               least estimated cost. UnreachableBudget says what is possible. Sizes must be fixed,
+               but for infopt.compile_causal_lm, which reads prompts in parts
     calibration  None, or inputs like those the model will see, tuples of arguments: integers of
                stored weights are then chosen for them together, not each for itself, and so
                are factors (codegen/factoring.py); pruning needs them. Only

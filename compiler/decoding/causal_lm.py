@@ -22,6 +22,7 @@ from infopt.compiler.compiled import build
 from infopt.compiler.decoding.contiguous import Contiguous
 from infopt.compiler.decoding.paged import Paged
 from infopt.compiler.decoding.policy import LayerShape, Policy
+from infopt.compiler.decoding.prompt_parts import in_parts
 from infopt.compiler.decoding.tracing_cache import ShapeCache, TracingCache
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
@@ -31,6 +32,7 @@ from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, check_module, export
+from infopt.passes.slice_runs import SliceRuns
 from infopt.runtime.decoding.causal_lm import CausalLM
 from infopt.runtime.decoding.layout import KV
 from infopt.runtime.decoding.pages import PagedMemory
@@ -60,10 +62,14 @@ def compile_causal_lm(
     kv          how the cache is kept: infopt.KV, or a policy such as infopt.Quest; without it
                 exactly as the model computes it
     options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
-                texts int64 [sequences, tokens] of one length
+                texts int64 [sequences, tokens] of one length; max_activations is kept by reading
+                prompts in parts
 
-    Raises TraceDeclined with the reason where the model has no such form, BadOption.
+    Raises TraceDeclined with the reason where the model has no such form, BadOption,
+    UnreachableBudget.
     """
+    limit = options.pop("max_activations", None)
+    SliceRuns(limit)  # raises BadOption
     parsed = Options.parse(options)
     for name, value in (("max_length", max_length), ("batch", batch)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -97,6 +103,8 @@ def compile_causal_lm(
         exported, sample = _trace(kind(forward, model, policy, layers, spec), spec)
         seen = [exported.sample(text, {}) for text in texts]
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen)
+    if limit is not None:
+        spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)
     compiled = _Program(exported, built, (sample, {}))
     compiled.about["causal_lm"] = spec.to_json()
