@@ -116,6 +116,7 @@ _WEIGHT = {"exp": 12, "gelu": 20, "tanh": 15, "sigmoid": 14, "silu": 15, "erf": 
 _WEIGHT |= {
     "softmax": 16,
     "layer_norm": 8,
+    "group_norm": 8,
     "rms_norm": 6,
     "sin": 15,
     "cos": 15,

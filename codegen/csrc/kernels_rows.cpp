@@ -1,10 +1,11 @@
-// Exports: kernels over rows: layer_norm, rms_norm, softmax, embedding, embedding_norm, rotary,
-// copy, row_index, row_starts, unpack_rows. Dtypes are numbers, the codes of element.h: 0 f32, 1 bf16, 2 f16, 3 f64, 4 int64,
-// 5 int32, 6 int16, 7 int8, 8 uint8, 9 bool. Row kernels take 0 to 2 unless said otherwise.
+// Exports: kernels over rows: layer_norm, rms_norm, group_norm, softmax, embedding, embedding_norm,
+// rotary, copy, row_index, row_starts, unpack_rows. Dtypes are numbers, the codes of element.h:
+// 0 f32, 1 bf16, 2 f16, 3 f64, 4 int64, 5 int32, 6 int16, 7 int8, 8 uint8, 9 bool. Row kernels take 0 to 2 unless said otherwise.
 // Strides count elements; the last dimension of rows is contiguous. R is the rows of one task,
 // chosen by the caller; 16 where the output is in token panels (f32 or bf16).
 #include "copy.h"
 #include "embedding.h"
+#include "group_norm.h"
 #include "norm.h"
 #include "rotary.h"
 #include "softmax.h"
@@ -56,6 +57,25 @@ INFOPT_EXPORT void infopt_layer_norm_bytes(const infopt_call *call, int64_t firs
   const NormBytes bytes = {byte_panels(call->pointers[7], n[0], n[1]),
                            read_rounding(n[14], n + 15), pointer<float>(call, 6)};
   norm(call, first, last, false, &bytes);
+}
+
+// infopt_group_norm: out = (x - mean) * rsqrt(variance + eps) * weight[channel] + bias[channel]
+//   pointers  x, weight|null, bias|null, out   x and out contiguous, of one dtype
+//   numbers   0 channels of a group  1 elements of a channel  2 groups of a batch entry
+//             3 eps (a double)  4 dtype of x  5 dtype of weight and bias
+//   tasks     one per group of a batch entry    scratch   none
+INFOPT_EXPORT void infopt_group_norm(const infopt_call *call, int64_t first, int64_t last) {
+  using namespace infopt;
+  const int64_t *n = call->numbers;
+  const GroupNorm norm = {n[0], n[1], n[2], n[5], as_double(n[3]), pointer<void>(call, 1),
+                          pointer<void>(call, 2)};
+  with_float_type(n[4], [&](auto type) {
+    using T = decltype(type);
+    for (int64_t group = first; group < last; ++group) {
+      const int64_t at = group * n[0] * n[1];
+      norm.run(group, pointer<T>(call, 0) + at, pointer<T>(call, 3) + at);
+    }
+  });
 }
 
 // infopt_softmax: out = softmax(x * scale + mask) along the last of four dimensions, or its log.

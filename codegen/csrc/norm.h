@@ -29,7 +29,8 @@ struct NormBlock {
 
 // Statistics of one row. The offset is the mean of the deviations from the rounded mean, so that a
 // large common value in a row costs no digits.
-static void row_statistics(const NormShape &s, const float *x, float *shift, float *scale,
+template <class T>
+static void row_statistics(const NormShape &s, const T *x, float *shift, float *scale,
                            float *offset) {
   const float count = float(s.width);
   Vec total = zero(), squares = zero();

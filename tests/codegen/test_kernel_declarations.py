@@ -144,6 +144,29 @@ def test_norms(dtype):
 
 
 @FLOATS
+def test_group_norm(dtype):
+    x, w, b = (torch.randn(*s).to(dtype) for s in ((2, 12, 5, 7), (12,), (12,)))
+    close(lambda x, w, b: F.group_norm(x + 3, 4, w, b, 1e-5), x, w, b, native=2)
+    close(lambda x: F.group_norm(x, 3), x)
+    close(lambda x, b: F.group_norm(x, 12, None, b), x[:, :, 0], b)
+    close(lambda x, w: F.group_norm(x.transpose(2, 3), 1, w), x, w)
+    close(lambda x, w: F.group_norm(x, 6, w), x.to(memory_format=torch.channels_last), w)
+    wide = torch.randn(1, 8, 40, 50).to(dtype)
+    close(lambda x, w: F.group_norm(x, 2, w), wide, w[:8].float() if dtype is BF16 else w[:8])
+
+
+def test_group_norm_at_several_sizes():
+    w = torch.randn(8)
+    shapes = [(2, 8, 6, 5), (5, 8, 3, 3), (4, 8, 2, 17)]
+    made = program_of(
+        lambda x, w: F.group_norm(x, 4, w), (torch.randn(3, 8, 4, 9), w), dynamic=True
+    )
+    for shape in shapes:
+        x = torch.randn(*shape)
+        torch.testing.assert_close(made([x, w])[0], F.group_norm(x, 4, w), rtol=1e-5, atol=1e-5)
+
+
+@FLOATS
 def test_softmax(dtype):
     x = (torch.randn(2, 3, 4, 37) * 3).to(dtype)
     close(lambda x: x.softmax(-1), x)
