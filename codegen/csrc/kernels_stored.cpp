@@ -36,7 +36,7 @@ INFOPT_EXPORT void infopt_linear_stored_bf16(const infopt_call *call, int64_t fi
 //   scratch: 6144 * panel_chunk * (up ? 2 : 1) + 96 * (min(round_up(K, 64), 4096) + 64)
 INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t first,
                                               int64_t last) {
-  with_layout(call->numbers[15], [&](auto layout) {
+  with_byte_layout(call->numbers[15], [&](auto layout) {
     constexpr int L = layout.value;
     if (call->numbers[16]) return linear_from<StepBytes, GroupedRows<L>>(call, first, last);
     if constexpr (Layout<L>::table) linear_from<StepBytes, UnpackedRows<L>>(call, first, last);

@@ -13,14 +13,16 @@ using namespace infopt;
 template <bool as_bytes>
 static void few_stored(const infopt_call *call, int64_t first, int64_t last) {
   const bool grouped = call->numbers[16] != 0, wide = call->numbers[18] == 4;
-  with_layout(call->numbers[15], [&](auto layout) {
+  auto run = [&](auto layout) {
     constexpr int L = layout.value;
     constexpr bool table = Layout<L>::table;
     if (grouped && (table || !wide)) return few_rows_stored<L, as_bytes, bf16>(call, first, last);
     if constexpr (!table)
       if (grouped) return few_rows_stored<L, as_bytes, float>(call, first, last);
     if constexpr (L != 4) few_rows_stored<L, as_bytes, void>(call, first, last);
-  });
+  };
+  if constexpr (as_bytes) with_byte_layout(call->numbers[15], run);
+  else with_layout(call->numbers[15], run);
 }
 INFOPT_EXPORT void infopt_few_rows_stored_f32(const infopt_call *call, int64_t first,
                                               int64_t last) {

@@ -2,12 +2,14 @@
 //
 //   8 bits: int8 [N][K].   4 bits: blocks of 64 along K in 32 bytes; byte j holds integer j + 8 in
 //   its low half and integer j + 32, + 8, in its high half; the last block is whole.
+//   Floats of 8 bits: bytes [N][K] (codegen/weight_formats/floats.py).
 //   Tables (codegen/weight_formats/lookup.py): a row is a table of 2^bits bytes, then blocks of codes.
 //   One f32 factor for a row, or a bf16 or f32 factor for every `group` neighbours, a power of two
 //   from 32 on.
 #pragma once
 
 #include "microkernel.h"
+#include "vec_floats.h"
 #include "vec_tables.h"
 
 namespace infopt {
@@ -15,22 +17,30 @@ namespace infopt {
 constexpr int64_t kBlockDepth = 64;
 
 // How rows lie: 8 or 4, the bits of integers, or one of these.
-constexpr int kTable = 16, kTable3 = kTable + 3, kTable4 = kTable + 4;
+constexpr int kTable = 16, kTable3 = kTable + 3, kTable4 = kTable + 4, kE4M3 = 43, kE5M2 = 52;
 template <int layout> struct Layout {
-  static constexpr bool table = layout > kTable;
-  static constexpr int bits = table ? layout - kTable : layout;
+  static constexpr bool floats = layout == kE4M3 || layout == kE5M2;
+  static constexpr int mantissa = layout % 10;  // of floats
+  static constexpr bool table = layout == kTable3 || layout == kTable4;
+  static constexpr int bits = floats ? 8 : table ? layout - kTable : layout;
   static constexpr int64_t block_bytes = kBlockDepth * bits / 8;
   static constexpr int64_t first_block = table ? 1 << bits : 0;  // bytes in front of it
   static INFOPT_INLINE const uint8_t *block(const uint8_t *row, int64_t b) {
     return row + first_block + b * block_bytes;
   }
 };
-// f(Constant<layout>()) for a layout known when it runs.
-template <class F> INFOPT_INLINE void with_layout(int64_t layout, F f) {
+// f(Constant<layout>()) for a layout known when it runs, one of bytes that products are made of.
+template <class F> INFOPT_INLINE void with_byte_layout(int64_t layout, F f) {
   if (layout == 4) f(Constant<4>());
   else if (layout == kTable4) f(Constant<kTable4>());
   else if (layout == kTable3) f(Constant<kTable3>());
   else f(Constant<8>());
+}
+// The same for any.
+template <class F> INFOPT_INLINE void with_layout(int64_t layout, F f) {
+  if (layout == kE4M3) f(Constant<kE4M3>());
+  else if (layout == kE5M2) f(Constant<kE5M2>());
+  else with_byte_layout(layout, f);
 }
 
 struct StoredRows {
@@ -50,7 +60,7 @@ struct StoredRows {
   }
 };
 
-// Block b of a row as 64 signed bytes; from k on zeros, of tables anything. `whole` promises that k
+// Block b of a row as 64 bytes, signed integers but for floats; from k on zeros, of tables anything. `whole` promises that k
 // is not in it.
 template <int layout, bool whole = false>
 INFOPT_INLINE IVec stored_block(const uint8_t *row, int64_t b, int64_t k) {
@@ -70,7 +80,16 @@ INFOPT_INLINE void stored_floats(const uint8_t *row, int64_t b, int64_t k,
   using L = Layout<layout>;
   if constexpr (L::table) table_floats<L::bits>(L::block(row, b), table, f);
   else if constexpr (layout == 4) halves_as_floats(L::block(row, b), f);
+  else if constexpr (L::floats)
+    bytes_as_small_floats<L::mantissa>(stored_block<layout, whole>(row, b, k), f);
   else bytes_as_floats(stored_block<layout, whole>(row, b, k), f);
+}
+
+// 16 neighbours out of a block as floats.
+template <int layout> INFOPT_INLINE Vec block_numbers(const int8_t *bytes) {
+  using L = Layout<layout>;
+  if constexpr (L::floats) return small_floats<L::mantissa>(shl<24>(load_bytes(bytes)));
+  return widen_bytes(bytes);
 }
 
 // The factors of block b, as lanes of four integers want them. group: 2^group_bits; `pairs`: there
@@ -131,7 +150,7 @@ INFOPT_INLINE int64_t decode_rows(const StoredRows &w, int64_t n, int64_t count,
           const int64_t place = from + column + least(at, depth - 1);
           const float scale =
               w.group ? w.group_scale(n + r, place / w.group) : w.row_scale(n + r);
-          part[h] = widen_bytes(bytes + at) * broadcast(scale);
+          part[h] = block_numbers<layout>(bytes + at) * broadcast(scale);
         }
         const int64_t left = depth - i;
         if constexpr (sizeof(Row) == sizeof(bf16)) {

@@ -7,7 +7,8 @@
 //   load_ints(p)          16 int32
 //   sar<n>(v)             arithmetic shift right
 //   unpack_halves(p)      32 bytes as 64: the low halves, then the high halves, 8 taken off each
-//   widen_bytes(p)        16 signed bytes as floats
+//   load_bytes(p)         16 signed bytes, each in a lane
+//   widen_bytes(p)        the same as floats
 //   two_halves(p)         of bf16 or floats: p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
 //   bytes_as_floats(v, f) byte j of lane i of v as lane i of f[j]
 //   halves_as_floats(p, f)  bytes_as_floats of unpack_halves
@@ -44,8 +45,8 @@ INFOPT_INLINE void halves_as_floats(const uint8_t *p, Vec *part) {
   part[2] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), table)};
   part[3] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), table)};
 }
-INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)))};
+INFOPT_INLINE IVec load_bytes(const int8_t *p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))};
 }
 INFOPT_INLINE Vec two_halves(const bf16 *p) {
   int32_t pair;
@@ -91,10 +92,9 @@ INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
   return {_mm256_sub_epi8(_mm256_and_si256(bytes, low), eight),
           _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), eight)};
 }
-INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
+INFOPT_INLINE IVec load_bytes(const int8_t *p) {
   const __m128i bytes = _mm_loadu_si128((const __m128i *)p);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
 INFOPT_INLINE Vec two_halves(const bf16 *p) {
   return {_mm256_set1_ps(to_float(p[0])), _mm256_set1_ps(to_float(p[1]))};
@@ -134,9 +134,9 @@ INFOPT_INLINE IVec unpack_halves(const uint8_t *p) {
   }
   return load_ints((const int32_t *)bytes);
 }
-INFOPT_INLINE Vec widen_bytes(const int8_t *p) {
-  Vec r;
-  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = float(p[i]);
+INFOPT_INLINE IVec load_bytes(const int8_t *p) {
+  IVec r;
+  for (int i = 0; i < 16; ++i) r.q[i / 4][i % 4] = p[i];
   return r;
 }
 INFOPT_INLINE Vec two_halves(const bf16 *p) {
@@ -168,6 +168,7 @@ INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
 }
 #endif
 
+INFOPT_INLINE Vec widen_bytes(const int8_t *p) { return to_float(load_bytes(p)); }
 INFOPT_INLINE void bytes_as_floats(IVec bytes, Vec *part) {
   part[0] = to_float(sar<24>(shl<24>(bytes)));
   part[1] = to_float(sar<24>(shl<16>(bytes)));

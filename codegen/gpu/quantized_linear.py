@@ -168,7 +168,7 @@ _ROUNDED = ("none", "bf16", "int8")
 
 def _not_yet(format: str, remainder: TensorType | None) -> str | None:
     if stored_format(format).layout not in (4, 8):
-        return f"codes into tables, {format}"
+        return f"weights in {format}"
     return None if remainder is None else "a remainder"
 
 

@@ -175,6 +175,9 @@ def quantized_legal(
         return f"activations {activations} with step {step}"
     if (activations == "packed" or out_step) and (x.rank < 1 or x.dtype is not torch.float32):
         return f"packed rows of {x.dtype}"
+    rounded = activations in ROW_ROUNDINGS or activations == "packed"
+    if rounded and not stored_format(format).takes_bytes:
+        return f"rows in bytes times {format}"
     if activations in ROW_ROUNDINGS:
         if remainder is not None:
             return "rows in bytes times a remainder"

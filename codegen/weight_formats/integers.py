@@ -59,6 +59,16 @@ class Integers:
         return n * (self.row_bytes(k) + self.groups(k) * self.scale_dtype.itemsize)
 
     @property
+    def takes_bytes(self) -> bool:
+        """Whether rows of activations in bytes can be multiplied with it: values are integers."""
+        return True
+
+    @property
+    def level_dtype(self) -> torch.dtype:
+        """Of what `level` gives."""
+        return torch.int8
+
+    @property
     def low(self) -> int:
         return -127 if self.bits == 8 else -8
 
@@ -122,7 +132,7 @@ class Integers:
         return integers.reshape(weight.shape[0], -1)[:, : weight.shape[1]]
 
     def level(self, places: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        """int8: the nearest value there is for every element."""
+        """In `level_dtype`: the nearest value there is for every element."""
         return torch.round(places).clamp(self.low, self.high).to(torch.int8)
 
     def pack(

@@ -86,7 +86,7 @@ def rounded_for(
     rest = weight.float().T[order].contiguous()  # [K, N]: what is worked on lies together
     factors = spread.T[order].contiguous()
     exact = None if kept is None else kept.T[order]
-    integers = torch.empty(k, n, dtype=torch.int8)
+    integers = torch.empty(k, n, dtype=codec.level_dtype)
     for first in range(0, k, _BLOCK):
         last = min(first + _BLOCK, k)
         errors = torch.empty(last - first, n)

@@ -1,14 +1,18 @@
 """Matrices that a model unpacks from integers of its own: qweight, scales and zero points of some
-layout, spelled out in torch. Which expression it is does not matter, only what it gives."""
+layout, spelled out in torch; or from floats of 8 bits. Which expression it is does not matter, only
+what it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import CONST, INPUT
 
+FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 _LAYERS = ("aten.linear.default", "aten.mm.default", "aten.matmul.default")
 
 
@@ -25,6 +29,11 @@ class PackedWeight:
     def is_linear(self) -> bool:
         return self.layer.op.name == _LAYERS[0]
 
+    @property
+    def stored(self) -> torch.dtype:
+        """Of what the model stores: floats of 8 bits, or int8 for integers of any layout."""
+        return next((leaf.dtype for leaf in self.leaves if leaf.dtype in FLOATS), torch.int8)
+
     def parts(self) -> list[Node]:
         """Every value of the expression, the leaves first."""
         found: dict[Node, None] = {}
@@ -33,7 +42,7 @@ class PackedWeight:
 
 
 def packed_weights(graph: Graph) -> Iterator[PackedWeight]:
-    """Every layer whose matrix is a static expression of weights, integers among them."""
+    """Every layer whose matrix is a static expression of weights, integers or floats of 8 bits."""
     leaves: dict[Node, tuple[Node, ...] | None] = {}
     for node in graph.nodes():
         leaves[node] = _leaves(node, leaves)
@@ -43,7 +52,8 @@ def packed_weights(graph: Graph) -> Iterator[PackedWeight]:
         found = leaves[matrix]
         if not found or matrix in found or matrix.tensor_type.rank != 2:
             continue
-        if matrix.tensor_type.is_float and not all(f.tensor_type.is_float for f in found):
+        stored = any(not f.tensor_type.is_float or f.dtype in FLOATS for f in found)
+        if matrix.tensor_type.is_float and stored:
             yield PackedWeight(node, matrix, found)
 
 

@@ -7,7 +7,15 @@ import torch
 
 from infopt.codegen.weight_formats.formats import FORMATS, format_of, stored_format
 
-ERROR = {8: 0.012, 4: 0.13, 3: 0.19}
+ERROR = {
+    "int8": 0.012,
+    "int4": 0.13,
+    "lut4": 0.13,
+    "lut3": 0.19,
+    "fp8-e4m3": 0.04,
+    "fp8-e5m2": 0.08,
+}
+FLOATS = {"fp8-e4m3": torch.float8_e4m3fn, "fp8-e5m2": torch.float8_e5m2}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -19,7 +27,7 @@ def test_round_trip(name, shape):
     values, scales = format.encode(weight)
     decoded = format.decode(values, scales, k)
     assert decoded.shape == weight.shape
-    assert ((decoded - weight).norm() / weight.norm()) <= ERROR[format.bits]
+    assert ((decoded - weight).norm() / weight.norm()) <= ERROR[name.split("-g")[0]]
     assert format.bytes(n, k) == values.nbytes + scales.nbytes
     again = format.decode(*format.encode(decoded), k)
     assert (again - decoded).norm() <= 0.01 * weight.norm()
@@ -43,7 +51,7 @@ def test_sums(name):
     format = FORMATS[name]
     values, scales = format.encode(torch.randn(5, 130))
     sums = format.sums(values, scales, 130)
-    if format.group:
+    if format.group or not format.takes_bytes:
         wanted = format.decode(values, scales, 130).double().sum(-1)
         torch.testing.assert_close(sums.double(), wanted, rtol=1e-4, atol=1e-4)
     else:
@@ -78,6 +86,31 @@ def test_integers_of_others_are_held_exactly(most, k, groups, dtype, name):
     values, factors = codec.pack(integers, factors)
     wanted = integers.float() * scales.float().repeat_interleave(k // groups, 1)
     assert torch.equal(codec.decode(values, factors, k), wanted)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_floats_of_others_are_held_exactly(name, groups):
+    torch.manual_seed(0)
+    numbers, scales = torch.randn(8, 192).to(FLOATS[name]), torch.rand(8, groups)
+    codec, factors = format_of(numbers, scales)
+    assert codec.name == name + ("-g64-f32" if groups > 1 else "")
+    assert stored_format(codec.name) == codec
+    values, factors = codec.pack(numbers, factors)
+    wanted = numbers.float() * scales.repeat_interleave(192 // groups, 1)
+    assert torch.equal(codec.decode(values, factors, 192), wanted)
+    numbers[3, 5] = torch.nan
+    assert format_of(numbers, scales) == f"{FLOATS[name]} that are not finite"
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_no_float_is_beyond_the_largest(name):
+    """Clipping, when factors were fitted or rounded to bf16, ends at the largest."""
+    codec, dtype = FORMATS[name + "-g32"], FLOATS[name]
+    weight = torch.tensor([[-3e38, 1.0, -0.0, 2e38] + [0.0] * 28])
+    values, _ = codec.pack(codec.nearest(weight, torch.ones(1, 1, dtype=torch.bfloat16)), None)
+    most = torch.finfo(dtype).max
+    assert values.view(dtype)[0, :4].float().tolist() == [-most, 1.0, 0.0, most]
 
 
 def test_integers_of_others_that_no_format_holds():

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
@@ -36,7 +36,8 @@ KEPT = ("int4-g32-f32", "int8-g128-f32")
 # with a factor for a row and for a group; other groups are other numbers
 TABLES = ("lut4", "lut3-g64")
 INTEGERS = tuple(name for name in FORMATS if name.startswith("int"))
-every_format = pytest.mark.parametrize("format", (*INTEGERS, *KEPT, *TABLES))
+FLOATS = ("fp8-e4m3", "fp8-e5m2-g64", "fp8-e4m3-g32-f32")
+every_format = pytest.mark.parametrize("format", (*INTEGERS, *KEPT, *TABLES, *FLOATS))
 every_activations = pytest.mark.parametrize("activations", LIMIT)
 
 
@@ -68,6 +69,8 @@ def distance(found, wanted):
 @every_format
 @every_activations
 def test_equals_the_reference(level, format, activations):
+    if format in FLOATS and activations == "int8":
+        pytest.skip("not a product of bytes")
     torch.manual_seed(0)
     for m, k, n in SIZES:
         x, weight = torch.randn(m, k), stored(format, torch.randn(n, k) / 8)
@@ -113,6 +116,32 @@ def test_rows_rounded_as_torchao_rounds_them(level, rounding):
         assert wanted[3].isnan().all() and found[3].isnan().all()
         keep = torch.arange(m) != 3
         assert distance(found[keep], wanted[keep]) <= 1e-6, (m, dtype, format)
+
+
+@every_level
+@pytest.mark.parametrize("format", ["fp8-e4m3", "fp8-e5m2"])
+def test_every_float_of_8_bits(level, format):
+    """What has the least exponents too: each is multiplied by 1 and by nothing else, exactly."""
+    codec = stored_format(format)
+    values = torch.arange(256, dtype=torch.uint8)
+    wanted = codec.integers(values[None], 256)[0]
+    values = values[wanted.abs() <= codec.largest, None].expand(-1, 64)
+    wanted = codec.integers(values, 64)[:, :1]
+    weight = (values.contiguous(), torch.ones(len(values), 1), torch.zeros(len(values)))
+    attrs = {"format": format, "activations": "none"}
+    for rows in (3, 64):  # few and many
+        places = torch.arange(rows) % 64
+        found = native(quantized_linear, (torch.eye(64)[places], *weight), attrs, level)
+        assert torch.equal(found, wanted.T.expand(rows, -1))
+
+
+def test_rows_in_bytes_times_floats_have_no_kernel():
+    o, weight = Builder(), stored("fp8-e4m3-g32", torch.randn(33, 64))
+    nodes = [
+        o.input(f"x{i}", TensorType.of(a)) for i, a in enumerate((torch.randn(5, 64), *weight))
+    ]
+    made = o.call(quantized_linear, *nodes, format="fp8-e4m3-g32", activations="int8")
+    assert no_kernel(made, Target.parse("cpu:avx2")) == "rows in bytes times fp8-e4m3-g32"
 
 
 def test_a_rounding_that_is_all_in_bf16_has_no_kernel():
@@ -167,6 +196,7 @@ def test_rows_that_are_special(level, rows):
     step=st.sampled_from([1, 2]),
 )
 def test_any_size_and_row_stride(m, k, n, format, activations, step):
+    assume(activations == "none" or stored_format(format).takes_bytes)
     torch.manual_seed(m * 1000 + k)
     x = torch.randn(m * step, k + 3)[::step, :k]
     weight = stored(format, torch.randn(n, k))

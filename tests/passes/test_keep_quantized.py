@@ -59,6 +59,21 @@ def test_rewrites(x, groups, most, scales, format):
     assert sorted(found.consts) == ["w0_scales_", "w0_sums", "w0_values"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("groups,format", [(1, ""), (2, "-g64-f32")])
+def test_floats_of_8_bits(x, dtype, groups, format):
+    start = graph_with(x, lambda o, x, w: o.linear(x, w), groups)
+    start.consts["w0_integers"] = start.consts["w0_integers"].to(dtype)
+    o = Builder()
+    parts = [o.const(n, TensorType.of(t)) for n, t in start.consts.items()]
+    made = o.linear(start.inputs[0], o.call(integer_weight, *parts, out=torch.float32))
+    start = Graph(start.inputs, (made,), start.consts, stage=Stage.FUSE)
+    found, report = run_pass(KeepQuantized(), start, [(x,)])
+    kind = "e4m3" if dtype is torch.float8_e4m3fn else "e5m2"
+    assert [(s.where, s.reason) for s in report.applied] == [("w0", f"fp8-{kind}{format}")]
+    torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
+
+
 def test_accuracy(x):
     def build(o, x, gate, up):
         return o.call("gated_linear", o.call(byte_rows, x), gate, up, None, None, activation="silu")

@@ -274,6 +274,29 @@ def test_unknown_activations_are_refused():
         QuantizeWeights(activations="fp8")
 
 
+@pytest.mark.parametrize("format", ["fp8-e4m3", "fp8-e5m2-g32"])
+def test_floats_of_8_bits_through_both_doors(x, format, tmp_path):
+    """Also as an artifact, and with new weights; products of bytes they have none."""
+    torch._dynamo.reset()
+    net, other = Net().eval(), Net().eval()
+    with torch.no_grad():
+        offline = infopt.compile(net, (x,), weights=format)
+        online = torch.compile(net, backend="infopt", options={"weights": format})
+        found, want = offline(x), net(x)
+        assert torch.equal(found, online(x))
+        assert 0 < (found - want).norm() < 0.1 * want.norm()
+        assert f"applied: {format}, error" in infopt.explain(offline, "quantize-weights")
+        assert offline.report.aten_nodes == 0
+        offline.save(tmp_path / "net.infopt")
+        loaded = infopt.load(tmp_path / "net.infopt")
+        assert torch.equal(loaded(x), found)
+        loaded.load_weights(other.state_dict())
+        assert torch.equal(loaded(x), infopt.compile(other, (x,), weights=format)(x))
+        bytes = infopt.compile(net, (x,), weights=format, activations="int8")
+    reason = f"rows in bytes times {format}"
+    assert reason in infopt.explain(bytes, "quantize-weights")
+
+
 @pytest.mark.parametrize("format", ["lut4", "lut3-g64", "lut4-g128+0.5%", "int4-g32+1%"])
 def test_tables_and_remainders_through_both_doors(x, format, tmp_path):
     """Also as an artifact; new weights of one are declined, as there is no recipe."""

@@ -50,6 +50,43 @@ def halves(x, build=None):
     return graph_with(x, consts, matrix)
 
 
+FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def small_floats(x, dtype, factors, out=torch.float32):
+    """Floats of 8 bits, with the exponents of some least, times factors if there are any."""
+    torch.manual_seed(1)
+    consts = {"q": (torch.randn(N, K) * torch.randn(N, K).exp() / 8).to(dtype)}
+    consts |= {} if factors is None else {"s": factors}
+
+    def layer(o, x, q, *s):
+        made = o.to(q, out)
+        return o.linear(x, o.mul(made, o.to(s[0], out)) if s else made)
+
+    return graph_with(x, consts, layer)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(N, 1), (1,), (), None])
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
+def test_floats_of_8_bits(x, dtype, shape, out):
+    """With a factor for a row, one for all, or none."""
+    factors = None if shape is None else torch.rand(shape) + 0.01
+    start = small_floats(x.to(out), dtype, factors, out)
+    found, report = run_pass(RecognizeQuantized(), start, [(x.to(out),)])
+    assert [s.where for s in report.applied] == ["q"]
+    assert report.applied[0].reason.startswith(str(dtype).removeprefix("torch."))
+    assert torch.equal(found.consts["q_integers"].float(), start.consts["q"].float())
+    assert torch.equal(interpret(found, [x.to(out)])[0], interpret(start, [x.to(out)])[0])
+
+
+def test_floats_of_8_bits_that_are_something_else(x):
+    """A factor for each column: no format has that."""
+    start = small_floats(x, FLOATS[0], torch.rand(1, K) + 0.5)
+    found, report = run_pass(RecognizeQuantized(), start, [(x,)])
+    assert found is start and [s.where for s in report.declined] == ["q"]
+
+
 def test_rewrites(x):
     found, report = run_pass(RecognizeQuantized(), halves(x), [(x,)])
     assert integer_weight in {n.op for n in found.nodes()}

@@ -159,7 +159,7 @@ def test_tables_and_remainders_have_no_kernel_yet():
     remainder = entries.encode(rest, entries.largest(rest.abs()))
     _, plain = layer(3)
     for format, args, kept, reason in (
-        ("lut4", (x, *w), None, "codes into tables, lut4"),
+        ("lut4", (x, *w), None, "weights in lut4"),
         ("int4-g32", (x, *plain), remainder, "a remainder"),
     ):
         o = Builder()
