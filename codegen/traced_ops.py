@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from infopt.codegen.kernel import KernelOp
+from infopt.codegen.kernels.attention_received import attention_received
 from infopt.codegen.kernels.kv_cache import (
     kv_append,
     kv_append_int8,
@@ -110,6 +111,11 @@ _declare(
         q.new_empty((*q.shape[:3], v.shape[3])),
         q.new_empty(q.shape[:3], dtype=torch.float32),
     ),
+)
+_declare(
+    attention_received,
+    "(Tensor q, Tensor k, Tensor? bias=None, *, float scale) -> Tensor",
+    lambda q, k, bias=None, **_: q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32),
 )
 
 

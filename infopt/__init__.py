@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
     from infopt.runtime.decoding.causal_lm import CausalLM as CausalLM
+    from infopt.runtime.decoding.compaction import Compaction as Compaction
     from infopt.runtime.decoding.layout import KV as KV
     from infopt.runtime.decoding.state import State as State
     from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
@@ -107,6 +108,7 @@ _HOMES = {
     "CannotStream": "compiler.errors",
     "CausalLM": "runtime.decoding.causal_lm",
     "Close": "compiler.accuracy",
+    "Compaction": "runtime.decoding.compaction",
     "Compiled": "compiler.model",
     "CompilerMissing": "codegen.build",
     "ContextFull": "runtime.errors",
@@ -186,6 +188,7 @@ __all__ = [
     "CannotStream",
     "CausalLM",
     "Close",
+    "Compaction",
     "Compiled",
     "CompilerMissing",
     "ContextFull",

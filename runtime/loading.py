@@ -13,6 +13,7 @@ from infopt.runtime import folder, packed, signature_file, trust, weights
 from infopt.runtime.artifact import EXECUTOR
 from infopt.runtime.code import map_code
 from infopt.runtime.decoding.causal_lm import CausalLM
+from infopt.runtime.decoding.compaction import FILTER
 from infopt.runtime.decoding.spec import CausalSpec
 from infopt.runtime.device import Device
 from infopt.runtime.errors import (
@@ -72,7 +73,10 @@ def load(
         device=device,
         cuda_graphs=cuda_graphs,
     )
-    return _in_its_form(program)
+    form = _in_its_form(program)
+    if isinstance(form, CausalLM) and form.spec.compact is not None:
+        form.filter = _filter_of(program, threads, check, allow_ops)
+    return form
 
 
 def load_program(
@@ -85,11 +89,16 @@ def load_program(
     allow_ops: Collection[str] = (),
     device: Place = None,
     cuda_graphs: bool = False,
+    manifest_sha256: str | None = None,
 ) -> LoadedProgram:
-    """As `load`, but always the program itself."""
+    """As `load`, but always the program itself; with manifest_sha256 only that one."""
     if native not in trust.POLICIES:
         raise ValueError(f"native: expected one of {trust.POLICIES}, found {native!r}")
     with verified(Path(path), verify_with) as opened:
+        if manifest_sha256 not in (None, opened.manifest_sha256):
+            raise ArtifactCorrupt(
+                f"{NAME}: expected sha256 {manifest_sha256}, found {opened.manifest_sha256}"
+            )
         verdict = choose_for(opened.manifest, device)
         entry, notes = _permitted(opened, verdict, native, verify_with is not None)
         gpu = device_of(verdict, entry, device)
@@ -235,6 +244,29 @@ def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactCorrupt(f"{NAME}: about.{name}: {error!r}") from None
     return program
+
+
+def _filter_of(
+    program: LoadedProgram, threads: int | None, check: bool, allow_ops: Collection[str]
+) -> LoadedProgram:
+    """The program of a decoder that cuts prompts which says what tokens are worth: an artifact
+    within the artifact. That one's manifest names its manifest, so its code may run where that
+    one's may."""
+    about = program.manifest.about["causal_lm"]
+    try:
+        path, digest = program.attached(FILTER), str(about["filter"])
+    except KeyError as error:
+        raise ArtifactCorrupt(f"{NAME}: about.causal_lm: {error!r}") from None
+    native = "any" if program.is_native else "never"
+    return load_program(
+        path,
+        threads=threads,
+        native=native,
+        check=check,
+        allow_ops=allow_ops,
+        device="cpu",
+        manifest_sha256=digest,
+    )
 
 
 def _executor(entry: VariantEntry, code: Mapping[str, bytes]) -> ctypes.CDLL:

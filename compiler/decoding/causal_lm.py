@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +23,25 @@ from infopt.compiler.compiled import build
 from infopt.compiler.decoding.contiguous import Contiguous
 from infopt.compiler.decoding.paged import Paged
 from infopt.compiler.decoding.policy import LayerShape, Policy
+from infopt.compiler.decoding.prompt_filter import (
+    FlatProgram,
+    build_filter,
+    does_not_pay,
+    save_with_filter,
+    with_layer,
+)
 from infopt.compiler.decoding.prompt_parts import in_parts
 from infopt.compiler.decoding.tracing_cache import ShapeCache, TracingCache
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
 from infopt.compiler.graph import Node
-from infopt.compiler.model import Compiled
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, check_module, export
 from infopt.passes.slice_runs import SliceRuns
 from infopt.runtime.decoding.causal_lm import CausalLM
+from infopt.runtime.decoding.compaction import Compaction
 from infopt.runtime.decoding.layout import KV
 from infopt.runtime.decoding.pages import PagedMemory
 from infopt.runtime.decoding.spec import CausalSpec
@@ -41,6 +49,7 @@ from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
 
 _TOKENS, _ROWS = 5, 3  # of the example that is traced
+_ENDLESS = 2**30  # positions of a model that names no last one
 
 
 def compile_causal_lm(
@@ -49,6 +58,7 @@ def compile_causal_lm(
     max_length: int,
     batch: int = 1,
     kv: KV | Policy | None = None,
+    compact: Compaction | None = None,
     target: str | Target = "native",
     **options: Any,
 ) -> CausalLM:
@@ -61,6 +71,8 @@ def compile_causal_lm(
     batch       the most sequences at once
     kv          how the cache is kept: infopt.KV, or a policy such as infopt.Quest; without it
                 exactly as the model computes it
+    compact     an infopt.Compaction: long prompts are cut to the tokens that matter, which keep
+                their positions; max_length is the room for what is left of them
     options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
                 texts int64 [sequences, tokens] of one length; max_activations is kept by reading
                 prompts in parts
@@ -76,6 +88,10 @@ def compile_causal_lm(
             raise BadOption(f"{name}: expected a positive int, found {value!r}")
     if kv is not None and not isinstance(kv, KV | Policy):
         raise BadOption(f"kv: expected an infopt.KV or an infopt.Policy, found {kv!r}")
+    if compact is not None and not isinstance(compact, Compaction):
+        raise BadOption(f"compact: expected an infopt.Compaction, found {compact!r}")
+    if compact is not None and limit is not None:
+        raise BadOption("max_activations: what cuts a prompt reads it at once: not beside compact")
     if max_length < 2:
         raise BadOption(f"max_length: expected 2 or more, found {max_length}")
     check_module(model)
@@ -84,11 +100,16 @@ def compile_causal_lm(
     policy = kv if isinstance(kv, Policy) else _policy_of(kv or KV())
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
-        layers, vocabulary = _shapes(forward, model)
+        layers, vocabulary, windows = _shapes(forward, model)
         reason = policy.declined(layers[-1], max_length, machine)
         if reason is not None:
             report.notes.append(f"kv: {reason}; the cache is kept whole and read whole")
             policy = Contiguous()
+        if compact is not None:
+            compact = with_layer(compact, layers, policy, windows, max_length)
+            if reason := does_not_pay(compact, len(layers)):
+                report.notes.append(reason)
+                compact = None
         if not policy.endless(layers[0]):
             _check_positions(model, max_length)
         stores = tuple(
@@ -97,29 +118,28 @@ def compile_causal_lm(
             for store in policy.stores(layer, max_length).values()
         )
         kept = policy.group, policy.chunk, policy.pooled
-        spec = CausalSpec(vocabulary, max_length, batch, stores, *kept)
+        positions = 0 if compact is None else _positions(model) or _ENDLESS
+        spec = CausalSpec(vocabulary, max_length, batch, stores, *kept, positions, compact)
         texts = list(_calibration(parsed.calibration or (), spec))
-        kind = _PagedStep if spec.page else _Step
-        exported, sample = _trace(kind(forward, model, policy, layers, spec), spec)
+        filter = None
+        if compact is not None:
+            sizes, calibrating = (vocabulary, batch, positions), [text[0] for text in texts]
+            filter = build_filter(forward, model, compact, sizes, calibrating, parsed, machine)
+        exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
         seen = [exported.sample(text, {}) for text in texts]
         built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen)
     if limit is not None:
         spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)
-    compiled = _Program(exported, built, (sample, {}))
+    compiled = FlatProgram(exported, built, (sample, {}))
     compiled.about["causal_lm"] = spec.to_json()
-    return CausalLM(spec, compiled, compiled.save)
+    if filter is None:
+        return CausalLM(spec, compiled, compiled.save)
+    return CausalLM(spec, compiled, partial(save_with_filter, compiled, filter), filter)
 
 
 def _policy_of(kv: KV) -> Policy:
     return Paged(kv) if kv.page else Contiguous(kv)
-
-
-class _Program(Compiled):
-    """The compiled step, which the generation loop runs on flat inputs."""
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        return self._built.program(inputs)
 
 
 Forward = Callable[[Tensor, Tensor, Any, Callable[[Tensor], Tensor]], Tensor]
@@ -143,14 +163,19 @@ def _forward_of(model: torch.nn.Module) -> Forward:
 
 def _check_positions(model: Any, max_length: int) -> None:
     """Raises BadOption where positions beyond those of a model would be asked for."""
-    config = getattr(model, "config", None)
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and limit < max_length:
+    limit = _positions(model)
+    if limit is not None and limit < max_length:
         raise BadOption(f"max_length: the model has {limit} positions, found {max_length}")
 
 
-def _shapes(forward: Forward, model: torch.nn.Module) -> tuple[list[LayerShape], int]:
-    """What every layer caches, and the vocabulary: from a run on two tokens."""
+def _positions(model: Any) -> int | None:
+    """How many positions the model says that it knows."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _shapes(forward: Forward, model: torch.nn.Module) -> tuple[list[LayerShape], int, set[int]]:
+    """What every layer caches, the vocabulary, windows: from a run on two tokens."""
     cache = ShapeCache()
     ids = torch.zeros(1, 2, dtype=torch.int64)
     try:
@@ -166,7 +191,7 @@ def _shapes(forward: Forward, model: torch.nn.Module) -> tuple[list[LayerShape],
         replace(cache.layers[i], layer=i, layers=len(cache.layers), rotary=rotary)
         for i in sorted(cache.layers)
     ]
-    return layers, logits.shape[-1]
+    return layers, logits.shape[-1], cache.windows
 
 
 def _inverse_frequencies(model: Any) -> Tensor | None:
@@ -185,8 +210,11 @@ def _inverse_frequencies(model: Any) -> Tensor | None:
 
 
 class _Step(torch.nn.Module):
-    """The program to trace: (ids, starts, counts, picks, stores) -> (logits, the stores' next
+    """The program to trace: (ids, starts, counts, picks, more, stores) -> (logits, the stores' next
     values). picks int64 [B, R]: the rows of ids whose logits [B, R, V] are wanted.
+
+    more, each where the spec asks for it: "positions" int64 [B, T], where ids stand in their texts;
+    "table" int64 [B, P], the pages of each sequence.
     """
 
     inverse_frequencies: Tensor | None
@@ -205,48 +233,31 @@ class _Step(torch.nn.Module):
         self.register_buffer("inverse_frequencies", _inverse_frequencies(model), persistent=False)
 
     def forward(
-        self, ids: Tensor, starts: Tensor, counts: Tensor, picks: Tensor, stores: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        return self._step(ids, starts, counts, picks, None, stores)
-
-    def _step(
         self,
         ids: Tensor,
         starts: Tensor,
         counts: Tensor,
         picks: Tensor,
-        table: Tensor | None,
+        more: dict[str, Tensor],
         stores: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        known = self.policy, self.room, self.inverse_frequencies, table
+        known = self.policy, self.room, self.inverse_frequencies, more.get("table")
         cache = TracingCache(self.layers, stores, starts, counts, *known)
-        last = (counts - 1).clamp(min=0)
-        # padding has the position of the last token: one that the model surely knows
-        inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
+        positions = more.get("positions")
+        if positions is None:
+            last = (counts - 1).clamp(min=0)
+            # padding has the position of the last token: one that the model surely knows
+            inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
+            positions = starts[:, None] + inside
 
         def pick(x: Tensor) -> Tensor:
             return x.gather(1, picks[:, :, None].expand(-1, -1, x.shape[-1]))
 
-        logits = self.through(ids, starts[:, None] + inside, cache, pick)
+        logits = self.through(ids, positions, cache, pick)
         if cache.read != set(range(len(self.layers))):
             unread = sorted(set(range(len(self.layers))) - cache.read)
             raise TraceDeclined(f"the attention of layers {unread} does not read their caches")
         return logits, cache.stores
-
-
-class _PagedStep(_Step):
-    """_Step over pages of a pool: table int64 [B, P], which of them each sequence has."""
-
-    def forward(  # type: ignore[override]
-        self,
-        ids: Tensor,
-        starts: Tensor,
-        counts: Tensor,
-        picks: Tensor,
-        table: Tensor,
-        stores: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor]]:
-        return self._step(ids, starts, counts, picks, table, stores)
 
 
 def _calibration(given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
@@ -271,11 +282,12 @@ def _whole(ids: Tensor, first: int, spec: CausalSpec) -> tuple:
     counts = torch.full((rows,), tokens)
     picks = torch.arange(first).repeat(rows, 1)
     given: tuple = (ids, torch.zeros_like(counts), counts, picks)
+    more = {"positions": torch.arange(tokens).repeat(rows, 1)} if spec.positions else {}
     if not spec.page:
-        return (*given, spec.empty(rows))
+        return (*given, more, spec.empty(rows))
     memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
     memory.make_room(given[1], counts)
-    return (*given, memory.table, memory.stores)
+    return (*given, more | {"table": memory.table}, memory.stores)
 
 
 def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
@@ -294,11 +306,13 @@ def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
         "starts": open_rows,
         "counts": open_rows,
         "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, most))},
+        "more": {"positions": {**open_rows, 1: length}} if spec.positions else {},
         "stores": [open_rows for _ in spec.stores],
     }
     if spec.page:
         room = torch.export.Dim("room", min=2)
-        shapes |= {"table": open_rows, "stores": [{2: room} for _ in spec.stores]}
+        shapes["more"]["table"] = open_rows
+        shapes["stores"] = [{2: room} for _ in spec.stores]
     exported = export(step.eval(), sample, {}, shapes, Leaf)
     return _with_updates(exported, len(spec.stores)), sample
 

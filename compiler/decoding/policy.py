@@ -88,11 +88,13 @@ class Policy:
            end before; 0: never, 1: with each, so that none are guessed
     pooled stores are of one page of so many tokens, [heads, pooled, width], and all sequences have
            pages of one pool (`LayerCache.table`); 0: stores are a sequence's own
+    forgets whether tokens go, by where they stand in the text
     """
 
     chunk: int | None = None
     group: int = 0
     pooled: int = 0
+    forgets: bool = False
 
     def stores(self, shape: LayerShape, max_length: int) -> dict[str, Store]:
         """The state of one layer, "keys" and "values" among it."""

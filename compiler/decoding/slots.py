@@ -18,6 +18,7 @@ class SlotPolicy(Policy):
     stands, -1 for none. Which slots the new tokens get is the subclass's."""
 
     group = 1  # what was overwritten cannot come back
+    forgets = True
 
     def slots(self) -> int:
         """How many slots a head has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,11 +12,30 @@ from infopt.compiler.decoding.policy import LayerCache, LayerShape, Policy
 from infopt.compiler.errors import TraceDeclined
 
 
+class MetCache(Protocol):
+    """What a decoder calls while it is traced."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+
 class ShapeCache:
-    """Finds the layers' shapes in a run on a few real tokens without a cache."""
+    """Finds the layers' shapes, and windows of attention, in a run on a few real tokens without a
+    cache."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
+        self.windows: set[int] = set()
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3] or k.dtype != v.dtype:
@@ -36,6 +56,8 @@ class ShapeCache:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
+        if window:
+            self.windows.add(window)
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
 

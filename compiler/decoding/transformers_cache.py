@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infopt.compiler.decoding.tracing_cache import ShapeCache, TracingCache
+from infopt.compiler.decoding.tracing_cache import MetCache
 from infopt.compiler.errors import TraceDeclined
 
 NAME = "infopt"  # of the attention function
@@ -24,9 +24,7 @@ def is_transformers(model: torch.nn.Module) -> bool:
     return hasattr(model, "config") and hasattr(model.config, "_attn_implementation")
 
 
-def call(
-    model: Any, ids: Tensor, positions: Tensor, cache: ShapeCache | TracingCache, last: Callable
-) -> Tensor:
+def call(model: Any, ids: Tensor, positions: Tensor, cache: MetCache, last: Callable) -> Tensor:
     """Logits of the positions that `last` picks of hidden states [B, T, W]."""
     with _own_attention(model, cache), _picked(model, last):
         out = model(
@@ -39,7 +37,7 @@ def call(
     return out.logits
 
 
-def _cache(cache: ShapeCache | TracingCache) -> Any:
+def _cache(cache: MetCache) -> Any:
     from transformers.cache_utils import Cache, DynamicLayer
 
     class Handed(Cache):
@@ -58,7 +56,7 @@ def _cache(cache: ShapeCache | TracingCache) -> Any:
 
 
 @contextmanager
-def _own_attention(model: Any, cache: ShapeCache | TracingCache) -> Iterator[None]:
+def _own_attention(model: Any, cache: MetCache) -> Iterator[None]:
     from transformers import AttentionInterface
 
     def attend(

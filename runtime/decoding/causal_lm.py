@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infopt.runtime.decoding.compaction import check_places
 from infopt.runtime.decoding.memory import Memory, OwnMemory
 from infopt.runtime.decoding.pages import PagedMemory
 from infopt.runtime.decoding.prompt_lookup import PromptLookup
@@ -17,6 +18,7 @@ from infopt.runtime.decoding.prompts import (
     check_tokens,
     common_beginning,
     is_flat,
+    padded_rows,
     read_prompts,
 )
 from infopt.runtime.decoding.sampling import Sampler
@@ -31,12 +33,17 @@ class CausalLM:
 
     spec     the vocabulary, the room for tokens, the largest batch
     program  what was compiled or loaded: its report, its notes
+    filter   where prompts are cut (infopt.Compaction), the program that says what tokens are worth
     """
 
     def __init__(
-        self, spec: CausalSpec, program: Any, save: Callable[..., Path] | None = None
+        self,
+        spec: CausalSpec,
+        program: Any,
+        save: Callable[..., Path] | None = None,
+        filter: Any = None,
     ) -> None:
-        self.spec, self.program, self._save = spec, program, save
+        self.spec, self.program, self.filter, self._save = spec, program, filter, save
         self._pool = spec.pool() if spec.page else None
 
     @property
@@ -45,30 +52,77 @@ class CausalLM:
         return getattr(self.program, "report", None)
 
     def prefill(
-        self, ids: Prompts, *, mask: Tensor | None = None, state: State | None = None
+        self,
+        ids: Prompts,
+        *,
+        mask: Tensor | None = None,
+        state: State | None = None,
+        places: Sequence[Any] | None = None,
     ) -> State:
         """The state after these tokens: `state.logits` are those of each sequence's last token.
 
         ids: one prompt (a list of ints or int64 [T]) or several (lists of different lengths, or
         int64 [B, T]). mask [B, T]: nonzero where a padded batch has tokens, on whatever side.
         state: go on from it; it is stale then.
+        places: of each sequence, which of its tokens are read, ascending numbers that end with the
+        last; they keep their positions. None: where the model was compiled to cut prompts, and
+        these begin a text, `self.places(ids)`, else all.
         Raises BadTokens, TooManySequences, ContextFull; the state is then as it was.
         """
         prompts = self._prompts(ids, mask)
         starts = (0,) * len(prompts) if state is None else state.lengths
         if len(starts) != len(prompts):
             raise BadTokens(f"ids: expected {len(starts)} sequences, found {len(prompts)}")
+        sizes = torch.tensor([len(p) for p in prompts])
+        before = torch.zeros_like(sizes) if state is None else state.positions
+        if places is not None:
+            if not self.spec.positions:
+                raise BadTokens("places: the model was compiled without compact=infopt.Compaction")
+            kept = check_places(places, prompts)
+        elif state is None and self.spec.compact:
+            counts = [self.spec.compact.kept(len(p)) for p in prompts]
+            self._check_room(starts, counts, sizes.tolist())
+            kept = self.spec.compact.places(prompts, self.filter.run)
+        else:
+            kept = [torch.arange(len(p)) for p in prompts]
+        texts = [p[at] for p, at in zip(prompts, kept)]
+        where = [at + first for at, first in zip(kept, before)]
+        return self._read(texts, where, before + sizes, state)
+
+    def places(
+        self, ids: Prompts, *, mask: Tensor | None = None, keep: float | None = None
+    ) -> list[Tensor]:
+        """Which tokens of each prompt `prefill` reads, ascending int64: all of them, unless the
+        model was compiled to cut prompts. keep: so much of them, instead of what it was compiled
+        with.
+
+        Raises BadTokens, TooManySequences; ContextFull for more tokens than there are positions.
+        """
+        prompts = self._prompts(ids, mask)
+        if keep is not None and not 0 < keep <= 1:
+            raise ValueError(f"keep: expected a share in (0, 1], found {keep}")
+        if self.spec.compact is None:
+            return [torch.arange(len(p)) for p in prompts]
+        none = [0] * len(prompts)
+        self._check_room(none, none, [len(p) for p in prompts])
+        return self.spec.compact.places(prompts, self.filter.run, keep)
+
+    def _read(
+        self, prompts: list[Tensor], where: list[Tensor], after: Tensor, state: State | None
+    ) -> State:
+        """Tokens, and of each where it stands in its text; after: where the next ones will."""
         counts = [len(p) for p in prompts]
-        self._check_room(starts, counts)
+        starts = (0,) * len(prompts) if state is None else state.lengths
+        self._check_room(starts, counts, after.tolist())
         if state is None and self._pool and len(prompts) > 1:
-            shared = common_beginning(prompts)
+            shared = min(common_beginning(prompts), common_beginning(where))
             if shared >= self.spec.page:  # computed once, and kept once
-                beginning = self.prefill(prompts[0][:shared])
-                rest = [p[shared:] for p in prompts]
-                return self.prefill(rest, state=self.fork(beginning, len(prompts)))
-        padded = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = prompt
+                one = prompts[0][:shared], where[0][:shared]
+                beginning = self._read([one[0]], [one[1]], one[1][-1:] + 1, None)
+                forked = self.fork(beginning, len(prompts))
+                prompts, where = ([x[shared:] for x in rows] for rows in (prompts, where))
+                return self._read(prompts, where, after, forked)
+        padded, positions = padded_rows(prompts), padded_rows(where)
         memory = self._empty(len(prompts)) if state is None else state.take()
         ends, begun = torch.tensor(counts), torch.tensor(starts)
         most = self.spec.chunk or padded.shape[1]
@@ -76,10 +130,11 @@ class CausalLM:
         for first in range(0, padded.shape[1], most):
             part = padded[:, first : first + most]
             new = (ends - first).clamp(0, part.shape[1])
-            made = self._run(part, memory, begun + first, new, (new[:, None] - 1).clamp(min=0))
+            last, at = (new[:, None] - 1).clamp(min=0), positions[:, first : first + most]
+            made = self._run(part, memory, begun + first, new, last, at)
             logits = torch.where(new[:, None] > 0, made[:, 0], logits) if first else made[:, 0]
         lengths = tuple([a + b for a, b in zip(starts, counts)])
-        return State(memory, lengths, torch.tensor(lengths), logits)
+        return State(memory, lengths, torch.tensor(lengths), logits, after)
 
     def fork(self, state: State, sequences: int) -> State:
         """So many sequences that go on from the one of `state`, which stays as it is: a beginning
@@ -110,7 +165,8 @@ class CausalLM:
         first, *others = [state.take() for state in states]
         lengths = tuple([n for state in states for n in state.lengths])
         logits = torch.cat([state.logits for state in states])
-        return State(first.join(others), lengths, torch.tensor(lengths), logits)
+        positions = torch.cat([state.positions for state in states])
+        return State(first.join(others), lengths, torch.tensor(lengths), logits, positions)
 
     def keep(self, state: State, rows: Sequence[int]) -> State:
         """Only these sequences of `state`, by their numbers, in this order; `state` is stale then,
@@ -130,21 +186,23 @@ class CausalLM:
         return kept
 
     def logits(self, ids: Prompts, chunk: int | None = None) -> Tensor:
-        """The logits after every token of one prompt, [T, V]: for perplexity.
+        """The logits after every token of one prompt, [T, V], of which none is left out: for
+        perplexity.
 
         chunk: so many tokens of it at a time; 1 for what steps compute, where the cache's policy
         reads less in a step than in a prompt.
         Raises as prefill does.
         """
         (prompt,) = self._prompts(ids, None)
-        self._check_room([0], [len(prompt)])
+        self._check_room([0], [len(prompt)], [len(prompt)])
         memory, made = self._empty(1), []
         most = min(chunk or len(prompt), self.spec.chunk or len(prompt))
         for first in range(0, len(prompt), most):
             part = prompt[None, first : first + most]
             size = torch.tensor([part.shape[1]])
             rows = torch.arange(part.shape[1])[None]
-            made.append(self._run(part, memory, torch.tensor([first]), size, rows)[0])
+            start = torch.tensor([first])
+            made.append(self._run(part, memory, start, size, rows, rows + first)[0])
         return torch.cat(made)
 
     def step(self, state: State, next_ids: Tensor | Sequence[int] | int) -> State:
@@ -163,7 +221,7 @@ class CausalLM:
 
     def decode(self, state: State, n: int) -> tuple[Tensor, State]:
         """The next n tokens, greedily: (int64 [B, n], the state after them)."""
-        self._check_room(state.lengths, [n] * len(state.lengths))
+        self._check_room(state.lengths, [n] * len(state.lengths), (state.positions + n).tolist())
         tokens = []
         for _ in range(n):
             tokens.append(state.logits.argmax(-1, keepdim=True))
@@ -198,15 +256,19 @@ class CausalLM:
         single = mask is None and is_flat(ids)
         stops = {stop} if isinstance(stop, int) else set(stop)
         sampler = Sampler(temperature, top_k, top_p, seed)
-        counts = [len(p) for p in prompts]
+        sizes, compact = [len(p) for p in prompts], self.spec.compact
+        counts = [compact.kept(n) for n in sizes] if compact else sizes
         if speculate < 0:
             raise ValueError(f"speculate: expected 0 or more, found {speculate}")
         if max_new_tokens is not None:
             if max_new_tokens < 0:
                 raise ValueError(f"max_new_tokens: expected 0 or more, found {max_new_tokens}")
-            self._check_room(counts, [max_new_tokens] * len(counts))
+            after = [n + max_new_tokens for n in sizes]
+            self._check_room(counts, [max_new_tokens] * len(counts), after)
         else:
             max_new_tokens = self.spec.max_length - max(counts)
+            if self.spec.positions:
+                max_new_tokens = max(0, min(max_new_tokens, self.spec.positions - max(sizes)))
         state = self.prefill(prompts)
         if speculate:
             lookups = [PromptLookup(prompt.tolist()) for prompt in prompts]
@@ -246,17 +308,29 @@ class CausalLM:
 
     def _step(self, state: State, ids: Tensor) -> State:
         lengths, starts = state.lengths, state.starts
-        if max(lengths) >= self.spec.max_length:
-            self._check_room(lengths, [1] * len(lengths))
+        positions, ends = state.positions, starts + 1
+        after = ends if positions is starts else positions + 1
+        if max(lengths) >= self.spec.max_length or self.spec.positions:
+            self._check_room(lengths, [1] * len(lengths), after.tolist())
         memory, ones = state.take(), torch.ones_like(starts)
-        logits = self._run(ids, memory, starts, ones, torch.zeros_like(ids))
-        return State(memory, tuple([n + 1 for n in lengths]), starts + 1, logits[:, 0])
+        logits = self._run(ids, memory, starts, ones, torch.zeros_like(ids), positions[:, None])
+        return State(memory, tuple([n + 1 for n in lengths]), ends, logits[:, 0], after)
 
     def _run(
-        self, ids: Tensor, memory: Memory, starts: Tensor, counts: Tensor, picks: Tensor
+        self,
+        ids: Tensor,
+        memory: Memory,
+        starts: Tensor,
+        counts: Tensor,
+        picks: Tensor,
+        positions: Tensor,
     ) -> Tensor:
-        """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T]; the cache is written."""
-        (logits,) = memory.run(self.program, [ids, starts, counts, picks])
+        """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T], which stand at `positions`
+        [B, T] of their texts; the cache is written."""
+        given = [ids, starts, counts, picks]
+        if self.spec.positions:
+            given.append(positions)
+        (logits,) = memory.run(self.program, given)
         return logits
 
     def _empty(self, sequences: int) -> Memory:
@@ -278,12 +352,21 @@ class CausalLM:
                 f"{sequences} sequences, but the model was compiled for batch={self.spec.batch}"
             )
 
-    def _check_room(self, lengths: Sequence[int], counts: Sequence[int]) -> None:
+    def _check_room(
+        self, lengths: Sequence[int], counts: Sequence[int], ends: Sequence[int]
+    ) -> None:
+        """ends: how long each text is then, with what the cache does not have of it."""
         for index, (length, count) in enumerate(zip(lengths, counts)):
             if length + count > self.spec.max_length:
                 raise ContextFull(
                     f"sequence {index}: {length} tokens and {count} more, but the model was "
                     f"compiled for max_length={self.spec.max_length}"
+                )
+        for index, end in enumerate(ends):
+            if end > self.spec.positions > 0:
+                raise ContextFull(
+                    f"sequence {index}: a text of {end} tokens, but the model has "
+                    f"{self.spec.positions} positions"
                 )
 
     def __repr__(self) -> str:

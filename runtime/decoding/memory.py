@@ -19,7 +19,8 @@ class Memory(Protocol):
     def bytes(self) -> int: ...
 
     def run(self, program: Any, given: list[Tensor]) -> list[Tensor]:
-        """The results for ids, starts, counts and picks; the new tokens are in the cache then."""
+        """The results for ids, starts, counts, picks and perhaps positions; the new tokens are in
+        the cache then."""
 
     def pick(self, rows: Sequence[int]) -> Memory:
         """The same of these sequences, each as often as it is named, to go on separately."""

@@ -107,7 +107,7 @@ class PagedMemory:
         return len({n for pages in self._pages for n in pages}) * self.pool.page_bytes
 
     def run(self, program: Any, given: list[Tensor]) -> list[Tensor]:
-        _, starts, counts, _ = given
+        _, starts, counts, *_ = given
         with self.pool.lock:
             self.make_room(starts, counts)
             made: list[Tensor] = program.run([*given, self.table, *self.pool.stores])

@@ -50,6 +50,12 @@ def common_beginning(prompts: Sequence[Tensor]) -> int:
     return int(same.long().cumprod(0).sum())
 
 
+def padded_rows(rows: Sequence[Tensor]) -> Tensor:
+    """int64 [B, T], shorter rows with their last number behind them."""
+    most = max(len(row) for row in rows)
+    return torch.stack([torch.cat((row, row[-1:].expand(most - len(row)))) for row in rows])
+
+
 def is_flat(ids: Any) -> bool:
     """One prompt: a tensor [T], or a list of ints (or an empty one)."""
     if isinstance(ids, Tensor):

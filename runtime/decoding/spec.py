@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infopt.runtime.decoding.compaction import Compaction
 from infopt.runtime.decoding.pages import PagePool
 from infopt.runtime.plan_check import dtype_of
 
@@ -24,6 +25,9 @@ class CausalSpec:
     chunk: the most tokens of one call; longer prompts are cut. None: any number
     page: the stores' sizes are those of a page of so many tokens, and all sequences have theirs in
         one pool; 0: each sequence has stores of its own
+    positions: how many the model has, where they are an input of the program; 0: they follow from
+        what is in the cache
+    compact: how prompts are cut; None: they are not
     """
 
     vocabulary: int
@@ -33,6 +37,8 @@ class CausalSpec:
     group: int = 0
     chunk: int | None = None
     page: int = 0
+    positions: int = 0
+    compact: Compaction | None = None
 
     def to_json(self) -> dict[str, Any]:
         stores = [
@@ -46,13 +52,24 @@ class CausalSpec:
             "group": self.group,
             "chunk": self.chunk,
             "page": self.page,
+            "positions": self.positions,
+            "compact": self.compact and self.compact.to_json(),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CausalSpec:
         stores = tuple((tuple(s["shape"]), str(s["dtype"]), s["fill"]) for s in record["stores"])
         sizes = (record["vocabulary"], record["max_length"], record["batch"])
-        return cls(*sizes, stores, record["group"], record["chunk"], record.get("page", 0))
+        compact = record.get("compact")
+        return cls(
+            *sizes,
+            stores,
+            record["group"],
+            record["chunk"],
+            record.get("page", 0),
+            record.get("positions", 0),
+            Compaction.from_json(compact) if compact is not None else None,
+        )
 
     def empty(self, sequences: int) -> list[Tensor]:
         """The stores of so many sequences without a token."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from infopt.runtime.decoding.prompt_lookup import PromptLookup
 from infopt.runtime.decoding.state import State
 
-# what CausalLM computes: logits for ids, memory, starts, counts, rows
+# what CausalLM computes: logits for ids, memory, starts, counts, rows, positions
 Run = Callable[..., Tensor]
 
 
@@ -82,9 +82,9 @@ class Speculation:
             ids[row, : len(text)] = torch.tensor(text)
         places = torch.minimum(torch.arange(ids.shape[1]), (counts[:, None] - 1).clamp(min=0))
         # one that takes no part stands at the beginning: there is a position there
-        starts = torch.where(counts > 0, state.starts, 0)
+        starts, begin = (torch.where(counts > 0, x, 0) for x in (state.starts, state.positions))
         memory = state.take()
-        made = self.run(ids, memory, starts, counts, places)
+        made = self.run(ids, memory, starts, counts, places, begin[:, None] + places)
         found: list[list[int]] = []
         logits, lengths = state.logits.clone(), list(state.lengths)
         for row, text in enumerate(texts):
@@ -97,4 +97,6 @@ class Speculation:
             if tokens:
                 logits[row] = made[row, len(tokens) - 1]
                 lengths[row] += len(tokens)  # what was wrong lies behind, and is written over
-        return found, State(memory, tuple(lengths), torch.tensor(lengths), logits)
+        ends = torch.tensor(lengths)
+        positions = state.positions + (ends - state.starts)
+        return found, State(memory, tuple(lengths), ends, logits, positions)

@@ -16,17 +16,24 @@ class State:
 
     logits   of each sequence's last token, [B, V]
     lengths  how many tokens of each sequence are in the cache; starts: the same, int64 [B]
+    positions  int64 [B]: where each sequence's next token stands in its text, more than `starts`
+             where prompts were cut
 
     Stepping hands the cache's memory on to the new state; the old one can only be read.
     """
 
-    __slots__ = ("_memory", "lengths", "logits", "starts")
+    __slots__ = ("_memory", "lengths", "logits", "positions", "starts")
 
     def __init__(
-        self, memory: Memory, lengths: tuple[int, ...], starts: Tensor, logits: Tensor
+        self,
+        memory: Memory,
+        lengths: tuple[int, ...],
+        starts: Tensor,
+        logits: Tensor,
+        positions: Tensor | None = None,
     ) -> None:
         self._memory: Memory | None = memory
-        self.starts = starts
+        self.starts, self.positions = starts, starts if positions is None else positions
         self.lengths, self.logits = lengths, logits
 
     def copy(self) -> State:
@@ -58,9 +65,10 @@ class State:
 
     def pick(self, rows: Sequence[int]) -> State:
         """These sequences, with memory of their own; this state stays as it is."""
-        lengths = tuple([self.lengths[row] for row in rows])
+        lengths, index = tuple([self.lengths[row] for row in rows]), torch.tensor(rows)
         memory = self.memory.pick(rows)
-        return State(memory, lengths, torch.tensor(lengths), self.logits[torch.tensor(rows)])
+        given = lengths, torch.tensor(lengths), self.logits[index], self.positions[index]
+        return State(memory, *given)
 
     def __repr__(self) -> str:
         stale = ", stale" if self._memory is None else ""
