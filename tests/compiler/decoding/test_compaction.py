@@ -213,7 +213,7 @@ def test_what_cannot_be_cut_is_refused(model: Any, plain: infopt.CausalLM) -> No
     with pytest.raises(infopt.BadOption, match=r"expected an infopt\.Compaction, found 0\.5"):
         compiled(compact=0.5)
     with pytest.raises(infopt.BadOption, match="max_activations: what cuts a prompt reads it at"):
-        compiled(max_activations="1MiB")
+        compiled(max_activations=1 << 20)
     with pytest.raises(infopt.BadTokens, match="was compiled without compact="):
         plain.prefill([1, 2, 3], places=[[0, 2]])
 
