@@ -85,6 +85,22 @@ class Builder:
         tensors, attributes = op.bind(args, attrs)
         return self.node(op, tensors, attributes)
 
+    def in_place_of(
+        self, node: Node, op: Op | torch._ops.OpOverload | str, *args: Any, **attrs: Any
+    ) -> Node:
+        """`call` for what will stand where `node` stood.
+
+        Where the reference asks about a size that nothing decides, the type of the sizes seen holds
+        if it is the type of `node`, which is promised for every size. CannotInfer otherwise.
+        """
+        try:
+            return self.call(op, *args, **attrs)
+        except DependsOnSize as error:
+            if error.seen != node.type:
+                raise
+            op = as_op(op)
+            return self.node(op, *op.bind(args, attrs), node.type)
+
     def node(
         self, op: Op, tensors: tuple, attributes: tuple, type: Type | None = None, serial: int = 0
     ) -> Node:

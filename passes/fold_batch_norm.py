@@ -71,9 +71,8 @@ def _folded(graph: Graph, o: Builder, node: Node) -> Node:
         inputs, kernel, given = x.args
         if given is not None:
             mean = o.sub(mean, _cast(o, given, dtype))
-        return o.call(
-            conv_act, inputs, kernel, scale, _shift(o, scale, mean, bias), **dict(x.attrs)
-        )
+        shift = _shift(o, scale, mean, bias)
+        return o.in_place_of(node, conv_act, inputs, kernel, scale, shift, **dict(x.attrs))
     shape = [-1, *[1] * (x.tensor_type.rank - 2)]
     y = o.mul(_cast(o, x, dtype), o.reshape(scale, shape))
     y = o.add(y, o.reshape(_shift(o, scale, mean, bias), shape))

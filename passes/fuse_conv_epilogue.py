@@ -46,8 +46,8 @@ class FuseConvEpilogue(Pass):
                 ctx.site(node, False, reason)
                 continue
             try:
-                changes[root] = ctx.builder.call(
-                    conv_act, *args, residual, **attrs, activation=activation
+                changes[root] = ctx.builder.in_place_of(
+                    root, conv_act, *args, residual, **attrs, activation=activation
                 )
                 ctx.site(root, True)
             except CannotInfer as error:

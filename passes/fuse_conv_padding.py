@@ -73,11 +73,11 @@ def _absorbed(o: Builder, node: Node, padded: Node) -> Node:
     if total[::2] == total[1::2]:
         attrs["padding"] = total[::2]
         if node.op is not conv_act:
-            convolve = o.conv1d if axes == 1 else o.conv2d
-            return convolve(x, weight, rest[0], **attrs)
+            convolve = f"aten.conv{axes}d.default"
+            return o.in_place_of(node, convolve, x, weight, rest[0], **attrs)
     if node.op is conv_act:
-        return o.call(conv_act, x, weight, *rest, **attrs)
-    return o.call(conv_act, x, weight, None, rest[0], **attrs)
+        return o.in_place_of(node, conv_act, x, weight, *rest, **attrs)
+    return o.in_place_of(node, conv_act, x, weight, None, rest[0], **attrs)
 
 
 def _sides(padding: Any, axes: int) -> tuple[int, ...]:

@@ -123,6 +123,25 @@ def test_rebuilding_keeps_what_torch_decided_under_guards() -> None:
         o.rebuild(node, (wide,))
 
 
+def test_what_stands_for_a_node_has_the_type_that_is_promised() -> None:
+    """Scaling a convolution's result asks whether its planes have one element; whoever takes the
+    place of a node of known type need not know."""
+    s = sympy.Symbol("s", positive=True, integer=True)
+    o = Builder((Dim(s, 2, None, 9),))
+    x = o.input("x", TensorType.dense((2, 3, s, s), F32))
+    w, scale = (o.input(n, TensorType.dense(t, F32)) for n, t in (("w", (4, 3, 3, 3)), ("f", (4,))))
+    window = {"stride": (2, 2), "padding": (1, 1)}
+    with pytest.raises(DependsOnSize):
+        o.call("conv_act", x, w, scale, **window)
+    plain = o.conv2d(x, w, None, **window)
+    made = o.in_place_of(plain, "conv_act", x, w, scale, **window)
+    assert made.op.name == "conv_act" and made.args == (x, w, scale, None, None)
+    assert made.type == plain.type and made.attr("groups") == 1
+    assert o.in_place_of(plain, "aten.relu.default", plain).op.name == "aten.relu.default"
+    with pytest.raises(DependsOnSize):
+        o.in_place_of(x, "conv_act", x, w, scale, **window)  # of another type
+
+
 def test_builders_have_no_private_ops(o: Builder) -> None:
     with pytest.raises(AttributeError, match="_relu"):
         _ = o._relu

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import infopt
 from infopt.codegen.kernels.conv import conv_act
 from infopt.compiler.cost import graph_seconds
 from infopt.compiler.target import Target
@@ -98,3 +99,25 @@ def test_gain():
     found, _ = run_pass(FoldBatchNorm(), graph)
     target = Target.parse("cpu:avx512")
     assert graph_seconds(found, target) < graph_seconds(graph, target)
+
+
+def test_square_images_of_any_size():
+    """One size for height and width: torch itself never asks whether a plane has one element."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 4, 3, padding=1),
+        torch.nn.BatchNorm2d(4),
+    ).eval()
+    for norm in net[1], net[4]:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    side = torch.export.Dim("side", min=2)
+    made = infopt.compile(net, (torch.randn(2, 3, 9, 9),), dynamic_shapes=({2: side, 3: side},))
+    assert made.report.aten_nodes == 0, made.report
+    for n in (9, 32, 3, 2, 1):
+        image = torch.randn(2, 3, n, n)
+        with torch.no_grad():
+            torch.testing.assert_close(made(image), net(image), rtol=1e-5, atol=1e-5)
