@@ -130,7 +130,7 @@ class Verification:
     def __init__(self, files: Mapping[str, OpenFile], chunk: int) -> None:
         self.files, self.chunk = files, chunk
         self._pieces: dict[str, range] = {}
-        self._checked: set[str] = set()
+        self._checked: set[int] = set()
         pieces: list[memoryview] = []
         for name, file in sorted(files.items(), key=lambda item: item[1].size):
             data, first = file.data(), len(pieces)
@@ -138,22 +138,25 @@ class Verification:
             self._pieces[name] = range(first, len(pieces))
         self._digests = Digests(pieces)
 
-    def check(self, name: str, expected: Sequence[str]) -> None:
-        """Wait for every chunk of a file and compare its digest with the one expected. Raises
-        ArtifactCorrupt naming the file and the place."""
-        if name in self._checked:
-            return
-        pieces = self._pieces[name]
+    def check(self, name: str, expected: Sequence[str], first: int = 0, last: int = -1) -> None:
+        """Wait for the chunks of a file in which its bytes [first:last] lie, of all unless given,
+        and compare their digests with those expected. Raises ArtifactCorrupt naming file and place.
+        """
+        pieces, size = self._pieces[name], self.files[name].size
         if len(expected) != len(pieces):
             raise ArtifactCorrupt(f"{name}: expected {len(pieces)} digests, found {len(expected)}")
-        for i, digest in enumerate(self._digests.of(pieces.start, pieces.stop)):
+        end = size if last < 0 else min(last, size)
+        asked = pieces[first // self.chunk : -(-end // self.chunk)]
+        new = [piece for piece in asked if piece not in self._checked]
+        for piece, digest in zip(new, self._digests.of(new), strict=True):
+            i = piece - pieces.start
             if digest != expected[i]:
-                first, last = i * self.chunk, min((i + 1) * self.chunk, self.files[name].size)
                 raise ArtifactCorrupt(
-                    f"{name}: the content was changed at bytes {first} to {last}: "
-                    f"expected sha256 {expected[i]}, found {digest}"
+                    f"{name}: the content was changed at bytes {i * self.chunk} to "
+                    f"{min((i + 1) * self.chunk, size)}: expected sha256 {expected[i]}, "
+                    f"found {digest}"
                 )
-        self._checked.add(name)
+            self._checked.add(piece)
 
     def close(self) -> None:
         """The files are not read any more."""

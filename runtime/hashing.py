@@ -43,11 +43,11 @@ class Digests:
         threads = _threads(total)
         self._job = library.infopt_sha256_begin(count, self._data, self._sizes, threads)
 
-    def of(self, first: int, last: int) -> list[str]:
-        """Those of pieces[first:last], waiting for them."""
+    def of(self, chosen: Sequence[int]) -> list[str]:
+        """Those of the chosen pieces, waiting for them."""
         if self._job is None:
-            return _by_hashlib(self._pieces[first:last])
-        return [self._wait(i) for i in range(first, last)]
+            return _by_hashlib([self._pieces[i] for i in chosen])
+        return [self._wait(i) for i in chosen]
 
     def _wait(self, piece: int) -> str:
         digest = ctypes.create_string_buffer(32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -184,9 +185,10 @@ def _plan_of(opened: Opened, name: str) -> Plan:
 
 
 def _tensors_of(opened: Opened) -> list[torch.Tensor]:
-    memory = torch.frombuffer(opened.content(WEIGHTS), dtype=torch.uint8)
+    """Tensors over the weights, of which only the header is read."""
+    memory = torch.frombuffer(opened.memory(WEIGHTS), dtype=torch.uint8)
     try:
-        return weights.read(memory, opened.manifest.tensors)
+        return weights.read(memory, opened.manifest.tensors, partial(opened.part, WEIGHTS))
     except PlanError as error:
         raise ArtifactCorrupt(str(error)) from None
 
@@ -216,9 +218,9 @@ def _build(
         raise ArtifactCorrupt(f"{recompute}: expected torch calls alone")
     if reason := _varies_with_batch(manifest, plan):
         notes.append(reason)
-    opened.check_all()  # nothing of the artifact runs before
     tensors = _tensors_of(opened)
     code = {name: bytes(opened.content(file)) for name, file in entry.libraries.items()}
+    opened.check_all()  # no code of the artifact runs before, and no weight is read
     if gpu is not None:
         on_gpu = maker_on(gpu, plan, code, allow_ops, cuda_graphs)
         return LoadedProgram(

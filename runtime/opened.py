@@ -43,6 +43,15 @@ class Opened:
     def content(self, name: str) -> memoryview:
         """The bytes of a file, as soon as they are verified. Raises ArtifactCorrupt."""
         self.verification.check(name, self.manifest.files[name].chunks)
+        return self.memory(name)
+
+    def part(self, name: str, first: int, last: int) -> bytes:
+        """Some bytes of a file, as soon as they are verified. Raises ArtifactCorrupt."""
+        self.verification.check(name, self.manifest.files[name].chunks, first, last)
+        return bytes(self.memory(name)[first:last])
+
+    def memory(self, name: str) -> memoryview:
+        """Where the bytes of a file lie, to be read when they are verified."""
         return self.verification.files[name].data()
 
     def check_all(self) -> None:

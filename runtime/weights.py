@@ -6,7 +6,7 @@ stored as tensors called "padding.<n>", since the format allows no holes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,12 @@ def file_parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview | byt
         yield bytes(-raw.numel() % ALIGNMENT)
 
 
-def read(data: torch.Tensor, records: Iterable[Stored]) -> list[torch.Tensor]:
-    """The tensors over the file's bytes `data`. Raises ArtifactCorrupt for any inconsistency."""
-    view = data.numpy()
-    spans, start = parse(lambda i, j: view[i:j].tobytes(), len(view), FILE, _MAX_HEADER)
+def read(
+    data: torch.Tensor, records: Iterable[Stored], part: Callable[[int, int], bytes]
+) -> list[torch.Tensor]:
+    """The tensors over the file's bytes `data`, of which nothing is read: the header is read by
+    `part(first, last)`. Raises ArtifactCorrupt for any inconsistency."""
+    spans, start = parse(part, len(data), FILE, _MAX_HEADER)
     found = []
     for record in records:
         if record.name not in spans:

@@ -259,6 +259,10 @@ def test_no_code_runs_before_all_is_verified(large, no_code, constant):
     place = rf"weights\.safetensors: the content was changed at bytes {size >> 20 << 20} to {size}"
     with pytest.raises(ArtifactCorrupt, match=place):
         load(large)
+    with pytest.raises(ArtifactCorrupt, match=place), verified(large, None) as opened:
+        assert opened.part("weights.safetensors", 8, 9) == b"{"  # that chunk is right
+        with pytest.raises(ArtifactCorrupt, match=place):
+            opened.part("weights.safetensors", size - 2, size)
 
 
 def test_a_file_is_given_out_only_when_it_is_verified(large):
