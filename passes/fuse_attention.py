@@ -10,12 +10,14 @@ import sympy
 import torch
 
 from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.attention_sinks import attention_sinks
 from infopt.compiler.errors import CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import Size
-from infopt.passes.simplify_masks import causal_part
+from infopt.passes.bands import Band, added_band, band_of
+from infopt.passes.sink_scores import sink_scores
 
 _PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
 _SDPA = "aten.scaled_dot_product_attention.default"
@@ -45,7 +47,9 @@ class FuseAttention(Pass):
 
     Finds SDPA calls (GQA and is_causal included) and the written-out form: scale by mul or div on
     q, k or the scores; masks added, filled with a very low number, or chosen by where; softmax in
-    another dtype and cast back; key and value heads repeated for grouped queries.
+    another dtype and cast back; key and value heads repeated for grouped queries; sinks, which are
+    one more column of the scores. Of a mask that is a band, causality and the window are kept as
+    numbers, so that keys outside are not read.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -71,7 +75,15 @@ def _weighs_values(node: Node) -> bool:
     """A product whose left side is a softmax: what looks like attention, and deserves a reason."""
     if node.op.name not in _PRODUCTS:
         return False
-    return _through(node.args[0]).op.name == "aten.softmax.int"
+    return _softmax(node.args[0])[0].op.name == "aten.softmax.int"
+
+
+def _softmax(weights: Node) -> tuple[Node, Node | None]:
+    """What weights come from, and the step that drops columns of it, if there is one."""
+    node = _through(weights)
+    if node.op.name != "aten.slice.Tensor":
+        return node, None
+    return _through(next(node.inputs)), node
 
 
 def _through(node: Node) -> Node:
@@ -99,7 +111,7 @@ class _Reader:
 
     def __init__(self, graph: Graph, o: Builder) -> None:
         self.graph, self.o = graph, o
-        self.masks: dict[Node, bool] = {}  # all layers share one: is it causal?
+        self.masks: dict[Node, Band | None] = {}  # all layers share one
 
     def read(self, node: Node) -> Node:
         made = self.sdpa(node) if node.op.name == _SDPA else self.written_out(node)
@@ -121,12 +133,13 @@ class _Reader:
 
     def written_out(self, node: Node) -> Node:
         weights, v = node.args
-        softmax = _through(weights)
+        softmax, cut = _softmax(weights)
         self.only_reader(weights, softmax, node)
         if softmax.attr("dim") != -1:
             raise _Declined(f"softmax over dim {softmax.attr('dim')}, expected -1")
         scores = _Scores()
-        self.scores(next(softmax.inputs), scores)
+        scored, sinks = self.without_sinks(next(softmax.inputs), cut)
+        self.scores(scored, scores)
         assert scores.q is not None and scores.k is not None
         q, k = self.unscaled(scores.q, scores), self.unscaled(scores.k, scores)
         k = self.transposed(k)
@@ -138,7 +151,20 @@ class _Reader:
                 f"q, k, v and the result are {q.dtype}, {k.dtype}, {v.dtype}, {node.dtype}"
             )
         mask = self.one_mask(scores.masks, q.dtype)
-        return self.call(q, k, v, mask, scores.scale, causal=False)
+        return self.call(q, k, v, mask, scores.scale, causal=False, sinks=sinks)
+
+    def without_sinks(self, scored: Node, cut: Node | None) -> tuple[Node, Node | None]:
+        """What a softmax reads as (scores, sinks), where a column is cut off after it."""
+        if cut is None:
+            return scored, None
+        found, rank = sink_scores(scored), cut.tensor_type.rank
+        whole = cut.attr("dim") in (-1, rank - 1) and (cut.attr("start"), cut.attr("step")) == (
+            0,
+            1,
+        )
+        if found is None or not whole or cut.shape != found[0].shape:
+            raise _Declined("columns of the attention weights are dropped that are no sinks")
+        return found
 
     def only_reader(self, top: Node, bottom: Node, reader: Node) -> None:
         """Weights that are also returned must be computed anyway."""
@@ -291,7 +317,14 @@ class _Reader:
         return total
 
     def call(
-        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool
+        self,
+        q: Node,
+        k: Node,
+        v: Node,
+        mask: Node | None,
+        scale: float,
+        causal: bool,
+        sinks: Node | None = None,
     ) -> Node:
         rank = q.tensor_type.rank
         if rank not in (3, 4) or k.tensor_type.rank != rank or v.tensor_type.rank != rank:
@@ -307,27 +340,34 @@ class _Reader:
             raise _Declined(f"{k.shape[1]} key heads and {v.shape[1]} value heads")
         if mask is not None and mask.tensor_type.rank > 4:
             raise _Declined(f"the mask is {mask.type}")
-        mask, causal = self.causal(mask, causal)
-        return self.o.call(attention, q, k, v, mask, scale=scale, causal=causal)
+        mask, causal, window = self.band(mask, causal)
+        attrs = {"scale": scale, "causal": causal, "window": window}
+        if sinks is None:
+            return self.o.call(attention, q, k, v, mask, **attrs)
+        if sinks.dtype != q.dtype or rank != 4:
+            raise _Declined(f"sinks are {sinks.type}, q is {q.type}")
+        return self.o.call(attention_sinks, q, k, v, sinks, mask, **attrs)
 
-    def causal(self, mask: Node | None, causal: bool) -> tuple[Node | None, bool]:
-        """A bool mask without its causal part: what is never seen is then never computed."""
-        if mask is None or mask.dtype != torch.bool:
-            return mask, causal
-        if self.is_causal(mask):
-            return None, True
-        if mask.op.name == "aten.bitwise_and.Tensor":
-            a, b = mask.args
-            assert isinstance(a, Node) and isinstance(b, Node)
-            for part, rest in ((a, b), (b, a)):
-                if self.is_causal(part):
-                    return rest, True
-        return mask, causal
-
-    def is_causal(self, mask: Node) -> bool:
+    def band(self, mask: Node | None, causal: bool) -> tuple[Node | None, bool, int]:
+        """(what is left of a mask, causal, window): what is never seen is then never computed."""
+        if mask is None:
+            return None, causal, 0
         if mask not in self.masks:
-            self.masks[mask] = causal_part(mask, self.graph)
-        return self.masks[mask]
+            lowest = (
+                max(_LOWEST, -torch.finfo(mask.dtype).max / 2) if mask.tensor_type.is_float else 0
+            )
+            self.masks[mask] = (
+                band_of(mask, self.graph)
+                if mask.dtype == torch.bool
+                else added_band(mask, self.graph, lowest)
+            )
+        band = self.masks[mask]
+        if band is None or not band.causal:
+            return mask, causal, 0
+        left: Node | None = None
+        for part in band.rest:
+            left = part if left is None else self.o.call("aten.bitwise_and.Tensor", left, part)
+        return left, True, band.window
 
     def grouped(self, node: Node) -> Node:
         """[B, KV, S, D] behind a [B, KV * G, S, D] whose heads are repeated G times in a row."""

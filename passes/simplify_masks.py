@@ -72,6 +72,9 @@ def all_true(node: Node, graph: Graph) -> bool:
         return bool(graph.consts[node.attr("name")].all())
     if name == "aten.bitwise_and.Tensor":
         return all(all_true(n, graph) for n in node.inputs)
+    if name == "aten.eq.Tensor":
+        a, b = (uniform(n, graph) for n in node.inputs)
+        return a is not None and a == b
     if name == "aten.ge.Scalar":
         low = node.attr("other")
         return (
@@ -80,6 +83,47 @@ def all_true(node: Node, graph: Graph) -> bool:
             and counted(next(node.inputs), graph) is not None
         )
     return False
+
+
+def uniform(node: Node, graph: Graph) -> int | None:
+    """The integer (True is 1) that all elements of a value surely are; None: not known.
+
+    Programs for several texts in a row number them by counting where positions do not follow each
+    other: cumsum(diff(positions) != 1), which is 0 where the positions are counted from 0.
+    """
+    while node.op.name in _VIEWS:
+        node = next(node.inputs)
+    name = node.op.name
+    if name == "aten.diff.default":
+        return 1 if _counts_up(node, graph) else None
+    if name in ("aten.ne.Scalar", "aten.eq.Scalar"):
+        value, other = uniform(next(node.inputs), graph), node.attr("other")
+        if value is None or not isinstance(other, int):
+            return None
+        return int((value == other) == (".eq." in name))
+    if name == "aten.cumsum.default":
+        return 0 if uniform(next(node.inputs), graph) == 0 else None
+    return None
+
+
+def _counts_up(node: Node, graph: Graph) -> bool:
+    """diff(x, x[0] - 1) of an x that counts from 0 along the last dim."""
+    x, before, after = node.args
+    if not isinstance(x, Node) or not isinstance(before, Node) or after is not None:
+        return False
+    last = x.tensor_type.rank - 1
+    if node.attr("n") != 1 or node.attr("dim") not in (-1, last):
+        return False
+    found = counted(x, graph)
+    if found is None or found[0] != last or before.op.name != "aten.sub.Scalar":
+        return False
+    first = next(before.inputs)
+    if before.attr("other") != 1 or before.attr("alpha") != 1:
+        return False
+    if first.op.name != "aten.slice.Tensor" or next(first.inputs) is not x:
+        return False
+    place = (first.attr("start"), first.attr("end"), first.attr("step"))
+    return first.attr("dim") in (-1, last) and place == (0, 1, 1)
 
 
 def counted(node: Node, graph: Graph) -> tuple[int | None, Size] | None:
@@ -139,29 +183,3 @@ def _whole_index(node: Node, o: Builder, graph: Graph) -> Node | None:
     order = sorted(range(len(dims)), key=lambda i: dims[i])
     ordered = x if order == list(range(len(order))) else o.permute(x, order)
     return o.reshape(ordered, list(node.shape))
-
-
-def causal_part(node: Node, graph: Graph) -> bool:
-    """True for the mask in which query i of the last dim but one sees the keys 0 to i."""
-    rank = node.tensor_type.rank
-    if rank < 2 or node.dtype != torch.bool:
-        return False
-    if node.op.name == "const":
-        mask = graph.consts[node.attr("name")]
-        if mask.numel() != mask.shape[-1] * mask.shape[-2]:
-            return False
-        return torch.equal(
-            mask.reshape(mask.shape[-2:]), torch.ones_like(mask).reshape(mask.shape[-2:]).tril()
-        )
-    sides = {"aten.le.Tensor": 0, "aten.ge.Tensor": 1}
-    if node.op.name not in sides:
-        return False
-    key, query = node.args if sides[node.op.name] == 0 else node.args[::-1]
-    assert isinstance(key, Node) and isinstance(query, Node)
-    places = []
-    for side in (key, query):
-        found = counted(side, graph)
-        if found is None or found[0] is None:
-            return False
-        places.append(found[0] + rank - side.tensor_type.rank)
-    return places == [rank - 1, rank - 2]

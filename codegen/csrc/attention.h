@@ -249,6 +249,8 @@ static void attend(const AttentionShape &s, const T *q, const S *k, const S *v, 
                         s.value_depth, key != first);
     }
   }
+  for (int64_t i = 0; s.sinks && i < step; ++i)
+    total[i] += sink_weight<T>(s, rows.head[i], maximum[i]);
   for (int64_t i = 0; s.logsum && i < rows.count; ++i)
     store_logsum(s, rows, i, maximum[i], total[i]);
   if (first >= last) memset(scratch.out, 0, size_t(s.value_depth * step) * sizeof(float));

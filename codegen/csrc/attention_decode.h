@@ -230,6 +230,7 @@ static void attend_few(const AttentionShape &s, const T *q, const S *k, const S 
     read(range.first - (kInGroups<S> ? range.first % kGroupTokens : 0), range.last);
   }
   for (int r = 0; r < Rows; ++r) {
+    total[r] += sink_weight<T>(s, rows.head[r], maximum[r]);
     const Vec scale = broadcast(total[r] == 0 ? 0 : 1 / total[r]);
     float *o = scratch.out + r * o_stride;
     for (int64_t d = 0; d < s.value_depth; d += 16) store(o + d, load(o + d) * scale);

@@ -31,6 +31,7 @@ struct AttentionShape {
   const int64_t *table;      // [batch][list]: the pages of a sequence, in its order; null: none
   int64_t list, page;        // the number of a list, and the keys of a page
   int64_t pages;             // of the store that `table` counts
+  const void *sinks;         // [head], of q's dtype: a score without a value; null: none
   float *logsum;             // [batch][head][query]: log of the sum of exponentials; null: not asked
 };
 
@@ -50,7 +51,7 @@ INFOPT_INLINE AttentionShape attention_shape(const infopt_call *call) {
   s.packed = s.group > 1 && s.queries <= 16;
   s.blocks = s.packed ? ceil_div(s.group * s.queries, kTaskRows)
                       : s.group * ceil_div(s.queries, kTaskRows);
-  s.complete = 0, s.listed = s.table = nullptr, s.logsum = nullptr;
+  s.complete = 0, s.listed = s.table = nullptr, s.logsum = nullptr, s.sinks = nullptr;
   return s;
 }
 
@@ -72,6 +73,13 @@ INFOPT_INLINE void query_rows(const AttentionShape &s, int64_t batch, int64_t kv
     rows->token[i] = r % s.queries;
     rows->limit[i] = s.causal ? float(rows->token[i] + s.offset) : FLT_MAX;
   }
+}
+
+// What a head's sink adds to the sum of weights; maximum: in units of log2, as the weights are.
+template <class T>
+INFOPT_INLINE float sink_weight(const AttentionShape &s, int64_t head, float maximum) {
+  if (!s.sinks) return 0;
+  return exp2f(to_float(((const T *)s.sinks)[head]) * 1.4426950408889634f - maximum);
 }
 
 // Where a sequence's key `key` lies, as a row of the store, and how many of `keys` follow it there:

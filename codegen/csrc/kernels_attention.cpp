@@ -41,6 +41,10 @@
 // its sum of exponentials, so that results over parts of the keys can be merged
 //   pointers  q, k, v, mask, out, logsum (f32 [B, Hq, Tq])     numbers, tasks, scratch as above
 //
+// infopt_attention_sinks_{f32,bf16,f16}: infopt_attention with one more score in the softmax of each
+// row, which has no value
+//   pointers  q, k, v, mask, out, sinks (the kernel's dtype [Hq])     numbers, tasks, scratch as above
+//
 // infopt_kv_attention_pages_{f32,bf16,f16}: infopt_kv_attention; where Tq is 1, only over the pages
 // that are listed, in ascending order
 //   pointers  q, keys, values, starts, pages (int64 [B, Hkv, numbers[34]]), out
@@ -91,10 +95,13 @@ static void attend_rows(const AttentionShape &s, const Operands<T, S> &o, int64_
   }
 }
 
-template <class T, class Steps, bool Part = false>
+enum AttentionKind { kPlain, kPart, kSinks };
+
+template <class T, class Steps, AttentionKind Kind = kPlain>
 static void attention(const infopt_call *call, int64_t first_task, int64_t last_task) {
   AttentionShape s = attention_shape(call);
-  if (Part) s.logsum = pointer<float>(call, 5);
+  if (Kind == kPart) s.logsum = pointer<float>(call, 5);
+  if (Kind == kSinks) s.sinks = pointer<void>(call, 5);
   const AttentionScratch scratch(s, call->scratch);
   const int64_t head_blocks = s.blocks / (s.packed ? 1 : s.group);
   for (int64_t task = first_task; task < last_task; ++task) {
@@ -197,9 +204,12 @@ using namespace infopt;
 INFOPT_ATTENTION(attention_f32, attention<float, FloatSteps>)
 INFOPT_ATTENTION(attention_bf16, attention<bf16, Bf16Steps>)
 INFOPT_ATTENTION(attention_f16, attention<f16, FloatSteps>)
-INFOPT_ATTENTION(attention_part_f32, attention<float, FloatSteps, true>)
-INFOPT_ATTENTION(attention_part_bf16, attention<bf16, Bf16Steps, true>)
-INFOPT_ATTENTION(attention_part_f16, attention<f16, FloatSteps, true>)
+INFOPT_ATTENTION(attention_part_f32, attention<float, FloatSteps, kPart>)
+INFOPT_ATTENTION(attention_part_bf16, attention<bf16, Bf16Steps, kPart>)
+INFOPT_ATTENTION(attention_part_f16, attention<f16, FloatSteps, kPart>)
+INFOPT_ATTENTION(attention_sinks_f32, attention<float, FloatSteps, kSinks>)
+INFOPT_ATTENTION(attention_sinks_bf16, attention<bf16, Bf16Steps, kSinks>)
+INFOPT_ATTENTION(attention_sinks_f16, attention<f16, FloatSteps, kSinks>)
 INFOPT_ATTENTION(ragged_attention_f32, ragged_attention<float, FloatSteps>)
 INFOPT_ATTENTION(ragged_attention_bf16, ragged_attention<bf16, Bf16Steps>)
 INFOPT_ATTENTION(ragged_attention_f16, ragged_attention<f16, FloatSteps>)

@@ -24,6 +24,12 @@ from infopt.codegen.kernels.attention import (
     attention_legal,
     by_token,
 )
+from infopt.codegen.kernels.attention_sinks import (
+    SINK_LAYOUTS,
+    as_queries,
+    attention_sinks,
+    sinks_legal,
+)
 from infopt.codegen.kernels.linear import only_if
 from infopt.codegen.kernels.rows import ceil_div
 from infopt.codegen.launch import Launch, Pointer, Scratch
@@ -67,6 +73,8 @@ def attention_launches(
     names: tuple[str, str, str, str],
     scale: float,
     causal: bool,
+    window: int = 0,
+    sinks: TensorType | None = None,
 ) -> list[Launch]:
     """names: the parameters q, k, v, mask."""
     b, h, t, d = q.shape
@@ -81,6 +89,7 @@ def attention_launches(
     tensors = {
         **{x: Pointer(n, y.dtype) for x, n, y in zip("qkv", names, (q, k, v), strict=False)},
         "mask": mask and Pointer(names[3], mask.dtype),
+        "sinks": sinks and Pointer("sinks", sinks.dtype),
         "out": Pointer("out", out.dtype),
     }
     strides = {
@@ -90,7 +99,8 @@ def attention_launches(
     }
     strides |= dict(zip((f"mask_{w}" for w in ("batch", "head", "query")), steps[:3]))
     ends = dict(zip(("out_batch", "out_head", "out_stride"), out.strides[:3], strict=True))
-    fixed = {"CAUSAL": causal, "MASK_STRIDE": steps[3], "GROUPS": groups, "D": d, "V": dv}
+    fixed = {"CAUSAL": causal, "WINDOW": window, "MASK_STRIDE": steps[3], "GROUPS": groups}
+    fixed |= {"D": d, "V": dv}
     wide = {"BLOCK_D": power_of_two(d), "BLOCK_V": power_of_two(dv)}
     together = max(FEW_ROWS, power_of_two(groups))
     few = Le(t * groups, together)
@@ -125,6 +135,7 @@ def attention_launches(
                 "flash_merge",
                 grid=(only_if(few, b * kv), t * groups),
                 parts=Pointer(parts, torch.float32),
+                sinks=tensors["sinks"],
                 **{"out": tensors["out"], "heads": kv, "queries": t, **ends},
                 **{"GROUPS": groups, "V": dv, "BLOCK_V": wide["BLOCK_V"], **small},
             )
@@ -182,11 +193,13 @@ _LAYOUTS = LAYOUTS | {"mask": _mask_strides, "attn_mask": _mask_strides}
 
 
 def _on_gpu(legal: Callable[..., str | None]) -> Callable[..., str | None]:
-    def asked(target: Target, q: TensorType, k: TensorType, v: TensorType, mask: Any, **attrs: Any):
+    def asked(
+        target: Target, q: TensorType, k: TensorType, v: TensorType, *rest: Any, **attrs: Any
+    ):
         for t in (q, v):
             if t.rank == 4 and not (isinstance(t.shape[3], int) and t.shape[3] <= DEEPEST):
                 return f"heads of {t.shape[3]}, expected at most {DEEPEST}"
-        return legal(target, q, k, v, mask, **attrs)
+        return legal(target, q, k, v, *rest, **attrs)
 
     return asked
 
@@ -204,9 +217,34 @@ def _attention(
     *,
     scale: float,
     causal: bool,
+    window: int,
 ) -> list[Launch]:
     names = ("q", "k", "v", "mask")
-    return attention_launches(cfg, target, q, k, v, mask, names, scale, causal)
+    return attention_launches(cfg, target, q, k, v, mask, names, scale, causal, window)
+
+
+@attention_sinks.kernel(
+    "gpu",
+    legal=_on_gpu(sinks_legal),
+    layouts=SINK_LAYOUTS | {"mask": _mask_strides},
+    out=as_queries,
+    **FLASH_SPACE,
+)
+def _attention_sinks(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    sinks: TensorType,
+    mask: TensorType | None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int,
+) -> list[Launch]:
+    names = ("q", "k", "v", "mask")
+    return attention_launches(cfg, target, q, k, v, mask, names, scale, causal, window, sinks)
 
 
 @aten_kernel(

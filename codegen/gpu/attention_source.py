@@ -23,9 +23,9 @@ def block_of(x, rows, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 
 @triton.jit
 def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k_stride, v_stride,
-           scale, CAUSAL: tl.constexpr, MASK_STRIDE: tl.constexpr, BOUNDED: tl.constexpr,
-           D: tl.constexpr, V: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-           BLOCK_V: tl.constexpr):
+           scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
+           BOUNDED: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_N: tl.constexpr,
+           BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """Keys from begin to end; BOUNDED: not all of them exist, or are seen by all queries.
 
     acc, total, most: of each query the weighted values, the sum of weights, the highest score so
@@ -49,6 +49,8 @@ def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k
             seen = exists[None, :]
             if CAUSAL:
                 seen = seen & (columns[None, :] <= tokens[:, None])
+            if WINDOW > 0:
+                seen = seen & (columns[None, :] > tokens[:, None] - WINDOW)
             z = tl.where(seen, z, float("-inf"))
         higher = tl.maximum(most, tl.max(z, axis=1))
         origin = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
@@ -62,12 +64,18 @@ def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k
 
 
 @triton.jit
-def flash(q, k, v, mask, out, heads, queries, keys,
+def sink_weight(sinks, heads, most):
+    """What the sinks of rows' heads add to their sums of weights."""
+    return tl.exp2(tl.load(sinks + heads).to(tl.float32) * 1.4426950408889634 - most)
+
+
+@triton.jit
+def flash(q, k, v, mask, sinks, out, heads, queries, keys,
           q_batch, q_head, q_stride, k_batch, k_head, k_stride, v_batch, v_head, v_stride,
           mask_batch, mask_head, mask_query, out_batch, out_head, out_stride, scale,
-          CAUSAL: tl.constexpr, MASK_STRIDE: tl.constexpr, GROUPS: tl.constexpr,
-          D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-          BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
+          CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
+          GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr,
+          BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """Attention of BLOCK_M queries of one head; the last, which see most keys, come first."""
     batch = (tl.program_id(0) // heads).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
@@ -89,12 +97,23 @@ def flash(q, k, v, mask, out, heads, queries, keys,
     if CAUSAL:
         end = tl.minimum(keys, first + BLOCK_M)
         whole = tl.minimum(keys, first) // BLOCK_N * BLOCK_N
-    acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, 0, whole, keys,
-                              k_stride, v_stride, scale, CAUSAL, MASK_STRIDE, False, D, V, BLOCK_N,
-                              BLOCK_D, BLOCK_V)
+    begin = 0
+    if WINDOW > 0:  # what is before the first row's window is not read
+        edge = tl.maximum(first - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        begin = tl.cdiv(tl.maximum(first + BLOCK_M - WINDOW, 0), BLOCK_N) * BLOCK_N
+        begin = tl.minimum(begin, tl.cdiv(end, BLOCK_N) * BLOCK_N)
+        whole = tl.maximum(whole, begin)
+        acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, edge,
+                                  begin, keys, k_stride, v_stride, scale, CAUSAL, WINDOW,
+                                  MASK_STRIDE, True, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+    acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, begin, whole,
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, False,
+                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
     acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, whole, end,
-                              keys, k_stride, v_stride, scale, CAUSAL, MASK_STRIDE, True, D, V,
-                              BLOCK_N, BLOCK_D, BLOCK_V)
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, True,
+                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+    if sinks is not None:
+        total += sink_weight(sinks, head, most)
     y = acc / tl.where(total == 0, 1.0, total)[:, None]
     columns = tl.arange(0, BLOCK_V)
     at = out + batch * out_batch + head * out_head + far[:, None] * out_stride + columns[None, :]
@@ -102,12 +121,13 @@ def flash(q, k, v, mask, out, heads, queries, keys,
 
 
 @triton.jit
-def flash_few(q, k, v, mask, out, parts, heads, queries, keys,
+def flash_few(q, k, v, mask, sinks, out, parts, heads, queries, keys,
               q_batch, q_head, q_stride, k_batch, k_head, k_stride, v_batch, v_head, v_stride,
               mask_batch, mask_head, mask_query, out_batch, out_head, out_stride,
-              scale, CAUSAL: tl.constexpr, MASK_STRIDE: tl.constexpr, GROUPS: tl.constexpr,
-              D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-              BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr):
+              scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
+              GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+              SPLIT: tl.constexpr):
     """Attention of all queries of one key head, which are GROUPS * queries rows, over one of SPLIT
     shares of the keys. heads: of keys."""
     batch = (tl.program_id(0) // heads).to(tl.int64)
@@ -129,8 +149,8 @@ def flash_few(q, k, v, mask, out, parts, heads, queries, keys,
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, keys)
     acc, total, most = attend(q_block, acc, total, most, k, v, mask, token, in_rows, begin, end,
-                              keys, k_stride, v_stride, scale, CAUSAL, MASK_STRIDE, True, D, V,
-                              BLOCK_N, BLOCK_D, BLOCK_V)
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, True,
+                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
     columns = tl.arange(0, BLOCK_V)
     inside = in_rows[:, None] & (columns < V)[None, :]
     if SPLIT > 1:
@@ -140,13 +160,15 @@ def flash_few(q, k, v, mask, out, parts, heads, queries, keys,
         tl.store(at + V, total, mask=in_rows)
         tl.store(at + V + 1, most, mask=in_rows)
     else:
+        if sinks is not None:
+            total += sink_weight(sinks, tl.where(in_rows, head, 0), most)
         y = acc / tl.where(total == 0, 1.0, total)[:, None]
         at = out + batch * out_batch + head * out_head + token * out_stride
         tl.store(at[:, None] + columns[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def flash_merge(parts, out, heads, queries, out_batch, out_head, out_stride,
+def flash_merge(parts, sinks, out, heads, queries, out_batch, out_head, out_stride,
                 GROUPS: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr,
                 BLOCK_V: tl.constexpr, SPLIT: tl.constexpr):
     """The shares of one query put together, always in the same order."""
@@ -159,11 +181,13 @@ def flash_merge(parts, out, heads, queries, out_batch, out_head, out_stride,
     total = tl.load(at + V)
     most = tl.load(at + V + 1)
     acc = tl.load(at[:, None] + columns[None, :], mask=(columns < V)[None, :], other=0.0)
+    head = key_head * GROUPS + row // queries
     highest = tl.max(most, axis=0)
     weight = tl.exp2(most - tl.where(highest == float("-inf"), 0.0, highest))
     sum = tl.sum(total * weight, axis=0)
+    if sinks is not None:
+        sum += sink_weight(sinks, head, highest)
     y = tl.sum(acc * weight[:, None], axis=0) / tl.where(sum == 0, 1.0, sum)
-    head = key_head * GROUPS + row // queries
     at = out + batch * out_batch + head * out_head + (row % queries).to(tl.int64) * out_stride
     tl.store(at + columns, y.to(out.dtype.element_ty), mask=columns < V)
 '''

@@ -3,6 +3,7 @@
 from infopt.codegen.kernels import (
     attention,
     attention_received,
+    attention_sinks,
     conv,
     embedding,
     gather,
@@ -35,6 +36,7 @@ from infopt.codegen.kernels import (
 __all__ = [
     "attention",
     "attention_received",
+    "attention_sinks",
     "conv",
     "embedding",
     "gather",

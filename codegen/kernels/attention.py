@@ -28,25 +28,34 @@ def _cases() -> Any:
         yield (q, k, v, mask), {"scale": 0.25, "causal": False}
         yield (q, k, v, torch.randn(20, 33).to(dtype)), {"scale": 0.25, "causal": False}
         yield (q, q, q), {"scale": 0.25, "causal": True}
+        yield (q, q, q), {"scale": 0.25, "causal": True, "window": 6}
+        yield (q, k, v, mask), {"scale": 0.25, "causal": True, "window": 6}
 
 
 @kernel_op(cases=_cases, tolerance=Exact())
-def attention(q, k, v, mask=None, *, scale, causal=False):
+def attention(q, k, v, mask=None, *, scale, causal=False, window=0):
     """softmax(scale q kᵀ + mask) v for q [B, H, T, D], k and v [B, H / groups, S, D].
 
     mask: broadcasts to [B, H, T, S]; bool (True attends) or added.
-    causal: query i sees keys 0 to i.
+    causal: query i sees keys 0 to i; with window > 0, which needs causal, the last `window` of
+    those.
     """
-    if causal and mask is not None:
-        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-        if mask.dtype is torch.bool:
-            mask, causal = mask & seen, False
+    if window or (causal and mask is not None):
+        seen = band(q, k, window)
+        if mask is None or mask.dtype is torch.bool:
+            mask, causal = seen if mask is None else mask & seen, False
         else:
             mask, causal = mask.masked_fill(~seen, -math.inf), False
     groups = q.shape[-3] != k.shape[-3]
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=groups
     )
+
+
+def band(q: torch.Tensor, k: torch.Tensor, window: int) -> torch.Tensor:
+    """bool [T, S]: which keys are seen causally, within the window if that is not 0."""
+    seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    return seen.triu(1 - window) if window else seen
 
 
 def attention_reason(
@@ -87,7 +96,10 @@ def attention_legal(
     *,
     scale: Any,
     causal: bool,
+    window: int = 0,
 ) -> str | None:
+    if window and not causal:
+        return f"a window of {window} that is not causal"
     return attention_reason(q, k, v, mask)
 
 
@@ -172,9 +184,10 @@ def _attention(
     *,
     scale: float,
     causal: bool,
+    window: int,
 ) -> Call:
     names = ("q", "k", "v", mask and "mask")
-    return attention_call(q, k, v, mask, cfg.out, names, scale, causal)
+    return attention_call(q, k, v, mask, cfg.out, names, scale, causal, window)
 
 
 def aten_attention_legal(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.attention_sinks import attention_sinks
 from infopt.compiler.cost import graph_seconds
 from infopt.compiler.graph import Stage
 from infopt.compiler.target import Target
@@ -17,6 +18,7 @@ Q, K, V = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 7, 16), torch.randn(2, 4, 
 KV = torch.randn(2, 2, 7, 16)
 MASK = torch.randn(2, 1, 5, 7)
 SEEN = torch.rand(2, 1, 5, 7) > 0.3
+SINKS = torch.randn(4)
 LOW = torch.finfo(torch.float32).min
 
 
@@ -53,6 +55,30 @@ def low_where(o, condition, shown):
     zero = o.call("aten.scalar_tensor.default", 0.0, dtype=torch.float32)
     low = o.call("aten.scalar_tensor.default", LOW, dtype=torch.float32)
     return o.call("aten.where.self", condition, *((zero, low) if shown else (low, zero)))
+
+
+def low_windows(o, width, n):
+    """Added by models that mask themselves: 0 in the last `width` keys, else very low."""
+    key, query = o.reshape(o.arange(n), [1, 1, 1, n]), o.reshape(o.arange(n), [1, 1, n, 1])
+    seen = o.bitwise_and(o.gt(key, o.sub(query, width)), o.le(key, query))
+    return o.call("aten.where.ScalarOther", seen, number(o, 0.0), LOW)
+
+
+def with_sinks(o, q, k, v, sinks, mask=None, shifted=True, kept=-1):
+    """gpt-oss: a column of sinks under the softmax, dropped behind it."""
+    b, h, t, _ = q.shape
+    scores = o.mul(o.matmul(q, swap(o, repeated(o, k))), 0.25)
+    scores = scores if mask is None else o.add(scores, mask)
+    column = o.expand(o.reshape(sinks, [1, -1, 1, 1]), [b, h, t, 1])
+    joined = o.call("aten.cat.default", [scores, column], -1)
+    if shifted:
+        joined = o.sub(joined, o.call("aten.amax.default", joined, [-1], True))
+    weights = o.call("aten.slice.Tensor", softmax(o, joined), 3, 0, kept)
+    return o.matmul(weights, repeated(o, v))
+
+
+def fused_sinks(o, q, k, v, sinks, mask=None, **attrs):
+    return o.call(attention_sinks, q, k, v, sinks, mask, scale=0.25, **attrs)
 
 
 def number(o, value):
@@ -198,6 +224,22 @@ CASES = {
         lambda o, q, k, v: fused(o, q, k, v, scale=0.3, causal=True),
         [Q, KV, KV],
     ),
+    "a window, added": (
+        lambda o, q, k, v: product(
+            o, q, k, v, lambda o, s: o.add(s, low_windows(o, 3, s.shape[3]))
+        ),
+        lambda o, q, k, v: o.call(attention, q, k, v, None, scale=1.0, causal=True, window=3),
+        [K, K + 1, V],
+    ),
+    "sinks": (
+        lambda o, *args: with_sinks(o, *args, shifted=False), fused_sinks,
+        [Q, KV, KV + 1, SINKS],
+    ),
+    "sinks and a window": (
+        lambda o, q, k, v, s: with_sinks(o, q, k, v, s, low_windows(o, 3, q.shape[2])),
+        lambda o, *args: fused_sinks(o, *args, causal=True, window=3),
+        [K, KV, KV + 1, SINKS],
+    ),
     "sdpa of one key head": (
         lambda o, q, k: o.call("aten.scaled_dot_product_attention.default", q, k, k),
         lambda o, q, k: fused(o, q, k, k, scale=0.25),
@@ -308,6 +350,12 @@ DECLINED = {
     "the result are": (
         lambda o, q, k, v: o.matmul(o.to(softmax(o, o.matmul(q, swap(o, k))), torch.bfloat16), v),
         [Q, K, V.bfloat16()],
+    ),
+    "columns of the attention weights are dropped": (
+        lambda o, q, k, v: o.matmul(
+            o.call("aten.slice.Tensor", softmax(o, o.matmul(q, swap(o, k))), 3, 0, -1), v
+        ),
+        [Q, K, V[:, :, :-1].contiguous()],
     ),
     "softmax over dim 1": (
         lambda o, q, k, v: o.matmul(o.call("aten.softmax.int", o.matmul(q, swap(o, k)), 1), v),

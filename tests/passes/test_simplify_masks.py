@@ -13,7 +13,7 @@ from infopt.compiler.interpret import interpret
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import Dim, TensorType
-from infopt.passes.simplify_masks import SimplifyMasks, causal_part, counted
+from infopt.passes.simplify_masks import SimplifyMasks, counted
 from tests.compiler.tracing.traced import names
 
 M = torch.rand(3, 5) > 0.4
@@ -90,18 +90,6 @@ def test_dynamic_sizes() -> None:
     assert names(result) == ["aten.reshape.default", "aten.bitwise_not.default"]
 
 
-def test_causal() -> None:
-    def build(o, m):
-        key, query = o.reshape(o.arange(5), [1, 5]), o.reshape(o.arange(5), [5, 1])
-        return o.le(key, query), o.ge(query, key), o.le(query, key), o.lt(key, query)
-
-    graph = graph_of(build, [M])
-    found = interpret(graph, [M])
-    lower = torch.ones(5, 5, dtype=torch.bool).tril()
-    for node, value in zip(graph.outputs, found, strict=True):
-        assert causal_part(node, graph) == torch.equal(value, lower)
-
-
 def test_accuracy_is_bitwise() -> None:
     for build, _ in CASES.values():
         graph = graph_of(build, [M], SimplifyMasks())
@@ -120,25 +108,6 @@ def test_gain() -> None:
     result, _ = run_pass(SimplifyMasks(), graph)
     target = Target.detect()
     assert graph_seconds(result, target) < graph_seconds(graph, target)
-
-
-def test_constant_causal_masks() -> None:
-    lower = torch.ones(4, 4, dtype=torch.bool).tril()
-    wrong = lower.clone()
-    wrong[1, 3] = True
-    for value, causal in (
-        (lower, True),
-        (lower.reshape(1, 1, 4, 4), True),
-        (torch.ones(3, 5, dtype=torch.bool).tril(), True),
-        (wrong, False),
-        (lower.t().contiguous(), False),
-        (lower.expand(2, 4, 4).contiguous(), False),  # one for each of two batches
-        (lower.float(), False),
-        (lower[0], False),
-    ):
-        o = Builder()
-        node = o.const("mask", TensorType.of(value))
-        assert causal_part(node, Graph((), (node,), {"mask": value})) is causal, value
 
 
 def only(o, m, known):
@@ -198,24 +167,6 @@ def test_constants_are_looked_at(value: bool) -> None:
     result, report = run_pass(SimplifyMasks(), constants(held), [(M,)])
     assert len(report.applied) == int(value)
     assert torch.equal(interpret(result, [M])[0], ~(M & held))
-
-
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        (torch.ones(5, 5).tril().bool(), True),
-        (torch.ones(1, 1, 5, 7).tril().bool(), True),
-        (torch.ones(5, 5).tril(1).bool(), False),
-        (torch.ones(5, 5).tril(), False),
-        (torch.ones(2, 5, 5).tril().bool(), False),
-        (torch.ones(5).bool(), False),
-    ],
-)
-def test_causal_constants(mask: torch.Tensor, expected: bool) -> None:
-    o = Builder(())
-    node = o.const("kept", TensorType.of(mask))
-    graph = replace(graph_of(only, [M, M], SimplifyMasks()), consts={"kept": mask})
-    assert causal_part(node, graph) is expected
 
 
 def test_a_part_that_may_be_false_stays():

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from infopt.codegen.gpu.attention import FLASH_SPACE
+from infopt.codegen.gpu.interpret import interpret
 from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.attention_sinks import attention_sinks
 from infopt.compiler.ops import aten
 from tests.codegen.gpu.launched import check, compiles, every_arch, gpu, launches_of, most
 
@@ -28,6 +30,51 @@ def entries(launches):
 def test_cases():
     for args, attrs in attention.cases():
         check(attention, args, attrs, choice=SMALL)
+
+
+@pytest.mark.slow
+def test_cases_with_sinks():
+    for args, attrs in attention_sinks.cases():
+        check(attention_sinks, args, attrs, choice=SMALL)
+
+
+def test_sinks():
+    mask = torch.rand(2, 1, 20, 33) > 0.3
+    mask[0, 0, 0] = False
+    check(attention_sinks, (*qkv(20, 33), torch.randn(4) * 5, mask), PLAIN, choice=SMALL)
+    check(attention_sinks, (*qkv(1, 33), torch.randn(4) * 5), PLAIN, choice=SMALL)
+    q, k, v = qkv(1, 300, heads=2, kv_heads=1)
+    launches = check(attention_sinks, (q, k, v, torch.randn(2)), PLAIN, gpu(cores=64))
+    assert entries(launches) == ["flash_few", "flash_merge"]
+
+
+@pytest.mark.parametrize("window", [18, *most(1, 2, 16, 31, 40, 100)])
+def test_windows(window):
+    """Blocks before every row's window, at its edge, inside it, on the diagonal."""
+    attrs = CAUSAL | {"window": window}
+    check(attention_sinks, (*qkv(52, 52, kv_heads=4), torch.randn(4)), attrs, choice=SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 2, 16, 31, 40, 100])
+def test_windows_and_masks(window):
+    attrs = CAUSAL | {"window": window}
+    for t, s in ((3, 40), (40, 25)):
+        args = qkv(t, s)
+        check(attention, args, attrs, choice=SMALL)
+        check(attention_sinks, (*args, torch.randn(4)), attrs, choice=SMALL)
+    check(attention, (*args, torch.rand(40, 25) > 0.3), attrs, choice=SMALL)
+
+
+def test_keys_before_the_window_are_not_read():
+    """Whole blocks of them; where they are NaN the result would be."""
+    q, k, v = (x[:1, :1] for x in qkv(64, 64))
+    launches, named = launches_of(attention, (q, k, v), CAUSAL | {"window": 16}, gpu(), SMALL)
+    expected = attention.reference(q, k, v, scale=0.25, causal=True, window=16)
+    named["k"][:, :, :32] = named["v"][:, :, :32] = float("nan")
+    interpret(launches, named, {})
+    torch.testing.assert_close(named["out"][:, :, 48:], expected[:, :, 48:])
+    assert named["out"][:, :, :32].isnan().all()
 
 
 @DTYPES
@@ -120,10 +167,20 @@ def shaped(t, s, d, heads=32, kv_heads=8, dtype=torch.bfloat16):
     return [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
 
 
+def sinks_of(heads, dtype=torch.bfloat16):
+    return torch.empty(heads, dtype=dtype, device="meta")
+
+
 @every_arch
 def test_compiles(arch):
     compiles(launches_of(attention, shaped(512, 512, 64), CAUSAL, gpu(arch))[0], arch)
     compiles(launches_of(attention, shaped(1, 4096, 128), PLAIN, gpu(arch, cores=132))[0], arch)
+
+
+@pytest.mark.parametrize("arch", ["sm90", *most("sm80", "sm100", "gfx942")])
+def test_a_window_and_sinks_compile(arch):
+    args = (*shaped(512, 512, 64), sinks_of(32))
+    compiles(launches_of(attention_sinks, args, CAUSAL | {"window": 128}, gpu(arch))[0], arch)
 
 
 @pytest.mark.slow
@@ -137,5 +194,10 @@ def test_every_schedule_compiles(arch, d, dtype):
         for given, attrs in (((), CAUSAL), ((), PLAIN), ((wide,), PLAIN), ((mask,), CAUSAL)):
             args = (*shaped(512, 512, d, dtype=dtype), *given)
             compiles(launches_of(attention, args, attrs, gpu(arch), {"block": block})[0], arch)
+        window = CAUSAL | {"window": 100}
+        for given in ((), (mask,)):
+            args = (*shaped(512, 512, d, dtype=dtype), sinks_of(32, dtype), *given)
+            launches = launches_of(attention_sinks, args, window, gpu(arch), {"block": block})
+            compiles(launches[0], arch)
     args = (*shaped(1, 512, d, dtype=dtype), mask[:, :, :1])
     compiles(launches_of(attention, args, PLAIN, gpu(arch, cores=132))[0], arch)
