@@ -30,7 +30,8 @@ from torch import Tensor
 
 import infopt
 from benchmarks.report import spread, wide_console, write_json
-from benchmarks.sparsity import table
+from benchmarks.sparsity import compiled, table
+from infopt.compiler.target import Target
 from infopt.models.decoder import DECODER_340M, Decoder
 from infopt.models.language_model import checkpoint
 
@@ -191,8 +192,8 @@ def speed(layers: int, rounds: int, steps: int = 16) -> list[dict[str, Any]]:
     half = replace(config, hidden=config.hidden // 2)
     arms = {
         "all weights": infopt.compile_causal_lm(_random(config), max_length=1024),
-        "50% of the places of all layers": infopt.compile_causal_lm(
-            _random(config), max_length=1024, sparse_activations=0.5
+        "50% of the places of all layers": compiled(
+            _random(config), 0.5, "weighted", Target.detect()
         ),
         "50% of the neurons": infopt.compile_causal_lm(_random(half), max_length=1024),
     }

@@ -2,6 +2,7 @@
 
 import torch
 
+from infopt.codegen.kernels.linear import linear_act
 from infopt.compiler.cost import graph_seconds
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
@@ -38,6 +39,46 @@ def test_rewrites_the_last_rows() -> None:
         lambda o, x, w, b: block(o, o.slice(x, 1, -2, end), w, b),
         INPUTS,
     )
+
+
+PICKS = torch.tensor([[3, 63, 3], [0, 9, 8]])
+
+
+def picked(o, value, picks):
+    """The rows picks [2, 3] of value [2, 64, K]."""
+    index = o.expand(o.reshape(picks, [2, 3, 1]), [2, 3, value.shape[2]])
+    return o.call("aten.gather.default", value, 1, index)
+
+
+def test_rewrites_rows_that_are_data() -> None:
+    def mlp(o, x, w, b):
+        y = o.call(linear_act, o.layer_norm(x, [256], b, b), w, None, x, activation="gelu")
+        return o.linear(y, w, b)
+
+    report = check_pass(
+        KeepNeededRows(),
+        lambda o, *a: picked(o, mlp(o, *a[:3]), a[3]),
+        lambda o, x, w, b, picks: mlp(o, picked(o, x, picks), w, b),
+        [*INPUTS, PICKS],
+    )
+    assert "needs rows by i64[2, 3, 1] of dim 1" in report.applied[0].where
+
+
+def test_declines_rows_that_are_not_one_for_all_features() -> None:
+    def computed(o, x, w, b, picks):
+        return picked(o, o.linear(x, w), o.add(picks, 0))
+
+    def each(o, x, w, b, picks):
+        index = o.reshape(picks, [2, 3, 1])
+        return o.call("aten.gather.default", o.linear(x, w), 1, index)
+
+    def broadcast(o, x, w, b, picks):
+        return picked(o, o.add(x, o.slice(x, 0, 0, 1)), picks)
+
+    for build in (computed, each, broadcast):
+        graph = graph_of(build, [*INPUTS, PICKS], KeepNeededRows())
+        result, report = run_pass(KeepNeededRows(), graph)
+        assert result is graph and not report.sites, build
 
 
 def test_rows_of_a_matrix_are_not_those_of_its_weights() -> None:

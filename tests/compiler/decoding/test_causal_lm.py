@@ -65,6 +65,18 @@ def test_a_step_is_one_native_call(lm: infopt.CausalLM) -> None:
     assert lm.report.aten_nodes == 0
 
 
+def test_what_no_wanted_row_needs_is_not_computed(lm: infopt.CausalLM) -> None:
+    """Logits of a prompt's last token alone are wanted: the head and the last layer's norms and
+    feed-forward part see no other row."""
+    nodes = [n for n in lm.program._built.graph.nodes() if n.op.name == "gated_linear"]
+    (head,) = (
+        n
+        for n in lm.program._built.graph.nodes()
+        if n.op.name == "aten.linear.default" and n.shape[-1] == SMALL.vocabulary
+    )
+    assert [str(n.shape[1]) for n in (*nodes, head)] == ["tokens", "rows", "rows"]
+
+
 def test_logits_of_prefill_and_steps_are_those_of_the_module(
     decoder: Decoder, lm: infopt.CausalLM
 ) -> None:
