@@ -181,7 +181,7 @@ class Unverified(folder.Verification):
     def __init__(self, files: Mapping[str, folder.OpenFile], chunk: int) -> None:
         self.files, self.chunk = files, chunk
 
-    def check(self, name: str, expected: Sequence[str]) -> None:
+    def check(self, name: str, expected: Sequence[str], first: int = 0, last: int = -1) -> None:
         pass
 
     def close(self) -> None:
