@@ -15,6 +15,7 @@ COMMANDS = {
     "kv_cache": "a decoder's step by layout and policy of its cache, at long contexts",
     "kv_remainder": "outliers and thin factors beside a rounded cache, by the bits they take",
     "kv_quality": "perplexity and recall of a real model by layout and policy of its cache",
+    "compaction": "prompts cut to the tokens that matter: time, perplexity, two questions",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "low_bits": "3 and 4 bits, tables and remainders on real models: what each format loses",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
