@@ -4,6 +4,12 @@ The linear layers of the real MiniLM and of the shipped language model get the m
 format stands for; tables stay. Products are computed in f32 in torch, so that only formats differ.
 Some inputs calibrate, others judge. "weights": relative error of the matrices. "products": of what
 they give, times the inputs that judge. int3 is no format of ours, and there for comparison.
+
+--scaled: also with columns of the weights multiplied by a power of what their inputs measure before
+integers are chosen, and divided after (Lin et al., "AWQ", 2024): the power, of a grid, with the
+least error on the inputs that calibrate, for each layer. "nearest": each integer for itself, as in
+the paper; else chosen together, as everywhere. Whatever makes the inputs is taken to divide them
+for nothing, so this is the most that such factors can give.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from infopt.models.minilm import load_minilm, tokenize
 from infopt.models.sentences import SENTENCES
 
 WINDOW = 512
+POWERS = (0.0, 0.15, 0.3, 0.5)
 FORMATS = (
     *("int4-g128", "int4-g64", "int4-g32", "lut4", "lut4-g128", "lut4-g64"),
     *("int4-g128+0.5%", "int4-g32+0.5%", "lut4+0.5%", "lut4-g128+0.5%"),
@@ -45,13 +52,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--models", default="minilm,language", help="which of the two")
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--windows", type=int, default=16, help=f"of {WINDOW} tokens, that judge")
+    parser.add_argument("--scaled", action="store_true", help="also with columns scaled")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     console, rows = wide_console(), []
     for name in options.models.split(","):
         subject = minilm() if name == "minilm" else language(options.windows)
         with console.status(name):
-            rows += [{"model": name} | row for row in measured(subject, options.formats.split(","))]
+            found = measured(subject, options.formats.split(","), options.scaled)
+            rows += [{"model": name} | row for row in found]
         console.print(table([row for row in rows if row["model"] == name]))
     if options.json:
         write_json(options.json, {"rows": rows})
@@ -129,19 +138,48 @@ def format_of(name: str) -> WeightFormat:
     return WeightFormat(ThreeBits(3, int(group)), remainder)
 
 
-def measured(subject: Subject, formats: list[str]) -> Iterator[dict[str, Any]]:
+def scaled(format: WeightFormat, weight: Tensor, seen: Moments, together: bool) -> Tensor:
+    """What a weight stands for with the best of POWERS; together: integers chosen by GPTQ."""
+    size = (seen.sum.diagonal() / seen.rows).sqrt()
+    size = size.clamp_min(1e-4 * size.max().item())
+    inputs, best, least = seen.sum / seen.rows, weight, math.inf
+    for power in POWERS:
+        factors = size**power
+        factors = factors / factors.log().mean().exp()
+        moments = seen.of_scaled(1 / factors) if together else None
+        found = format.store(weight * factors, moments).decoded / factors
+        rest = found - weight
+        error = float(((rest @ inputs) * rest).sum())
+        if error < least:
+            best, least = found, error
+    return best
+
+
+WAYS: dict[str, Callable[[WeightFormat, Tensor, Moments], Tensor]] = {
+    "": lambda format, weight, seen: format.store(weight).decoded,
+    "nearest, scaled": lambda format, weight, seen: scaled(format, weight, seen, False),
+    "calibrated": lambda format, weight, seen: format.store(weight, seen).decoded,
+    "calibrated, scaled": lambda format, weight, seen: scaled(format, weight, seen, True),
+}
+
+
+def measured(
+    subject: Subject, formats: list[str], with_scaled: bool = False
+) -> Iterator[dict[str, Any]]:
     layers = {n: m for n, m in subject.model.named_modules() if isinstance(m, nn.Linear)}
     own = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     seen = moments_of(layers, subject.calibrate)
     results: list[Any] = []
     judged = moments_of(layers, lambda: results.append(subject.judge(None)))
     ((expected, metrics),) = results
-    yield {"name": "as it is", "calibrated": False, "bytes": 4.0} | metrics
-    for calibrated in (False, True):
+    yield {"name": "as it is", "way": "", "bytes": 4.0} | metrics
+    for way, stored in WAYS.items():
+        if "scaled" in way and not with_scaled:
+            continue
         for name in formats:
             format, size, errors = format_of(name), 0, np.zeros((2, 2))
             for layer, weight in own.items():
-                found = format.store(weight, seen[layer] if calibrated else None).decoded
+                found = stored(format, weight, seen[layer])
                 rest, inputs = found - weight, judged[layer].sum / judged[layer].rows
                 errors += [
                     [float(m.square().sum()), float(((m @ inputs) * m).sum())]
@@ -153,7 +191,7 @@ def measured(subject: Subject, formats: list[str]) -> Iterator[dict[str, Any]]:
             weights, products = (errors[0] / errors[1]) ** 0.5
             yield {
                 "name": name,
-                "calibrated": calibrated,
+                "way": way,
                 "bytes": size / sum(w.numel() for w in own.values()),
                 "weights": float(weights),
                 "products": float(products),
@@ -177,13 +215,13 @@ def moments_of(layers: dict[str, nn.Linear], run: Callable[[], Any]) -> dict[str
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    metrics = [k for k in rows[0] if k not in ("model", "name", "calibrated", "bytes")]
+    metrics = [k for k in rows[0] if k not in ("model", "name", "way", "bytes")]
     drawn = Table(title=rows[0]["model"])
     drawn.add_column("format")
     for heading in ("bytes per weight", "weights", "products", *metrics):
         drawn.add_column(heading, justify="right")
     for row in rows:
-        name = row["name"] + (", calibrated" if row["calibrated"] else "")
+        name = row["name"] + (f", {row['way']}" if row["way"] else "")
         errors = [f"{row[k]:.2%}" if k in row else "" for k in ("weights", "products")]
         drawn.add_row(name, f"{row['bytes']:.4f}", *errors, *(f"{row[k]:.4f}" for k in metrics))
     return drawn

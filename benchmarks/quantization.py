@@ -3,13 +3,15 @@
 48 sentences choose (the sample of a budget), 48 others calibrate, the rest judge. For each way:
 bytes of the linear layers' weights, size of the artifact, relative RMS error, least and mean cosine
 to fp32 eager, the share of sentences that keep their nearest neighbour, and Spearman's rank
-correlation of all pairwise similarities. --plot writes the trade between error and bytes as SVG.
+correlation of all pairwise similarities. --plot writes the trade between error and bytes as SVG;
+--ways measures only some.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks quantization", description=__doc__)
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--plot", help="write the trade between error and bytes to this SVG file")
+    patterns = "such as 'int8, *activations*;budget 1.0%%', with ; between: only these ways"
+    parser.add_argument("--ways", default="*", help=patterns)
     options = parser.parse_args(arguments)
+    wanted = options.ways.split(";")
+    chosen_ways = {n: w for n, w in ways().items() if any(fnmatch(n, p) for p in wanted)}
+    if not chosen_ways:
+        parser.error(f"--ways: none is called so; there are {'; '.join(ways())}")
     model = load_minilm()
     chosen = SENTENCES[::4][:48]
     samples = tokenize(chosen)
     held_out = tokenize([s for s in SENTENCES if s not in {*chosen, *CALIBRATION}])
     expected = model(held_out.ids, held_out.mask)
     console, rows = wide_console(), []
-    for name, given in ways().items():
+    for name, given in chosen_ways.items():
         with console.status(name):
             rows.append({"name": name} | measure(model, samples, held_out, expected, given))
     console.print(table(rows))

@@ -42,6 +42,22 @@ class ActivationRange:
         step = torch.tensor(max(width, 1e-30) / 255, dtype=torch.float32).item()
         return step, min(255, max(0, round(-least / step)))
 
+    def rounding_error(
+        self, weights: Sequence[torch.Tensor], factors: torch.Tensor | None, static: bool
+    ) -> float:
+        """What rounding rows to bytes moves products with the weights [N, K] by, relative to them;
+        rows are multiplied by the factors [K] before, and weights divided."""
+        rows = torch.cat(self._rows)
+        scaled = rows if factors is None else rows * factors
+        lost = rounded_rows(scaled, *self._rounding(factors, static)) - scaled
+        lost = lost if factors is None else lost / factors
+        moved = sum((lost @ w.float().T).square().sum().item() for w in weights)
+        whole = sum((rows @ w.float().T).square().sum().item() for w in weights)
+        return float(moved / whole) ** 0.5 if whole else 0.0
+
+    def _rounding(self, factors: torch.Tensor | None, static: bool) -> tuple[str, float, int]:
+        return ("int8-static" if static else "int8", *self.step_and_zero(factors))
+
     def smoothing(
         self, weights: Sequence[torch.Tensor], codec: Integers, static: bool
     ) -> torch.Tensor | None:
@@ -62,8 +78,7 @@ class ActivationRange:
 
         def error(factors: torch.Tensor | None) -> float:
             x = rows if factors is None else rows * factors
-            step, zero = self.step_and_zero(factors)
-            x = rounded_rows(x, "int8-static" if static else "int8", step, zero)
+            x = rounded_rows(x, *self._rounding(factors, static))
             total = 0.0
             for w, want in zip(weights, wanted, strict=True):
                 scaled = w.float() if factors is None else w.float() / factors

@@ -78,7 +78,11 @@ class QuantizeWeights(Pass):
                 ctx.site(label, False, made)
                 continue
             changes[node] = made
-            ctx.site(label, True, f"{format}, error {quantizing.error(node, format):.2%}")
+            found = f"{format}, error {quantizing.error(node, format):.2%}"
+            if node in quantizing.coarse:
+                lost = quantizing.coarse[node]
+                found += f"; activations in 16 bits, as bytes would lose {lost:.2%} of its results"
+            ctx.site(label, True, found)
         if not changes:
             return graph
         return ctx.exchange(graph, changes).with_consts(quantizing.tensors)

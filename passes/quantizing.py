@@ -15,6 +15,7 @@ from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.weight_formats.integers import Integers
 from infopt.codegen.weight_formats.rounding import Moments
+from infopt.codegen.weight_formats.stored_op import stored_weight
 from infopt.codegen.weight_formats.weight_format import WeightFormat, weight_format
 from infopt.compiler.accuracy import compare
 from infopt.compiler.graph import Graph, Node
@@ -34,6 +35,7 @@ from infopt.passes.layers import (
 )
 
 _NORM = "aten.layer_norm.default"
+_COARSE = 0.03  # of a layer's results: what bytes may lose of them before 16 bits are taken
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,6 +48,7 @@ class Quantizing:
     moments  what calibration inputs bring to the linear layers, by what a layer reads
     smooth   whether columns of what layers read may be multiplied by factors that calibration
              gives, and weights divided
+    coarse   layers whose activations stay in 16 bits: what bytes would lose of their results
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Quantizing:
         self._encoded: dict[tuple[Node, str, Node | None], tuple[Node, ...]] = {}
         self._errors: dict[tuple[Node, str], float] = {}
         self._smoothing: dict[Node, tuple[torch.Tensor, Node] | None] = {}
+        self.coarse: dict[Node, float] = {}
 
     def layers(self) -> list[Node]:
         """The linear layers and the tables of rows, in order."""
@@ -101,6 +105,13 @@ class Quantizing:
         x, fixed = node.args[0], (1.0, 0)
         assert isinstance(x, Node)
         smoothing = self.smoothing(x, stored.dense, activations) if self.smooth else None
+        if self.smooth and activations.startswith("int8") and self.ranges[x].seen:
+            error = self.rounding_error(x, smoothing, activations)
+            if error > _COARSE and activations == "int8-static":  # a range for each row may do
+                activations, smoothing = "int8", None
+                error = self.rounding_error(x, smoothing, activations)
+            if error > _COARSE:
+                self.coarse[node], activations, smoothing = error, "bf16", None
         if activations == "int8-static":
             if not self.ranges[x].seen:
                 return "calibration inputs never reached it"
@@ -174,6 +185,16 @@ class Quantizing:
                     self.tensors[name] = factors
                     self._smoothing[x] = factors, self.o.const(name, TensorType.of(factors))
         return self._smoothing[x]
+
+    def rounding_error(
+        self, x: Node, smoothing: tuple[torch.Tensor, Node] | None, activations: str
+    ) -> float:
+        """What rounding x to bytes moves the results of all layers that read it by: one answer for
+        them, as x is rounded once, where it is made."""
+        weights = [w for n in self._linear if n.args[0] is x for w in weights_of(n)]
+        values = [value_of(self.graph, w) for w in weights]
+        static = activations == "int8-static"
+        return self.ranges[x].rounding_error(values, smoothing and smoothing[0], static)
 
     def error(self, node: Node, format: str) -> float:
         """The relative RMS error of a layer's weights in a format they were encoded in."""
@@ -256,10 +277,12 @@ class Quantizing:
             self.tensors[name] = part
             nodes.append(self.o.const(name, TensorType.of(part)))
         # else no expression says how they were found
-        if format.is_expression and (x is None or not self.ctx.calibration):
+        if format.remainder is None and (x is None or not self.ctx.calibration):
 
             def encode(w: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                return format.store(w)[:3]  # type: ignore[return-value]
+                if format.is_expression:
+                    return format.store(w)[:3]  # type: ignore[return-value]
+                return tuple(stored_weight(w, format.name))
 
             recipe = inlined(encode, (weight,), self.o)
             for node, expression in zip(nodes, recipe, strict=True):

@@ -16,6 +16,8 @@ from infopt.runtime.manifest import WeightsEntry, WeightType
 from infopt.runtime.plan import Plan
 
 PLAN = "plans/weights.json"
+# Of weights in tables; there where infopt.codegen.weight_formats.stored_op was imported.
+_STORED = "infopt.stored_weight.default"
 Weights = Mapping[str, torch.Tensor] | str | Path
 
 
@@ -96,7 +98,8 @@ def constants(
                 "only the result is kept"
             )
         try:
-            results = Program(plan)([known[p] for p in entry.made_from])
+            program = Program(plan, allow_ops=(_STORED,))
+            results = program([known[p] for p in entry.made_from])
         except PlanError as error:
             raise WeightsMismatch(f"the constants cannot be computed again: {error}") from None
         found.update(zip(entry.made, results, strict=True))
