@@ -73,8 +73,11 @@ def kernels() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     yield "softmax", "aten.softmax.int", (x,), {"dim": -1, "dtype": None}
     for depth in (64, 128):
         q, k = t(2, 32, 4096, depth), t(2, 8, 4096, depth)
-        plain = {"scale": 0.1, "causal": False}
+        plain = {"scale": 0.1, "causal": False, "window": 0}
         yield f"attention, causal, {depth}", "attention", (q, k, k, None), plain | {"causal": True}
+        windowed = plain | {"causal": True, "window": 128}
+        label = f"attention, window, sinks, {depth}"
+        yield label, "attention_sinks", (q, k, k, t(32), None), windowed
         mask = t(2, 1, 1, 4096, dtype=torch.bool)
         yield f"attention, mask, {depth}", "attention", (q, k, k, mask), plain
         yield f"attention, 1 query, {depth}", "attention", (t(2, 32, 1, depth), k, k, None), plain

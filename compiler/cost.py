@@ -214,11 +214,15 @@ def _convolution(node: Node) -> Size:
     return 2 * node.tensor_type.numel * per_result
 
 
-@flops_of("aten.scaled_dot_product_attention.default", "attention")
+@flops_of("aten.scaled_dot_product_attention.default", "attention", "attention_sinks")
 def _attention(node: Node) -> Size:
-    """q [.., H, T, D], k [.., S, D], v [.., S, E]: two products and a softmax of the scores."""
+    """q [.., H, T, D], k [.., S, D], v [.., S, E]: two products and a softmax of the scores, of
+    those in the window where there is one; of open sizes, of all."""
     q, k, v = _arg(node, 0), _arg(node, 1), _arg(node, 2)
+    window = dict(node.attrs).get("window", 0)
     scores: Size = k.shape[-2]
+    if window and isinstance(scores, int):
+        scores = min(scores, window)
     for size in q.shape[:-1]:
         scores = scores * size
     return scores * (2 * q.shape[-1] + 2 * v.shape[-1] + _WEIGHT["softmax"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from infopt.codegen.kernels.attention import attention
+from infopt.codegen.kernels.attention_sinks import attention_sinks
 from infopt.codegen.kernels.linear import gated_linear, linear_act
 from infopt.codegen.kernels.ragged import ragged_attention
 from infopt.compiler.cost import Cost, cost_of, node_seconds, seconds
@@ -77,6 +78,14 @@ CASES: dict[str, tuple[Callable[[Builder], Any], int, float]] = {
     "attention": (
         called(attention, *QKV, scale=0.5),
         SCORES * (2 * 8 + 2 * 6 + 16), 240 + 336 + 252 + 180,
+    ),
+    "attention in a window": (
+        called(attention, *QKV, scale=0.5, causal=True, window=3),
+        2 * 3 * 5 * 3 * (2 * 8 + 2 * 6 + 16), 240 + 336 + 252 + 180,
+    ),
+    "attention with sinks": (
+        called(attention_sinks, *QKV, (3,), scale=0.5),
+        SCORES * (2 * 8 + 2 * 6 + 16), 240 + 336 + 252 + 3 + 180,
     ),
     "a linear layer and its sum": (
         called(linear_act, (3, 4), (6, 4), (6,), (3, 6)), 2 * 3 * 24, 12 + 24 + 6 + 18 + 18
