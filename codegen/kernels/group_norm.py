@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils._sympy.functions import FloorDiv
+
 from infopt.codegen.kernel import Call, Config, aten_kernel
-from infopt.codegen.kernels.rows import ELEMENT, FLOATS, contiguous, is_positive
+from infopt.codegen.kernels.rows import ELEMENT, FLOATS, contiguous
 from infopt.codegen.sizes import product
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
@@ -16,10 +18,8 @@ _CONTIGUOUS = dict.fromkeys(("input", "weight", "bias"), contiguous)
 def _legal(
     target: Target, x: TensorType, weight: Any, bias: Any, *, num_groups: int, **attrs: Any
 ) -> str | None:
-    if x.dtype not in FLOATS or not isinstance(x.shape[1], int):
+    if x.dtype not in FLOATS:
         return f"x is {x}"
-    if not all(is_positive(n) for n in x.shape[1:]):
-        return f"x is {x}: its groups may be empty"
     given = [w for w in (weight, bias) if w is not None]
     if any(w.dtype not in FLOATS or w.dtype != given[0].dtype for w in given):
         return f"weights {', '.join(map(str, given))}"
@@ -39,9 +39,8 @@ def _group_norm(
     cudnn_enabled: bool,
 ) -> Call:
     channels = x.shape[1]
-    assert isinstance(channels, int)
     numbers: tuple[Size | float, ...] = (
-        channels // num_groups,
+        channels // num_groups if isinstance(channels, int) else FloorDiv(channels, num_groups),
         product(x.shape[2:]),
         num_groups,
         float(eps),

@@ -156,6 +156,7 @@ def test_group_norm(dtype):
 
 
 def test_group_norm_at_several_sizes():
+    """The sizes of planes may be computed, so that nothing says that they are not 0."""
     w = torch.randn(8)
     shapes = [(2, 8, 6, 5), (5, 8, 3, 3), (4, 8, 2, 17)]
     made = program_of(
@@ -164,6 +165,15 @@ def test_group_norm_at_several_sizes():
     for shape in shapes:
         x = torch.randn(*shape)
         torch.testing.assert_close(made([x, w])[0], F.group_norm(x, 4, w), rtol=1e-5, atol=1e-5)
+
+    def halves(x):
+        return F.group_norm(F.max_pool2d(x, 2), 4)
+
+    made = program_of(halves, (torch.randn(3, 8, 4, 9),), dynamic=True)
+    assert all(type(s).__name__ == "NativeStep" for s in made.plan.steps), made.plan.steps
+    for shape in (shapes[0], (2, 8, 9, 5)):
+        x = torch.randn(*shape)
+        torch.testing.assert_close(made([x])[0], halves(x), rtol=1e-5, atol=1e-5)
 
 
 @FLOATS
