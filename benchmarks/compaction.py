@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
 import infopt
-from benchmarks.kv_quality import DISTANCES, FILLERS, Answers, split, two_questions
+from benchmarks.kv_quality import DISTANCES, FILLERS, Answers, follow, split, two_questions
 from benchmarks.report import spread, wide_console, write_json
 from infopt.models.language_model import corpus
 from infopt.models.language_model.checkpoint import load_language_model, load_tokenizer
@@ -106,13 +105,7 @@ def read(
     tails = [text[n:] for text, n in zip(texts, prompts, strict=True)]
     most = max(map(len, tails))
     ends = torch.tensor([tail + tail[-1:] * (most - len(tail)) for tail in tails])
-    nats, best = [], []
-    for step in range(most):
-        nats.append(F.cross_entropy(state.logits, ends[:, step], reduction="none"))
-        best.append(state.logits.argmax(-1))
-        if step + 1 < most:
-            state = lm.step(state, ends[:, step].contiguous())
-    return torch.stack(nats, 1), torch.stack(best, 1)
+    return follow(lm, state, ends)
 
 
 def perplexity(

@@ -114,9 +114,14 @@ def split(texts: list[Any]) -> list[list[Any]]:
 @torch.no_grad()
 def read(lm: infopt.CausalLM, texts: list[list[int]], steps: int) -> tuple[Tensor, Tensor]:
     """(nats, the likeliest instead), [B, steps], of the last tokens of each text, one at a time."""
-    ends = torch.tensor([text[-steps:] for text in texts])
     state = lm.prefill([text[:-steps] for text in texts])
-    nats, best = [], []
+    return follow(lm, state, torch.tensor([text[-steps:] for text in texts]))
+
+
+@torch.no_grad()
+def follow(lm: infopt.CausalLM, state: infopt.State, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of given tokens `ends` [B, steps] after a state."""
+    nats, best, steps = [], [], ends.shape[1]
     for step in range(steps):
         nats.append(F.cross_entropy(state.logits, ends[:, step], reduction="none"))
         best.append(state.logits.argmax(-1))

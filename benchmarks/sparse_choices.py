@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,8 @@ import torch
 from torch import Tensor
 
 import infopt
-from benchmarks.report import spread, wide_console, write_json
-from benchmarks.sparsity import compiled, table
+from benchmarks.report import wide_console, write_json
+from benchmarks.sparsity import compiled, random_decoder, steps_in_turn, table
 from infopt.compiler.target import Target
 from infopt.models.decoder import DECODER_340M, Decoder
 from infopt.models.language_model import checkpoint
@@ -191,30 +190,10 @@ def speed(layers: int, rounds: int, steps: int = 16) -> list[dict[str, Any]]:
     config = replace(DECODER_340M, layers=layers)
     half = replace(config, hidden=config.hidden // 2)
     arms = {
-        "all weights": infopt.compile_causal_lm(_random(config), max_length=1024),
+        "all weights": infopt.compile_causal_lm(random_decoder(config), max_length=1024),
         "50% of the places of all layers": compiled(
-            _random(config), 0.5, "weighted", Target.detect()
+            random_decoder(config), 0.5, "weighted", Target.detect()
         ),
-        "50% of the neurons": infopt.compile_causal_lm(_random(half), max_length=1024),
+        "50% of the neurons": infopt.compile_causal_lm(random_decoder(half), max_length=1024),
     }
-    prompt = torch.randint(0, config.vocabulary, (1, 64))
-    states = {name: lm.prefill(prompt) for name, lm in arms.items()}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 1):
-        for name, lm in arms.items():
-            start = time.perf_counter()
-            _, states[name] = lm.decode(states[name], steps)
-            if turn:  # the first finds cold memory
-                times[name].append((time.perf_counter() - start) / steps * 1e3)
-    found = {name: spread(taken) for name, taken in times.items()}
-    whole = found["all weights"]["median"]
-    return [{"way": name, **f, "faster": whole / f["median"]} for name, f in found.items()]
-
-
-def _random(config: Any) -> Decoder:
-    torch.manual_seed(0)
-    model = Decoder(config).to(torch.bfloat16).eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
+    return steps_in_turn(arms, config.vocabulary, steps, rounds)
