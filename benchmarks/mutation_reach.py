@@ -21,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests",)
 FOLDERS = ("compiler", "passes")
+# Reads what modules hold and runs no line of them: tried for lines that run on import.
+OF_TABLES = "tests/passes/test_operator_tables.py::"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Reach:
     def tests(self, file: str, first: int, last: int, budget: float) -> list[str]:
         """The tests that run one of these lines: those of the module's own test file, then the
         shortest, of `budget` seconds together at least. Where the lines only run when the module
-        is imported: those that run anything of it."""
+        is imported: those that run anything of it, and those of tables of operators."""
         of_file = self.lines.get(file, {})
         found = {t for n in range(first, last + 1) for t in of_file.get(n, [])}
         if not found and any(n in of_file for n in range(first, last + 1)):
             found = {t for tests in of_file.values() for t in tests}
-        own = f"tests/{Path(file).parent}/test_{Path(file).stem}.py::"
+            found |= {t for t in self.seconds if t.startswith(OF_TABLES)}
+        own = (OF_TABLES, f"tests/{Path(file).parent}/test_{Path(file).stem}.py::")
         ordered = sorted(found, key=lambda t: (not t.startswith(own), self.seconds[t]))
         chosen, spent = [], 0.0
         for test in ordered:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infopt
+from infopt.compiler.stream import _check, _longer, _traced
 from infopt.passes import streaming
 from infopt.runtime.stream import StreamSpec
 
@@ -208,3 +209,55 @@ def test_a_wrong_rule_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(streaming.Streaming, "started", lambda self, flow, fill: flow.node)
     with pytest.raises(infopt.CannotStream, match=r"on the example, .* expected the offline f32"):
         infopt.compile_stream(Dilated(False).eval(), torch.randn(1, 3, 64), hop=4)
+
+
+class Delayed:
+    """A step that gives the offline result `delay` places late, but for one wrong place."""
+
+    def __init__(self, whole: Tensor, hop: int, delay: int, wrong: int | None) -> None:
+        self.whole, self.hop, self.delay = whole.clone(), hop, delay
+        self.steps = 0
+        if wrong is not None:
+            self.whole[..., wrong] += 1
+
+    def run(self, hop: Tensor, stores: object) -> Tensor:
+        late = F.pad(self.whole, (self.delay, self.hop))
+        self.steps += 1
+        return late.narrow(2, (self.steps - 1) * self.hop, self.hop)
+
+
+def compared(length: int, delay: int, wrong: int | None, limit: int | None = None):
+    """What is said of a stream in hops of 4 of a model that looks one place ahead."""
+    model, x = nn.Conv1d(1, 1, 3, padding=1, bias=False).eval(), torch.randn(1, 1, length)
+    with torch.no_grad():
+        step = Delayed(model(x), 4, delay, wrong)
+        spec = StreamSpec((1, 1, 4), "torch.float32", 2, 4, 2, 4, delay, (), limit)
+        graph, longer = _traced(model, x).graph, _longer(model, x, 4, 2).graph
+        return _check(graph, longer, step, spec, x), step.steps  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("wrong", "step", "places"), [(0, 0, 3), (2, 0, 3), (3, 1, 4), (15, 4, 4)])
+def test_every_place_of_the_example_is_compared(wrong: int, step: int, places: int) -> None:
+    first = max(step * 4 - 1, 0)
+    message = rf"step {step} on the example, {places} places from {first}: expected the offline f32"
+    with pytest.raises(infopt.CannotStream, match=message):
+        compared(24, 1, wrong)
+
+
+def test_places_that_the_end_of_the_example_reaches_are_not_compared() -> None:
+    assert compared(24, 1, None) == (None, 6)
+    assert compared(24, 1, 20) == (None, 6)  # the first of the last hop, whose end is padded
+    with pytest.raises(infopt.CannotStream, match="step 5 on the example, 1 places from 19"):
+        compared(24, 1, 19)
+    # a hop that is not whole is no step
+    assert compared(22, 0, None) == (None, 5)
+
+
+def test_how_many_steps_are_compared() -> None:
+    assert compared(400, 0, None) == (None, 64)
+    assert compared(400, 0, None, limit=7) == (None, 7)
+    assert compared(8, 4, None) == (None, 2)  # one hop of the two is late enough to compare
+    note, _ = compared(4, 0, None)
+    assert (
+        note == "the example is too short to compare the stream with the offline result: 0 places"
+    )

@@ -8,9 +8,11 @@ import torch
 from infopt.codegen.kernels.attention import attention
 from infopt.codegen.kernels.attention_sinks import attention_sinks
 from infopt.compiler.cost import graph_seconds
-from infopt.compiler.graph import Stage
+from infopt.compiler.graph import Graph, Stage
+from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
+from infopt.compiler.types import TensorType
 from infopt.passes.fuse_attention import FuseAttention
 from tests.compiler.tracing.traced import names
 
@@ -420,3 +422,34 @@ def test_gain() -> None:
     result, _ = run_pass(FuseAttention(), graph)
     target = Target.parse("cpu:avx512")
     assert graph_seconds(result, target) < graph_seconds(graph, target)
+
+
+NUMBERS = {
+    "a full tensor": lambda o, s: o.call("aten.full.default", [], 0.5),
+    "a scalar tensor": lambda o, s: number(o, 0.5),
+    "a tensor like the scores": lambda o, s: o.call("aten.full_like.default", s, 0.5),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_as_tensors(case: str) -> None:
+    def scaled(o, q, k, v):
+        return product(o, q, k, v, lambda o, s: o.mul(s, NUMBERS[case](o, s)))
+
+    check_pass(FuseAttention(), scaled, lambda o, q, k, v: fused(o, q, k, v, scale=0.5), [Q, K, V])
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), torch.tensor([0.5]), torch.ones(7) / 2])
+def test_constants_of_the_graph_as_numbers(value: torch.Tensor) -> None:
+    """One number is a scale; a row of them is another scale for each key."""
+    o = Builder()
+    q, k, v = (o.input(n, TensorType.of(t)) for n, t in zip("qkv", (Q, K, V)))
+    held = o.const("half", TensorType.of(value))
+    out = product(o, q, k, v, lambda o, s: o.mul(s, held))
+    graph = Graph((q, k, v), (out,), {"half": value}, stage=Stage.NORMALIZE)
+    result, report = run_pass(FuseAttention(), graph, [(Q, K, V)])
+    if value.numel() == 1:
+        (node,) = (n for n in result.nodes() if n.op.name == "attention")
+        assert node.attr("scale") == 0.5
+    else:
+        assert report.declined[0].reason == "const in the place of a constant"
