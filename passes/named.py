@@ -44,6 +44,7 @@ from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 
 GROUP = "infopt.passes"
@@ -54,7 +55,7 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),
-    *(RecognizeQuantized, SliceRuns, SparseActivations),
+    *(RecognizeQuantized, SliceRuns, SparseActivations, SplitTransposed),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

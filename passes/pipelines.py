@@ -36,6 +36,7 @@ from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 
 
@@ -98,6 +99,7 @@ def _blocks(
     # One form for each thing, and nothing computed twice.
     yield Canonicalize()
     yield UnfoldPatches()
+    yield SplitTransposed()
     yield FoldBatchNorm()
     yield SimplifyMasks()
     yield RecognizeQuantized()

@@ -7,6 +7,9 @@ Positions are exact. In step n, the part of a value with hop h and delay d holds
 n h - d ... n h - d + h - 1 that the value has offline. Padding puts what it fills with at positions
 below 0 of *its* input: where the input is late, what came out before its position 0 is replaced
 (`started`), because zeros inside of a network are not what zeros in front of it give.
+
+The end is a second graph over the same state: a step without samples. There, what a padded layer
+would read behind the last position of its input is replaced likewise (`ended`).
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ class Flow:
     axis   where time is in it
     delay  the position before the stream's first one, counted backwards; below 0, the stream begins
            behind position 0, and all before holds `fill`
+    end    of a signal of n hops it has n hop + end positions
     """
 
     node: Node
     axis: int
     delay: int = 0
     fill: float = 0.0
+    end: int = 0
 
     @property
     def hop(self) -> int:
@@ -64,16 +69,37 @@ class Store:
 @dataclass(frozen=True)
 class Step:
     """The step's graph: inputs (x, *stores), results (y, *the next values of stores not in place),
-    and `updates` of those in place. limit: how many hops its stores and tables have room for."""
+    and `updates` of those in place. limit: how many hops its stores and tables have room for.
+
+    ending: the same for the steps behind the last hop, None where nothing is left then. Its inputs
+    are (number, *stores), i64[1] from 0 on.
+    """
 
     graph: Graph
     stores: tuple[Store, ...]
     output: Flow
     limit: int | None = None
+    ending: Graph | None = None
+
+    @property
+    def rest(self) -> int:
+        """Positions of the result that the steps have not given when the signal ends; below 0, so
+        many of theirs are behind its end."""
+        return self.output.delay + self.output.end
 
     def run(self, x: torch.Tensor, stores: list[torch.Tensor]) -> torch.Tensor:
         """One step by the references; the stores are brought up to date."""
-        y, *made = interpret(self.graph, [x, *stores])
+        return self._run(self.graph, x, stores)
+
+    def finish(self, stores: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The steps behind the last hop, by the references."""
+        if self.ending is None:
+            return []
+        count = -(-self.rest // self.output.hop)
+        return [self._run(self.ending, torch.tensor([i]), stores) for i in range(count)]
+
+    def _run(self, graph: Graph, x: torch.Tensor, stores: list[torch.Tensor]) -> torch.Tensor:
+        y, *made = interpret(graph, [x, *stores])
         fresh = (i for i, store in enumerate(self.stores) if not store.in_place)
         for index, value in zip(fresh, made, strict=True):
             stores[index] = value
@@ -89,12 +115,24 @@ def stream(
     rule: Callable[[Node], Rule | str],
     hops: int | None = None,
 ) -> Step:
-    """The step of a model with one input and one result, traced at two lengths a hop apart.
+    """The step of a model with one input and one result, traced at two lengths a hop apart, of
+    whole hops.
 
     rule: how a node streams, or the reason why it cannot. hops: the room of what grows with the
     signal. Raises CannotStream.
     """
-    made = Streaming(rule, hops)
+    step = _derived(Streaming(rule, hops), graph, longer)
+    if step.rest <= 0:
+        return step
+    late = -(-step.rest // step.output.hop)
+    if step.limit is not None:  # the steps behind the last hop need room too
+        step = _derived(Streaming(rule, hops, late), graph, longer)
+    ending = _derived(Streaming(rule, hops, late, ending=True), graph, longer)
+    assert [s.node for s in ending.stores] == [s.node for s in step.stores]
+    return replace(step, ending=ending.graph)
+
+
+def _derived(made: Streaming, graph: Graph, longer: Graph) -> Step:
     pairs = list(zip(graph.nodes(), longer.nodes(), strict=False))
     same = len(graph.nodes()) == len(longer.nodes())
     if not same or any(a.op is not b.op for a, b in pairs):
@@ -116,11 +154,23 @@ def _described(node: Node) -> str:
 
 
 class Streaming:
-    """Builds a step. Rules ask it for what they need: past samples, delays, padding."""
+    """Builds a step. Rules ask it for what they need: past samples, delays, padding.
 
-    def __init__(self, rule: Callable[[Node], Rule | str], hops: int | None = None) -> None:
+    spare: hops there is room for behind the last one. ending: builds the steps there.
+    """
+
+    def __init__(
+        self,
+        rule: Callable[[Node], Rule | str],
+        hops: int | None = None,
+        spare: int = 0,
+        ending: bool = False,
+    ) -> None:
         self.o = builder_for(())
-        self.rule, self.hops = rule, hops
+        self.rule, self.hops, self.spare = rule, hops, spare
+        count = TensorType.dense((1,), torch.int64)
+        self.number = self.o.input("infopt_ending", count) if ending else None
+        self.length = 0  # hops of the signal that the model was traced with
         self.limit: int | None = None
         self.flows: dict[Node, Flow] = {}
         self.stores: list[Store] = []
@@ -138,7 +188,11 @@ class Streaming:
             if axis is None:
                 raise CannotStream("an input without the time axis")
             hop = _extent(twin, axis) - _extent(node, axis)
-            self.flows[node] = Flow(self.o.input(node.attr("name"), _cut(node, axis, hop)), axis)
+            self.length, rest = divmod(_extent(node, axis), hop)
+            if rest:
+                raise CannotStream(f"{_extent(node, axis)} samples are not whole hops of {hop}")
+            type = _cut(node, axis, hop)
+            self.flows[node] = Flow(self._signal(node.attr("name"), type), axis)
         elif moving and axis is None:
             raise CannotStream("it mixes all of time: its result does not grow with the signal")
         elif axis is not None and node.op is CONST:
@@ -152,7 +206,7 @@ class Streaming:
             except CannotInfer as error:
                 raise CannotStream(f"it refuses a hop: {error}") from None
             _check(flow, node, twin, axis)
-            self.flows[node] = flow
+            self.flows[node] = replace(flow, end=self.end(node, twin))
         elif node.op is CONST:
             mine, other = graph.consts[node.attr("name")], longer.consts[twin.attr("name")]
             if mine is not other and not torch.equal(mine, other):
@@ -162,6 +216,8 @@ class Streaming:
 
     def finish(self, output: Flow, graph: Graph) -> Step:
         inputs = tuple(self.flows[n].node for n in graph.inputs)
+        if self.number is not None:
+            inputs = (self.number,)
         stores = tuple(self.stores)
         results = (output.node, *(s.value for s in stores if not s.in_place))
         made = Graph(
@@ -173,7 +229,22 @@ class Streaming:
         )
         return Step(made.with_consts({}), stores, output, self.limit)
 
+    def _signal(self, name: str, type: TensorType) -> Node:
+        """A hop of the signal; behind its end there is nothing to read."""
+        if self.number is None:
+            return self.o.input(name, type)
+        zero = self.const(torch.zeros((), dtype=type.dtype))
+        return self.o.call(
+            "aten.clone.default", self.o.call("aten.expand.default", zero, type.shape)
+        )
+
     # What rules are made of
+
+    def end(self, node: Node, twin: Node) -> int:
+        """Of a signal of n hops a node has n hop + end positions."""
+        axis = _axis(node, twin)
+        assert axis is not None
+        return _extent(node, axis) - self.length * (_extent(twin, axis) - _extent(node, axis))
 
     def flow(self, arg: Any) -> Flow:
         """An argument whose position 0 has come or will come."""
@@ -195,8 +266,9 @@ class Streaming:
         """The flow with a longer delay."""
         if delay == flow.delay:
             return flow
-        # what is before place 0 is free: a padded layer's view of it shares its past
-        flow = replace(flow, node=self._begun.get((flow.node, flow.axis, flow.delay), flow.node))
+        # what is before place 0 and behind the end is free: a padded layer's view shares its past
+        while (known := (flow.node, flow.axis, flow.delay)) in self._begun:
+            flow = replace(flow, node=self._begun[known])
         both = self.history(flow, delay - flow.delay)
         return replace(flow, node=self.part(both, flow.axis, 0, flow.hop), delay=delay)
 
@@ -228,7 +300,23 @@ class Streaming:
             flow = replace(flow, node=self.started(flow, fill))
         elif flow.delay < 0 and str(flow.fill) != str(fill):
             flow = self.ready(flow)
-        return replace(flow, delay=flow.delay - count, fill=fill)
+        return replace(flow, delay=flow.delay - count, fill=fill, end=flow.end + count)
+
+    def ended(self, flow: Flow, fill: float) -> Flow:
+        """The flow with `fill` behind its last position."""
+        # past samples are kept as they are: none may be behind the end when the signal ends
+        flow = self.delayed(flow, max(flow.delay, -flow.end))
+        if self.number is None:  # the same stores for both graphs
+            made = self.o.call("aten.clone.default", flow.node)
+        else:
+            behind = (1,) * (flow.node.tensor_type.rank - flow.axis - 1)
+            most = (flow.end + flow.delay - torch.arange(flow.hop)).reshape(-1, *behind)
+            here = self.o.call(
+                "aten.lt.Tensor", self.o.mul(self.number, flow.hop), self.const(most)
+            )
+            made = self.o.call("aten.where.ScalarOther", here, flow.node, fill)
+        self._begun.setdefault((flow.node, flow.axis, flow.delay), made)
+        return replace(flow, node=made)
 
     def started(self, flow: Flow, fill: float) -> Node:
         """This step's positions, with `fill` at those below 0."""
@@ -257,7 +345,7 @@ class Streaming:
         if self.hops is None:
             raise CannotStream("what it keeps grows with the signal: compile_stream(max_length=)")
         self.most(self.hops)
-        return self.hops * hop
+        return (self.hops + self.spare) * hop
 
     def most(self, hops: int) -> None:
         """No more hops than these can be taken."""

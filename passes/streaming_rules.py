@@ -164,12 +164,14 @@ def padded(s: Streaming, node: Node, twin: Node) -> Flow:
     at = 2 * (rank - 1 - flow.axis)
     if at >= len(pad):
         return _moved(s, node, twin, [s.ready(flow)])
-    before, pad[at : at + 2] = pad[at], [0, 0]
-    if mode != "constant" and (before or node.attr("pad")[at + 1]):
+    (before, after), pad[at : at + 2] = pad[at : at + 2], [0, 0]
+    if mode != "constant" and (before or after):
         raise CannotStream(f"padding {mode!r} shows the signal's ends again")
     if any(pad):
         flow = s.ready(flow)
         flow = replace(flow, node=s.like(node, [flow], pad=tuple(pad)))
+    if after > 0:
+        flow = s.ended(flow, fill)
     return s.padded(flow, before, fill)
 
 

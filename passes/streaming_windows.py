@@ -10,9 +10,12 @@ from infopt.compiler.graph import Node
 from infopt.passes.streaming import Flow, Streaming
 
 
-def window(s: Streaming, flow: Flow, reach: int, stride: int, before: int, fill: float) -> Flow:
+def window(
+    s: Streaming, flow: Flow, reach: int, stride: int, before: int, fill: float, end: int
+) -> Flow:
     """The samples to slide over, without padding: output i reads i stride ... i stride + reach of
-    the flow with `before` positions of `fill` in front. Its delay is that of the output.
+    the flow with `before` positions of `fill` in front, and as many behind it as it reads. Its
+    delay is that of the output, `end` is the output's.
 
     With delay d of the padded flow, output i is due once position i stride + reach has come:
     its delay is (d + reach) // stride, and the rest r of this division says at which sample of
@@ -22,6 +25,8 @@ def window(s: Streaming, flow: Flow, reach: int, stride: int, before: int, fill:
         raise CannotStream(
             f"a hop is {flow.hop} samples here, which its stride of {stride} does not divide"
         )
+    if (end - 1) * stride + reach - before >= flow.end:
+        flow = s.ended(flow, fill)
     flow = s.padded(flow, before, fill)
     if flow.delay + reach < 0:  # windows over nothing but padding come first
         flow = s.delayed(flow, -reach)
@@ -51,7 +56,7 @@ def convolution(s: Streaming, node: Node, twin: Node) -> Flow:
             raise CannotStream("unequal padding of another axis than time")
         padding = [t // 2 for t in total]
     padding = [0] * axes if padding == "valid" else _each(padding, axes)
-    seen = window(s, flow, reach, stride[at], padding[at], 0.0)
+    seen = window(s, flow, reach, stride[at], padding[at], 0.0, s.end(node, twin))
     padding[at] = 0
     name = f"aten.conv{axes}d.default"
     made = s.o.call(
@@ -78,8 +83,11 @@ def pooling(s: Streaming, node: Node, twin: Node) -> Flow:
     largest = "max" in node.op.name
     if padding[at] and not largest and not attrs["count_include_pad"]:
         raise CannotStream("count_include_pad=False: windows at the border have another divisor")
-    fill = float("-inf") if largest else 0.0
-    seen = window(s, flow, dilation[at] * (kernel[at] - 1), stride[at], padding[at], fill)
+    fill, end = float("-inf") if largest else 0.0, s.end(node, twin)
+    reach = dilation[at] * (kernel[at] - 1)
+    if not largest and (end - 1) * stride[at] + reach >= flow.end + 2 * padding[at]:
+        raise CannotStream("ceil_mode: the last window has another divisor")
+    seen = window(s, flow, reach, stride[at], padding[at], fill, end)
     padding[at] = 0
     changed = {**attrs, "stride": tuple(stride), "padding": tuple(padding), "ceil_mode": False}
     return replace(seen, node=s.o.node(node.op, (seen.node,), tuple(changed.items())))
@@ -89,7 +97,7 @@ def transposed(s: Streaming, node: Node, twin: Node) -> Flow:
     """y[o] = sum of w[j] x[i] over i stride + j dilation = o + padding
 
     In the hop's own samples of it, counted from the first sample remembered, sums over what came
-    before are complete; `padding` crops what comes first, so it delays.
+    before are complete, so all others are cropped; `padding` crops what comes first: it delays.
     """
     x, weight, _ = node.args
     attrs = dict(node.attrs)
@@ -101,14 +109,13 @@ def transposed(s: Streaming, node: Node, twin: Node) -> Flow:
     each = {n: _each(attrs[n], axes) for n in names}
     stride, cropped = each["stride"][at], each["padding"][at]
     reach = each["dilation"][at] * (int(weight.shape[2 + at]) - 1)
-    past, flow = reach // stride, s.ready(flow)
+    past, flow = reach // stride, s.ended(s.ready(flow), 0.0)
     if past and flow.delay:
         flow = replace(flow, node=s.started(flow, 0.0))
     both = s.history(flow, past) if past else flow.node
-    each["padding"][at], each["output_padding"][at] = 0, max(0, stride - reach - 1)
+    each["padding"][at], each["output_padding"][at] = past * stride, (past + 1) * stride - reach - 1
     changed = {**attrs, **{n: tuple(v) for n, v in each.items()}}
     made = s.o.node(node.op, (both, *node.args[1:]), tuple((k, changed[k]) for k, _ in node.attrs))
-    made = s.part(made, flow.axis, past * stride, (past + flow.hop) * stride)
     return Flow(made, flow.axis, flow.delay * stride + cropped)
 
 

@@ -31,7 +31,7 @@ from infopt.runtime.native import load_executor, typed_executor
 from infopt.runtime.opened import Opened, manifest_of, verified
 from infopt.runtime.placing import Place, choose_for, device_of, maker_on
 from infopt.runtime.plan import AtenStep, Plan
-from infopt.runtime.stream import Stream, StreamSpec
+from infopt.runtime.stream import ENDING, Stream, StreamSpec
 from infopt.runtime.trust import NativeCodeRefused
 from infopt.runtime.verdict import RUNS, Verdict
 
@@ -76,7 +76,9 @@ def load(
     )
     form = _in_its_form(program)
     if isinstance(form, CausalLM) and form.spec.compact is not None:
-        form.filter = _filter_of(program, threads, check, allow_ops)
+        form.filter = _second(program, ("causal_lm", "filter"), FILTER, threads, check, allow_ops)
+    if isinstance(form, Stream) and form.spec.rest > 0:
+        form.ending = _second(program, ("stream", "ending"), ENDING, threads, check, allow_ops)
     return form
 
 
@@ -248,17 +250,21 @@ def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:
     return program
 
 
-def _filter_of(
-    program: LoadedProgram, threads: int | None, check: bool, allow_ops: Collection[str]
+def _second(
+    program: LoadedProgram,
+    place: tuple[str, str],
+    file: str,
+    threads: int | None,
+    check: bool,
+    allow_ops: Collection[str],
 ) -> LoadedProgram:
-    """The program of a decoder that cuts prompts which says what tokens are worth: an artifact
-    within the artifact. That one's manifest names its manifest, so its code may run where that
-    one's may."""
-    about = program.manifest.about["causal_lm"]
+    """A second program of a form, an artifact within the artifact. That one's manifest names its
+    manifest, so its code may run where that one's may."""
+    form, key = place
     try:
-        path, digest = program.attached(FILTER), str(about["filter"])
+        path, digest = program.attached(file), str(program.manifest.about[form][key])
     except KeyError as error:
-        raise ArtifactCorrupt(f"{NAME}: about.causal_lm: {error!r}") from None
+        raise ArtifactCorrupt(f"{NAME}: about.{form}: {error!r}") from None
     native = "any" if program.is_native else "never"
     return load_program(
         path,

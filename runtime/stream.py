@@ -13,6 +13,8 @@ from torch import Tensor
 from infopt.runtime.errors import ContextFull, InputMismatch, StaleState
 from infopt.runtime.plan_check import dtype_of
 
+ENDING = "stream-ending.infopt"  # the program of the steps behind the last hop, in an artifact
+
 
 @dataclass(frozen=True)
 class StreamSpec:
@@ -20,23 +22,27 @@ class StreamSpec:
 
     shape, dtype  of one hop of the signal; axis: where time is in it
     hop           samples of the signal in a step
-    out_hop       samples of the result that a step gives, along out_axis
+    out_shape, out_dtype  of what a step gives; out_axis: where time is in it
     delay         how many samples the step's results are behind: of all that the stream gives, the
                   first `delay` samples belong to no place of the result
     stores        sizes, dtype and start value of every tensor of the state, and whether a step
                   writes it in place; the others' next values are results behind the first
     limit         how many steps there is room for, where something grows with the signal
+    rest          samples of the result that finish() gives; below 0, so many of those that the
+                  steps gave are behind the result's end
     """
 
     shape: tuple[int, ...]
     dtype: str
     axis: int
     hop: int
+    out_shape: tuple[int, ...]
+    out_dtype: str
     out_axis: int
-    out_hop: int
     delay: int
     stores: tuple[tuple[tuple[int, ...], str, float, bool], ...]
     limit: int | None = None
+    rest: int = 0
 
     def to_json(self) -> dict[str, Any]:
         stores = [
@@ -48,11 +54,13 @@ class StreamSpec:
             "dtype": self.dtype,
             "axis": self.axis,
             "hop": self.hop,
+            "out_shape": list(self.out_shape),
+            "out_dtype": self.out_dtype,
             "out_axis": self.out_axis,
-            "out_hop": self.out_hop,
             "delay": self.delay,
             "stores": stores,
             "limit": self.limit,
+            "rest": self.rest,
         }
 
     @classmethod
@@ -66,12 +74,23 @@ class StreamSpec:
             str(record["dtype"]),
             int(record["axis"]),
             int(record["hop"]),
+            tuple(record["out_shape"]),
+            str(record["out_dtype"]),
             int(record["out_axis"]),
-            int(record["out_hop"]),
             int(record["delay"]),
             stores,
             None if record["limit"] is None else int(record["limit"]),
+            int(record["rest"]),
         )
+
+    @property
+    def out_hop(self) -> int:
+        """Samples of the result that a step gives."""
+        return self.out_shape[self.out_axis]
+
+    def length(self, hops: int) -> int:
+        """Samples of the result of a signal of so many hops."""
+        return max(0, hops * self.out_hop - self.delay + self.rest)
 
     @property
     def state_bytes(self) -> int:
@@ -128,12 +147,17 @@ class Stream:
 
     spec     what a step takes and gives; `hop` and `delay` are read most
     program  what was compiled or loaded: its report, its notes
+    ending   the program of the steps behind the last hop; None where nothing is left then
     """
 
     def __init__(
-        self, spec: StreamSpec, program: Any, save: Callable[..., Path] | None = None
+        self,
+        spec: StreamSpec,
+        program: Any,
+        save: Callable[..., Path] | None = None,
+        ending: Any = None,
     ) -> None:
-        self.spec, self.program, self._save = spec, program, save
+        self.spec, self.program, self.ending, self._save = spec, program, ending, save
         self._fresh = [i for i, (*_, in_place) in enumerate(spec.stores) if not in_place]
 
     @property
@@ -167,11 +191,31 @@ class Stream:
             raise InputMismatch(f"x: expected a hop of {expected}, found {list(x.shape)}")
         if self.spec.limit is not None and state.steps >= self.spec.limit:
             raise ContextFull(f"the stream was compiled for {self.spec.limit} hops of the signal")
-        y, *made = self.program.run([x, *state.stores])
-        return y, state.after(dict(zip(self._fresh, made, strict=True)))
+        return self._stepped(self.program, x, state)
+
+    def finish(self, state: StreamState) -> Tensor:
+        """The rest of the offline result, now that the signal has ended: all places behind those
+        that the steps gave, none where spec.rest is 0 or less. The state is stale then.
+
+        Raises InputMismatch where no hop was taken, StaleState.
+        """
+        spec = self.spec
+        if not state.steps:
+            raise InputMismatch("finish: expected a state after one hop or more, found a fresh one")
+        known = min(spec.rest, spec.length(state.steps))
+        count = -(-spec.rest // spec.out_hop) if known > 0 else 0
+        parts = []
+        for number in range(count):
+            y, state = self._stepped(self.ending, torch.tensor([number]), state)
+            parts.append(y)
+        state.after({})
+        if not parts:
+            sizes = [n if i != spec.out_axis else 0 for i, n in enumerate(spec.out_shape)]
+            return torch.empty(sizes, dtype=dtype_of(spec.out_dtype, "out_dtype"))
+        return torch.cat(parts, spec.out_axis).narrow(spec.out_axis, spec.rest - known, known)
 
     def run(self, x: Tensor) -> Tensor:
-        """A whole signal, streamed: the first places of the offline result, without the delay.
+        """A whole signal, streamed to its end: the offline result.
 
         x: a number of whole hops along the time axis. Raises InputMismatch, ContextFull.
         """
@@ -185,12 +229,16 @@ class Stream:
         for part in x.split(spec.hop, spec.axis):
             y, state = self.step(part.contiguous(), state)
             parts.append(y)
-        whole = torch.cat(parts, spec.out_axis)
-        return whole.narrow(
-            spec.out_axis,
-            min(spec.delay, whole.shape[spec.out_axis]),
-            max(0, whole.shape[spec.out_axis] - spec.delay),
-        )
+        length, given = spec.length(len(parts)), spec.out_hop * len(parts)
+        late = min(spec.delay, given)
+        whole = torch.cat(parts, spec.out_axis).narrow(spec.out_axis, late, given - late)
+        if spec.rest > 0:
+            whole = torch.cat((whole, self.finish(state)), spec.out_axis)
+        return whole.narrow(spec.out_axis, 0, length)
+
+    def _stepped(self, program: Any, x: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        y, *made = program.run([x, *state.stores])
+        return y, state.after(dict(zip(self._fresh, made, strict=True)))
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the artifact; infopt.load reads it. Options as those of Compiled.save."""

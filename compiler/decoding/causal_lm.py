@@ -24,16 +24,15 @@ from infopt.compiler.decoding.contiguous import Contiguous
 from infopt.compiler.decoding.paged import Paged
 from infopt.compiler.decoding.policy import LayerShape, Policy
 from infopt.compiler.decoding.prompt_filter import (
-    FlatProgram,
     build_filter,
     does_not_pay,
-    save_with_filter,
     with_layer,
 )
 from infopt.compiler.decoding.prompt_parts import in_parts
 from infopt.compiler.decoding.tracing_cache import ShapeCache, TracingCache
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
+from infopt.compiler.flat_program import FlatProgram, save_with
 from infopt.compiler.graph import Node
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
@@ -41,7 +40,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, check_module, export
 from infopt.passes.slice_runs import SliceRuns
 from infopt.runtime.decoding.causal_lm import CausalLM
-from infopt.runtime.decoding.compaction import Compaction
+from infopt.runtime.decoding.compaction import FILTER, Compaction
 from infopt.runtime.decoding.layout import KV
 from infopt.runtime.decoding.pages import PagedMemory
 from infopt.runtime.decoding.spec import CausalSpec
@@ -135,7 +134,8 @@ def compile_causal_lm(
     compiled.about["causal_lm"] = spec.to_json()
     if filter is None:
         return CausalLM(spec, compiled, compiled.save)
-    return CausalLM(spec, compiled, partial(save_with_filter, compiled, filter), filter)
+    save = partial(save_with, compiled, filter, FILTER, ("causal_lm", "filter"))
+    return CausalLM(spec, compiled, save, filter)
 
 
 def _policy_of(kv: KV) -> Policy:

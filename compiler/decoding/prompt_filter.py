@@ -4,11 +4,8 @@ of the one whose attention is asked. Nothing behind that is computed.
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +16,15 @@ from infopt.compiler.compiled import build
 from infopt.compiler.decoding.policy import LayerShape, Policy
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
-from infopt.compiler.model import Compiled
+from infopt.compiler.flat_program import FlatProgram
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, export
-from infopt.runtime.decoding.compaction import FILTER, Compaction
-from infopt.runtime.loading import read_manifest
+from infopt.runtime.decoding.compaction import Compaction
 from infopt.runtime.structure import Leaf
 
 DEPTH = 0.4  # of the layers, where attention is asked if nothing is said (GemFilter: 13 of 32)
-
-
-class FlatProgram(Compiled):
-    """A compiled program that is run on flat inputs."""
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        return self._built.program(inputs)
 
 
 def with_layer(
@@ -105,25 +94,6 @@ def build_filter(
     )
     refuse_fallbacks(options, report)
     return FlatProgram(exported, built, (sample, {}))
-
-
-def save_with_filter(
-    compiled: FlatProgram,
-    filter: FlatProgram,
-    path: str | Path,
-    *,
-    attach: Sequence[str | Path] = (),
-    targets: Sequence[str | Target] = (),
-    golden: bool | int = False,
-    overwrite: bool = False,
-) -> Path:
-    """Compiled.save; the filter is an artifact of its own, a file within that of `compiled`."""
-    both: dict[str, Any] = {"targets": targets, "golden": golden}
-    with tempfile.TemporaryDirectory(prefix="infopt-") as folder:
-        inside = filter.save(Path(folder) / FILTER, **both)
-        text = read_manifest(inside).to_text()
-        compiled.about["causal_lm"]["filter"] = hashlib.sha256(text.encode()).hexdigest()
-        return compiled.save(path, attach=[*attach, inside], overwrite=overwrite, **both)
 
 
 class _Filter(torch.nn.Module):

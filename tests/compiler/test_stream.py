@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import infopt
-from infopt.compiler.stream import _check, _longer, _traced
+from infopt.compiler.stream import _check, _traced
 from infopt.passes import streaming
 from infopt.runtime.stream import StreamSpec
 
@@ -72,10 +72,9 @@ def test_a_thousand_steps_are_the_offline_result(causal: bool) -> None:
     assert not stream.report.fallbacks
     x = torch.randn(1, 3, 4000)
     found = stream.run(x)
-    assert found.shape[2] == 4000 - stream.delay
     offline = infopt.compile(model, (x,), batch_invariant=True)(x)
-    assert torch.equal(found, offline[:, :, : found.shape[2]])
-    torch.testing.assert_close(found, model(x)[:, :, : found.shape[2]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, offline)
+    torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -83,9 +82,8 @@ def test_down_and_up_again() -> None:
     model = Autoencoder().eval()
     stream = infopt.compile_stream(model, torch.randn(2, 2, 64), hop=8)
     x = torch.randn(2, 2, 8 * 100)
-    found = stream.run(x)
-    assert stream.delay == 11 and found.shape[2] == 800 - 11
-    torch.testing.assert_close(found, model(x)[:, :, : found.shape[2]], rtol=1e-5, atol=1e-6)
+    assert stream.delay == stream.spec.rest == 11
+    torch.testing.assert_close(stream.run(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 class Frames(nn.Module):
@@ -106,7 +104,7 @@ def test_another_axis() -> None:
     model = Frames().eval()
     stream = infopt.compile_stream(model, torch.randn(1, 30, 8), hop=3, axis=1)
     x = torch.randn(1, 60, 8)
-    torch.testing.assert_close(stream.run(x), model(x)[:, :58], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stream.run(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -195,18 +193,58 @@ def test_what_cannot_stream_says_why() -> None:
         infopt.compile_stream(nn.ReLU(), x, hop=4, axis=3)
 
 
-def test_an_example_that_is_too_short_is_noted() -> None:
-    stream = infopt.compile_stream(
-        nn.Conv1d(2, 2, 9, padding=8).eval(), torch.randn(1, 2, 8), hop=8
-    )
-    assert not stream.report.notes
+@torch.no_grad()
+def test_the_end_is_given_once_and_the_stream_may_go_on() -> None:
+    """Every prefix is a signal: its steps and finish() of a copy are its offline result."""
+    model = Dilated(False).eval()
+    stream = infopt.compile_stream(model, torch.randn(1, 3, 64), hop=4)
+    x = torch.randn(1, 3, 40)
+    state, given = stream.start(), []
+    with pytest.raises(infopt.InputMismatch, match="after one hop or more"):
+        stream.finish(state)
+    for hops, part in enumerate(x.split(4, 2), 1):
+        y, state = stream.step(part.contiguous(), state)
+        given.append(y)
+        ended = state.copy()
+        found = torch.cat((torch.cat(given, 2)[:, :, stream.delay :], stream.finish(ended)), 2)
+        torch.testing.assert_close(found, model(x[:, :, : 4 * hops]), rtol=1e-5, atol=1e-5)
+        with pytest.raises(infopt.StaleState, match="this state was stepped"):
+            stream.finish(ended)
+        with pytest.raises(infopt.StaleState, match="this state was stepped"):
+            stream.step(part.contiguous(), ended)
+
+
+@torch.no_grad()
+def test_what_is_cut_off_at_the_end() -> None:
+    """A result may be shorter than what the steps give, or as long."""
+    x = torch.randn(1, 2, 32)
+    stream = infopt.compile_stream(Cropped(), x, hop=4)
+    assert (stream.delay, stream.spec.rest, stream.ending) == (0, -3, None)
+    assert torch.equal(stream.run(x), Cropped()(x))
+    _, state = stream.step(x[:, :, :4].contiguous(), stream.start())
+    assert stream.finish(state).shape == (1, 2, 0)
+
+
+class Cropped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)[:, :, : x.shape[2] - 3]
+
+
+def test_what_of_the_example_is_compared() -> None:
+    """All of it, also where no step gives a place of the result; a long one without its end."""
     late = nn.Conv1d(2, 2, 9, padding=4).eval()
-    stream = infopt.compile_stream(late, torch.randn(1, 2, 4), hop=4)
-    assert any("too short to compare" in note for note in stream.report.notes)
+    assert not infopt.compile_stream(late, torch.randn(1, 2, 4), hop=4).report.notes
+    stream = infopt.compile_stream(late, torch.randn(1, 2, 257), hop=1)
+    assert any("the first 256 were compared, not the end" in n for n in stream.report.notes)
+    stream = infopt.compile_stream(late, torch.randn(1, 2, 30), hop=4)  # no whole hops
+    x = torch.randn(1, 2, 12)
+    torch.testing.assert_close(stream.run(x), late(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_wrong_rule_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming.Streaming, "started", lambda self, flow, fill: flow.node)
+@pytest.mark.parametrize("broken", ["started", "ended"])
+def test_a_wrong_rule_is_found_on_the_example(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"started": lambda s, flow, fill: flow.node, "ended": lambda s, flow, fill: flow}
+    monkeypatch.setattr(streaming.Streaming, broken, wrong[broken])
     with pytest.raises(infopt.CannotStream, match=r"on the example, .* expected the offline f32"):
         infopt.compile_stream(Dilated(False).eval(), torch.randn(1, 3, 64), hop=4)
 
@@ -216,48 +254,90 @@ class Delayed:
 
     def __init__(self, whole: Tensor, hop: int, delay: int, wrong: int | None) -> None:
         self.whole, self.hop, self.delay = whole.clone(), hop, delay
-        self.steps = 0
+        self.steps, self.rest = 0, delay
         if wrong is not None:
             self.whole[..., wrong] += 1
 
     def run(self, hop: Tensor, stores: object) -> Tensor:
-        late = F.pad(self.whole, (self.delay, self.hop))
+        late = F.pad(self.whole, (self.delay, self.delay + self.hop))
         self.steps += 1
         return late.narrow(2, (self.steps - 1) * self.hop, self.hop)
+
+    def finish(self, stores: object) -> list[Tensor]:
+        return [self.run(self.whole, stores) for _ in range(-(-self.rest // self.hop))]
 
 
 def compared(length: int, delay: int, wrong: int | None, limit: int | None = None):
     """What is said of a stream in hops of 4 of a model that looks one place ahead."""
     model, x = nn.Conv1d(1, 1, 3, padding=1, bias=False).eval(), torch.randn(1, 1, length)
     with torch.no_grad():
-        step = Delayed(model(x), 4, delay, wrong)
-        spec = StreamSpec((1, 1, 4), "torch.float32", 2, 4, 2, 4, delay, (), limit)
-        graph, longer = _traced(model, x).graph, _longer(model, x, 4, 2).graph
-        return _check(graph, longer, step, spec, x), step.steps  # type: ignore[arg-type]
+        step, kind = Delayed(model(x), 4, delay, wrong), "torch.float32"
+        spec = StreamSpec((1, 1, 4), kind, 2, 4, (1, 1, 4), kind, 2, delay, (), limit, delay)
+        note = _check(_traced(model, x).graph, step, spec, x)  # type: ignore[arg-type]
+        return note, step.steps
 
 
-@pytest.mark.parametrize(("wrong", "step", "places"), [(0, 0, 3), (2, 0, 3), (3, 1, 4), (15, 4, 4)])
-def test_every_place_of_the_example_is_compared(wrong: int, step: int, places: int) -> None:
-    first = max(step * 4 - 1, 0)
-    message = rf"step {step} on the example, {places} places from {first}: expected the offline f32"
+@pytest.mark.parametrize(
+    ("wrong", "part", "places"),
+    [(0, "step 0", 3), (2, "step 0", 3), (3, "step 1", 4), (22, "step 5", 4), (23, "the end", 1)],
+)
+def test_every_place_of_the_example_is_compared(wrong: int, part: str, places: int) -> None:
+    first = {"step 0": 0, "step 1": 3, "step 5": 19, "the end": 23}[part]
+    message = rf"{part} on the example, {places} places from {first}: expected the offline f32"
     with pytest.raises(infopt.CannotStream, match=message):
         compared(24, 1, wrong)
 
 
-def test_places_that_the_end_of_the_example_reaches_are_not_compared() -> None:
-    assert compared(24, 1, None) == (None, 6)
-    assert compared(24, 1, 20) == (None, 6)  # the first of the last hop, whose end is padded
-    with pytest.raises(infopt.CannotStream, match="step 5 on the example, 1 places from 19"):
-        compared(24, 1, 19)
-    # a hop that is not whole is no step
-    assert compared(22, 0, None) == (None, 5)
-
-
 def test_how_many_steps_are_compared() -> None:
-    assert compared(400, 0, None) == (None, 64)
-    assert compared(400, 0, None, limit=7) == (None, 7)
-    assert compared(8, 4, None) == (None, 2)  # one hop of the two is late enough to compare
-    note, _ = compared(4, 0, None)
-    assert (
-        note == "the example is too short to compare the stream with the offline result: 0 places"
-    )
+    assert compared(24, 1, None) == (None, 7)  # six and the end
+    assert compared(24, 0, None) == (None, 6)
+    assert compared(8, 9, None) == (None, 5)
+    for length, limit, count in ((1200, None, 256), (400, 7, 7)):
+        note, steps = compared(length, 0, None, limit)
+        hops = length // 4
+        told = f"the example is {hops} hops long: the first {count} were compared, not the end"
+        assert (note, steps) == (told, count)
+
+
+class CodecDecoder(nn.Module):
+    """As the decoders of audio codecs are (SEANet): frames, transposed convolutions with residuals
+    between them, samples. Causal, or with what a transposed convolution gives too much cut off on
+    both sides."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal, widths, strides = causal, (24, 12, 8), (4, 2)
+        self.first, self.last = nn.Conv1d(16, 24, 7), nn.Conv1d(8, 1, 7)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose1d(a, b, 2 * s, s) for a, b, s in zip(widths, widths[1:], strides)
+        )
+        self.inner = nn.ModuleList(nn.Conv1d(w, w, 3) for w in widths[1:])
+
+    def padded(self, conv: nn.Conv1d, x: Tensor) -> Tensor:
+        reach = conv.kernel_size[0] - 1
+        before = reach if self.causal else reach // 2
+        return conv(F.pad(x, (before, reach - before)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.padded(self.first, x)
+        for up, inner in zip(self.up, self.inner):
+            x, stride = up(F.elu(x)), up.stride[0]
+            before = 0 if self.causal else stride // 2
+            x = x[:, :, before : x.shape[2] - (stride - before)]
+            x = x + self.padded(inner, F.elu(x))
+        return torch.tanh(self.padded(self.last, F.elu(x)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_a_codec_decodes_frame_by_frame(causal: bool) -> None:
+    """A thousand frames, all of it native: offline to the bit, its last samples too."""
+    model = CodecDecoder(causal).eval()
+    stream = infopt.compile_stream(model, torch.randn(1, 16, 32), hop=1, batch_invariant=True)
+    assert stream.spec.out_hop == 8 and (stream.delay > 0) == (not causal)
+    assert not stream.report.fallbacks and not stream.report.aten_nodes
+    x = torch.randn(1, 16, 1000)
+    found = stream.run(x)
+    offline = infopt.compile(model, (x,), batch_invariant=True)(x)
+    assert found.shape == (1, 1, 8000) and torch.equal(found, offline)
+    torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)

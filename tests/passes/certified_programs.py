@@ -36,6 +36,7 @@ from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
+from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes import (
     test_canonicalize,
@@ -66,6 +67,9 @@ CONSTS |= {"integers": torch.randint(-127, 128, (96, 64), dtype=torch.int8)}
 CONSTS |= {"steps": torch.rand(96, 1) / 500 + 1e-3}
 CONSTS |= {"nibbles": torch.randint(-8, 8, (96, 128), dtype=torch.int8)}
 CONSTS |= {"steps_of_groups": (torch.rand(96, 2) / 20 + 1e-2).bfloat16()}
+
+
+CONSTS |= {"line": torch.randn(4, 6, 5), "image": torch.randn(4, 3, 4, 3)}
 
 
 def const(o: Any, name: str) -> Any:
@@ -122,6 +126,17 @@ def mlp_of_batches(o: Any, x: Any, w: Any, v: Any, b: Any) -> Any:
 
 def patches(o: Any, x: Any, w: Any, b: Any) -> Any:
     return o.conv2d(x, w, b, [2, 2])
+
+
+def upsampled(o: Any, x: Any) -> Any:
+    named = {"stride": (2,), "padding": (1,), "output_padding": (0,), "groups": 1, "dilation": (1,)}
+    return o.call("aten.conv_transpose1d.default", x, const(o, "line"), const(o, "b0"), **named)
+
+
+def upsampled_image(o: Any, x: Any) -> Any:
+    named = {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 1), "groups": 2}
+    named |= {"dilation": (1, 1)}
+    return o.call("aten.conv_transpose2d.input", x, const(o, "image"), const(o, "b0"), **named)
 
 
 def last_row(o: Any, *given: Any) -> Any:
@@ -242,6 +257,10 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
             [torch.randn(4, 48, 6), torch.randn(24, 6), torch.randn(6, 24), B],
         ),
     ],
+    SplitTransposed: [
+        ("a line", upsampled, [torch.randn(2, 4, 9)]),
+        ("an image", upsampled_image, [torch.randn(2, 4, 5, 7)]),
+    ],
     UnfoldPatches: [
         ("halves", patches, [torch.randn(2, 3, 6, 4), torch.randn(5, 3, 2, 2), torch.randn(5)])
     ],
@@ -259,7 +278,7 @@ ATTRS: dict[type[Pass], dict[str, list[Any]]] = {
 
 WITH_CONSTANTS = (
     *(FactorLowRank, FoldConstants, KeepQuantized, MergeFactors, MergeLinears),
-    *(QuantizeWeights, RecognizeQuantized),
+    *(QuantizeWeights, RecognizeQuantized, SplitTransposed),
 )
 
 

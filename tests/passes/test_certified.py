@@ -28,6 +28,7 @@ from infopt.passes.quantize_weights import QuantizeWeights
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
@@ -38,7 +39,10 @@ LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 MEASURED = (QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
-OF_SIZES = (FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns)
+OF_SIZES = (
+    *(FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns),
+    SplitTransposed,
+)
 EVERY = [(cls, p) for cls in EXAMPLES if cls not in OF_SIZES for p in programs(cls)]
 
 
