@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu_check import check_kernels, without_cases
-from benchmarks.gpu_lab import GraphClock, Lab
+from benchmarks.gpu_lab import Lab
 from benchmarks.gpu_rows import measure, rows
 from benchmarks.report import wide_console, write_json
+from infopt.codegen.gpu_tuning.clock import GraphClock
 from infopt.compiler.target import Target
 from infopt.runtime.cuda_device import CudaDevice, find_gpus
 

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import infopt
-from benchmarks.gpu_lab import Arm, Lab
+from benchmarks.gpu_lab import Lab
+from infopt.codegen.gpu_tuning.clock import Arm
 from infopt.models.encoder import BERT_BASE, Encoder, EncoderConfig
 from infopt.models.vision import VIT_BASE, VisionConfig, VisionTransformer
 

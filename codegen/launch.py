@@ -66,6 +66,33 @@ Argument: TypeAlias = "Pointer | Size | float"
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one program of a launch does, as far as its time depends on the schedule; the cost model
+    (gpu_tuning/cost_model.py) estimates by it.
+
+    steps   turns of the main loop for one unit, in the mean over all
+    flops   of a turn, in units for products of `dtype` (a name of Target.peak)
+    vector  further operations of a turn, in f32
+    loads   bytes that a turn brings in; as many stages of them as the launch has are held in shared
+            memory
+    values  registers of 32 bits that a block needs from turn to turn
+    stores  bytes written at the end of a unit
+    held    bytes of shared memory beside the stages
+    units   what programs share out among them; None: one for each
+    """
+
+    steps: Size
+    flops: int
+    loads: int
+    dtype: str
+    values: int
+    vector: int = 0
+    stores: int = 0
+    held: int = 0
+    units: Size | None = None
+
+
+@dataclass(frozen=True)
 class Launch:
     """One launch of a Triton kernel, in symbolic sizes.
 
@@ -78,6 +105,7 @@ class Launch:
     warps      of 32 threads (64 on AMD)
     stages     how deep loops are pipelined that end in tl.dot
     exact      products and sums stay two roundings, as torch's separate kernels have them
+    work       what a program does, where schedules are to be compared by it
     """
 
     source: str
@@ -88,6 +116,7 @@ class Launch:
     warps: int = 4
     stages: int = 3
     exact: bool = False
+    work: Work | None = None
 
     def __hash__(self) -> int:
         fixed = tuple(sorted((k, repr(v)) for k, v in self.constants.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -47,7 +47,11 @@ def compiled_kernels(lowered: Lowered) -> tuple[Plan, dict[str, bytes]]:
     def compiled(text: KernelText) -> Compiled:
         return compile_launch(text.launch, lowered.level, text.unaligned)
 
-    made = list(in_parallel(compiled, lowered.kernels))
+    return with_code(lowered, list(in_parallel(compiled, lowered.kernels)))
+
+
+def with_code(lowered: Lowered, made: Sequence[Compiled]) -> tuple[Plan, dict[str, bytes]]:
+    """`compiled_kernels` of kernels that were compiled elsewhere, in their order."""
     pairs = zip(lowered.kernels, made, strict=True)
     code = {text.name: of.binary for text, of in pairs}
     described = tuple(_described(text, of) for text, of in zip(lowered.kernels, made, strict=True))

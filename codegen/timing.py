@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from infopt.codegen.alone import alone, random_operand
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.schedules import Schedules, usual
-from infopt.compiler.graph import Graph, Node, Stage
-from infopt.compiler.infer import Builder
+from infopt.compiler.graph import Node
 from infopt.compiler.target import Target
-from infopt.compiler.types import Dim, TensorType, contiguous_strides, substitute
+from infopt.compiler.types import Dim
 
 _BEYOND_CACHES = 1 << 26  # bytes of operands that runs go round
 _MOST_COPIES = 16
@@ -79,33 +79,13 @@ class _Run:
         inner: Collection[Node] = (),
         given: Mapping[Node, torch.Tensor] = _NOTHING,
     ) -> None:
-        hints = {d.symbol: d.hint for d in dims}
-        o = Builder()
-        leaves: dict[Node, Node] = {}
-
-        def leaf(arg: Any) -> Any:
-            if not isinstance(arg, Node):
-                return arg
-            if arg not in leaves and arg in inner:
-                leaves[arg] = call(arg)
-            elif arg not in leaves:
-                shape = tuple(substitute(s, hints) for s in arg.shape)
-                kind = TensorType(shape, arg.dtype, contiguous_strides(shape))
-                leaves[arg] = o.input(f"x{len(leaves)}", kind)
-            return leaves[arg]
-
-        def call(node: Node) -> Node:
-            return o.call(node.op, *map(leaf, node.args), **_fixed(node.attrs, hints))
-
-        made = call(node)
-        operands = {arg: n for arg, n in leaves.items() if arg not in inner}
-        graph = Graph(tuple(operands.values()), (made,), stage=Stage.LAYOUT)
+        graph, operands = alone(node, dims, inner)
         self.program = program(lower_for(graph, target, schedules))
         size = max(sum(int(n.tensor_type.nbytes) for n in operands.values()), 1)
         copies = min(_MOST_COPIES, -(-_BEYOND_CACHES // size))
         self.inputs = [
             [
-                given[a].clone() if a in given else _random(n.tensor_type)
+                given[a].clone() if a in given else random_operand(n.tensor_type)
                 for a, n in operands.items()
             ]
             for _ in range(copies)
@@ -117,16 +97,3 @@ class _Run:
         for inputs in self.inputs:
             self.program(inputs)
         return (time.perf_counter() - start) / len(self.inputs)
-
-
-def _fixed(attrs: Sequence[tuple[str, Any]], hints: Mapping[Any, int]) -> dict[str, Any]:
-    return {name: substitute(v, hints) if hasattr(v, "free_symbols") else v for name, v in attrs}
-
-
-def _random(t: TensorType) -> torch.Tensor:
-    shape = [int(s) for s in t.shape]
-    if t.is_float:
-        return torch.randn(shape).to(t.dtype)
-    if t.dtype in (torch.int64, torch.int32):  # indices: 0 is one of any table
-        return torch.zeros(shape, dtype=t.dtype)
-    return torch.randint(0, 127, shape).to(t.dtype)

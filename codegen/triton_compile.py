@@ -141,19 +141,25 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         threads=threads,
         shared=meta.shared,
         resources=Resources(
-            registers, spills, meta.shared, _occupancy(gpu, registers, meta.shared, threads)
+            registers, spills, meta.shared, occupancy(gpu, registers, meta.shared, threads)
         ),
     )
 
 
-def _occupancy(gpu: Gpu, registers: int, shared: int, threads: int) -> float:
+def occupancy(gpu: Gpu, registers: int, shared: int, threads: int) -> float:
     """Threads that are resident at once, of the most possible."""
+    return resident_blocks(gpu, registers, shared, threads) * threads / gpu.threads
+
+
+def resident_blocks(gpu: Gpu, registers: int, shared: int, threads: int) -> int:
+    """Blocks that one multiprocessor holds at once. registers: of a thread; shared: bytes of a
+    block; threads: of a block."""
     per_block = -(-max(registers, 1) // 8) * 8 * threads
     reserved = 1024 if gpu.platform == "cuda" else 0  # of shared memory, for each block
     blocks = min(gpu.blocks, gpu.threads // threads, gpu.registers // per_block)
     if shared:
         blocks = min(blocks, (gpu.shared + reserved) // (shared + reserved))
-    return blocks * threads / gpu.threads
+    return blocks
 
 
 def _cuda(made: Any) -> tuple[int, int]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from infopt.codegen.gpu_tuning.clock import clock_of
+from infopt.codegen.gpu_tuning.measuring import Bench
+from infopt.codegen.gpu_tuning.tuner import GpuTuner
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.lower import Lowered
 from infopt.codegen.schedules import TUNING, BadTuning, Database
@@ -28,8 +31,10 @@ from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.passes.pipelines import default_passes
 from infopt.runtime.absent_program import AbsentProgram
+from infopt.runtime.cuda_device import CudaDevice, find_gpus
 from infopt.runtime.device import Device
 from infopt.runtime.executor import Program
+from infopt.runtime.gpu_levels import gpu_for
 
 
 @dataclass
@@ -104,7 +109,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
     if options.max_error is not None and samples:
         _check_error(original, graph, samples, options.max_error, report)
     passed = time.perf_counter()
-    tuner = _tuner(options, settings, target, graph, report)
+    tuner = tuner_for(options, settings, target, graph, report, device)
     lowered = lower_for(graph, target, tuner)
     if tuner.measured:
         report.notes.append(f"measured the schedules of {tuner.measured} kernels")
@@ -112,6 +117,8 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             tuner.database.save()
         except OSError as error:
             report.notes.append(f"the schedules measured cannot be kept: {error}")
+    if isinstance(tuner, GpuTuner):
+        report.schedules.update(tuner.choices)
     lowered_at = time.perf_counter()
     if settings.dump is not None:
         write(settings.dump, "plan.json", lowered.plan.to_json())
@@ -150,10 +157,16 @@ def made_for(
     return program(lowered, options.threads, device, options.cuda_graphs)
 
 
-def _tuner(
-    options: Options, settings: Settings, target: Target, graph: Graph, report: Report
-) -> Tuner:
-    """Schedules measured before, and measured now where that is asked for and possible."""
+def tuner_for(
+    options: Options,
+    settings: Settings,
+    target: Target,
+    graph: Graph,
+    report: Report,
+    device: Device | None = None,
+) -> Tuner | GpuTuner:
+    """Schedules measured before, and measured now where that is asked for and possible: on this
+    machine's processor, or on the GPU that is given or that runs the target's code."""
     database = Database()
     if settings.cache is not None:
         database.file = settings.cache / TUNING
@@ -162,9 +175,28 @@ def _tuner(
         except BadTuning as error:
             report.notes.append(f"measured schedules are ignored: {error}")
     effort = settings.tune if options.tune is None else options.tune
+    if target.kind == "gpu":
+        bench = _bench(target, device) if effort else None
+        if effort and bench is None:
+            report.notes.append(f"tune={effort}: there is no GPU here to measure on")
+        return GpuTuner(database, effort, target, graph.dims, bench)
     if target.name != Target.detect().name:
         effort = 0  # nothing can be measured here
     return Tuner(database, effort, target, graph.dims)
+
+
+def known_schedules(graph: Graph, target: Target) -> Tuner | GpuTuner:
+    """Schedules of a further machine that a program is lowered for: nothing is measured."""
+    unmeasured, settings = Options(tune=0), Settings.from_environment()
+    return tuner_for(unmeasured, settings, target, graph, Report())
+
+
+def _bench(target: Target, device: Device | None) -> Bench | None:
+    """Where schedules are measured, if there is such a GPU."""
+    if device is None and (gpu := gpu_for(target.level, find_gpus())) is not None:
+        device = CudaDevice(gpu.index)
+    clock = clock_of(device)
+    return None if device is None or clock is None else Bench(device, clock, target)
 
 
 def _check_error(

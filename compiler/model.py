@@ -15,7 +15,7 @@ from infopt.codegen.build import executor_library
 from infopt.codegen.load import library_files, lower_for
 from infopt.codegen.load_gpu import compiled_kernels
 from infopt.codegen.lower import Lowered, LoweringDeclined, lower
-from infopt.compiler.compiled import Built
+from infopt.compiler.compiled import Built, known_schedules
 from infopt.compiler.errors import FallbackRefused
 from infopt.compiler.graph import Graph
 from infopt.compiler.provenance import provenance
@@ -139,7 +139,8 @@ class Compiled:
         variants = [_variant(built.lowered)]
         for machine in (*self._also, *_each(targets)):
             machine = replace(machine, batch_invariant=built.batch_invariant)
-            variants.append(_variant(lower_for(built.graph, machine)))
+            known = known_schedules(built.graph, machine)
+            variants.append(_variant(lower_for(built.graph, machine, known)))
         reference = reference_of(built.graph) if variants[0].is_native else None
         count = len(exported.graph.inputs) - len(exported.state)
         sources = [Source(leaf=i) for i in exported.leaves]

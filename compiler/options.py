@@ -40,7 +40,8 @@ class Options:
                infopt.default_passes()
     tune       how much measuring may choose kernels' schedules: 0 none, 1 quick, 2 thorough; None:
                what INFOPT_TUNE says. What was measured once is kept (codegen/schedules.py) and
-               used whatever this is; results do not depend on it
+               used whatever this is. Results on CPUs do not depend on it; on GPUs other
+               schedules sum in other orders, see docs/gpu.md
     strict     raise FallbackRefused where any part could only run as torch runs it
     threads    how many threads a call may use, None for torch.get_num_threads()
     max_error  the largest end-to-end relative error (RMS, on the example inputs) that lossy choices

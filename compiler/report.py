@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,32 @@ class PassReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ScheduleChoice:
+    """Which schedule a kernel of a GPU runs with.
+
+    source   "usual", "model" (estimated from the GPU's limits), "database" (measured before) or
+             "measured" (just now); why: in words
+    seconds  of one call with it, measured or estimated, None where nobody asked; usual: the same of
+             the usual schedule
+    """
+
+    schedule: Mapping[str, Any]
+    source: str
+    why: str
+    seconds: float | None = None
+    usual: float | None = None
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in self.schedule.items())
+        line = f"{options} ({self.source}: {self.why}"
+        if self.seconds is not None:
+            of = "estimated " if self.source == "model" else ""
+            line += f"; {of}{self.seconds * 1e6:.1f} us"
+            line += f", usual {self.usual * 1e6:.1f} us" if self.usual is not None else ""
+        return line + ")"
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """What one pass did: the graphs before and after it, without the values of large constants.
@@ -109,6 +136,7 @@ class Report:
     memory      bytes: weights, arena at the sizes seen, and what else the plan knows
     phases      seconds of trace, passes, lower, build
     times       kernel -> seconds of one call, after Compiled.profile
+    schedules   of a GPU's kernels with several: kernel and sizes -> the choice and its reason
     frontier    what other error budgets would buy; one point, the chosen one, has a measured error
     machine, graph, history
                 the target, the final graph, and what each pass that changed something did; for
@@ -126,6 +154,7 @@ class Report:
     target: str = ""
     notes: list[str] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    schedules: dict[str, ScheduleChoice] = field(default_factory=dict)
     frontier: list[FrontierPoint] = field(default_factory=list)
     machine: Target | None = field(default=None, repr=False, compare=False)
     graph: Graph | None = field(default=None, repr=False, compare=False)
@@ -148,6 +177,7 @@ class Report:
         plain = [f.name for f in fields(self) if f.compare]
         data = {name: getattr(self, name) for name in plain}
         data["passes"] = [entry.to_json() for entry in self.passes]
+        data["schedules"] = {what: asdict(choice) for what, choice in self.schedules.items()}
         data["frontier"] = [asdict(point) for point in self.frontier]
         data["native_share"] = self.native_share
         return data
@@ -173,6 +203,8 @@ class Report:
             lines.append(pass_line(entry))
         if self.frontier:
             lines += frontier_lines(self.frontier)
+        for what, choice in sorted(self.schedules.items()):
+            lines.append(f"schedule {what}: {choice}")
         for name, count in sorted(self.memory.items()):
             lines.append(f"memory {name}: {count / 2**20:.1f} MiB")
         if self.phases:

@@ -27,6 +27,7 @@ class Gpu:
     cache          bytes of the (L1 and shared memory of one SM, L2, last level)
     peak           dtype name -> TFLOP/s
     bandwidth      GB/s of device memory
+    clock          GHz at which the peaks are reached
     """
 
     platform: str
@@ -38,6 +39,7 @@ class Gpu:
     cache: tuple[int, int, int]
     peak: Mapping[str, float] = field(hash=False)
     bandwidth: float
+    clock: float
     warp: int = 32
     registers: int = 65536  # of one multiprocessor, 32 bits each
     threads: int = 2048  # of one multiprocessor
@@ -64,6 +66,7 @@ ROWS: Mapping[str, Gpu] = {
             (192 << 10, 40 << 20, 40 << 20),
             {"f32": 19.5, "f64": 9.7, "tf32": 156, "bf16": 312, "f16": 312, "i8": 624},
             2039.0,
+            1.41,
         ),
         Gpu(
             "cuda",
@@ -78,6 +81,7 @@ ROWS: Mapping[str, Gpu] = {
                 **{"fp8": 1979, "i8": 1979},
             },
             3352.0,
+            1.83,
         ),
         Gpu(
             "cuda",
@@ -92,6 +96,7 @@ ROWS: Mapping[str, Gpu] = {
                 **{"fp8": 4500, "i8": 4500},
             },
             8000.0,
+            1.85,
         ),
         Gpu(
             "hip",
@@ -106,6 +111,7 @@ ROWS: Mapping[str, Gpu] = {
                 **{"fp8": 2615, "i8": 2615},
             },
             5300.0,
+            2.1,
             warp=64,
             registers=131072,
         ),

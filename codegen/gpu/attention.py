@@ -31,23 +31,29 @@ from infopt.codegen.kernels.attention_sinks import (
     sinks_legal,
 )
 from infopt.codegen.kernels.linear import only_if
-from infopt.codegen.kernels.rows import ceil_div
-from infopt.codegen.launch import Launch, Pointer, Scratch
+from infopt.codegen.kernels.rows import SHORT, ceil_div
+from infopt.codegen.launch import Launch, Pointer, Scratch, Work
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType, contiguous_strides
 
 DEEPEST = 256  # elements of a head that fit a block's registers
 FEW_ROWS = 16  # so many rows are attended to together, whatever head they are of
 MOST_SHARES = 64
+_SOFTMAX = 24  # operations of a score: an exponential counts as 16, for its unit is so much slower
 
 # "block of queries x keys"; the usual one depends on the depth of a head.
 FLASH_SPACE = {"block": ("usual", "64x32 w8 s2")}
 
 
-def usual_block(depth: int, masked: bool, dtype: torch.dtype, target: Target) -> str:
-    """The largest block of which nothing is spilled; a mask takes registers for its addresses."""
+def usual_block(
+    depth: int, masked: bool, windowed: bool, dtype: torch.dtype, target: Target
+) -> str:
+    """The largest block of which nothing is spilled; a mask takes registers for its addresses, a
+    window for one more loop."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
-        return "32x32 w4 s2" if depth <= 64 else "16x32 w4 s2"
+        if depth > 64:
+            return "16x16 w4 s2" if windowed else "16x32 w4 s2"
+        return "32x32 w4 s2"
     if depth > 128:
         return "64x32 w8 s2"
     if target.arch == "sm80":
@@ -55,7 +61,7 @@ def usual_block(depth: int, masked: bool, dtype: torch.dtype, target: Target) ->
             return "64x32 w4 s2"
         return "128x64 w8 s2" if depth <= 64 else "64x64 w4 s2"
     if target.arch == "sm90" and not masked:
-        return "128x128 w8 s2"
+        return "128x64 w8 s2" if windowed and depth > 64 else "128x128 w8 s2"
     if masked and depth > 64:
         return "128x32 w8 s2"
     if target.arch == "gfx942" and depth > 64:
@@ -126,6 +132,7 @@ def attention_launches(
             parts=parts and Pointer(parts, torch.float32),
             **{"heads": kv, "queries": t, "keys": s, **strides, **ends, "scale": float(scale)},
             **{**fixed, **wide, **small, "BLOCK_N": tile.n},
+            work=_work(together, tile.n, wide, q.dtype, ceil_div(ceil_div(s, tile.n), split)),
         )
     )
     if parts is not None:
@@ -142,8 +149,13 @@ def attention_launches(
         )
     block = cfg.block
     if block == "usual":
-        block = usual_block(max(d, dv), mask is not None, q.dtype, target)
+        block = usual_block(max(d, dv), mask is not None, window > 0, q.dtype, target)
     tile = _tile(block, d, dv, q.dtype, target)
+    steps_of_keys = ceil_div(s, tile.n)
+    if causal:
+        steps_of_keys = ceil_div(steps_of_keys + 1, 2)
+    if window and isinstance(steps_of_keys, int):
+        steps_of_keys = min(steps_of_keys, ceil_div(window + tile.m, tile.n) + 1)
     made.append(
         launch(
             SOURCE,
@@ -154,9 +166,25 @@ def attention_launches(
             **tensors,
             **{"heads": h, "queries": t, "keys": s, **strides, **ends, "scale": float(scale)},
             **{**fixed, **wide, "BLOCK_M": tile.m, "BLOCK_N": tile.n},
+            work=_work(tile.m, tile.n, wide, q.dtype, steps_of_keys),
         )
     )
     return [made_launch for made_launch in made if 0 not in made_launch.grid]
+
+
+def _work(m: int, n: int, wide: dict[str, int], dtype: torch.dtype, steps: Size) -> Work:
+    """Of m queries that walk the keys, n at a time."""
+    d, v = wide["BLOCK_D"], wide["BLOCK_V"]
+    return Work(
+        steps=steps,
+        flops=2 * m * n * (d + v),
+        vector=_SOFTMAX * m * n,
+        loads=n * (d + v) * dtype.itemsize,
+        dtype=SHORT[dtype],
+        values=m * v + m * n,
+        stores=m * v * dtype.itemsize,
+        held=m * d * dtype.itemsize,
+    )
 
 
 def _tile(block: str, d: int, dv: int, dtype: torch.dtype, target: Target) -> Tile:

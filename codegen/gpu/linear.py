@@ -21,8 +21,8 @@ from infopt.codegen.kernels.linear import (
     linear_legal,
     only_if,
 )
-from infopt.codegen.kernels.rows import as_rows, ceil_div, row_stride
-from infopt.codegen.launch import Launch, Pointer, Scratch
+from infopt.codegen.kernels.rows import SHORT, as_rows, ceil_div, row_stride
+from infopt.codegen.launch import Launch, Pointer, Scratch, Work
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
@@ -158,6 +158,15 @@ def _tiles(
         **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k},
         **{"EVEN_K": divides(tile.k, k), "GROUP": GROUP, "PERSISTENT": persistent},
         PIECES=pieces(tile, sides),
+        work=Work(
+            steps=ceil_div(k, tile.k),
+            flops=2 * sides * tile.m * tile.n * tile.k,
+            loads=(tile.m + sides * tile.n) * tile.k * dtype.itemsize,
+            dtype=SHORT[dtype],
+            values=sides * tile.m * tile.n,
+            stores=tile.m * tile.n * dtype.itemsize,
+            units=count,
+        ),
     )
 
 
@@ -202,6 +211,18 @@ def _streamed(
     if split > 1:
         parts = Pointer(Scratch("parts", 4 * sides * split * most_rows * n), torch.float32)
     block = {"BLOCK_M": tile.m} if entry == "linear_few" else {}
+    x = tensors["x"].dtype
+    weights, made = sides * tile.n * tile.k, sides * tile.m * tile.n
+    by_products = entry == "linear_few"  # a single row is summed lane by lane
+    work = Work(
+        steps=ceil_div(ceil_div(k, tile.k), split),
+        flops=2 * tile.m * weights if by_products else 0,
+        vector=0 if by_products else 3 * weights,
+        loads=(tile.m * tile.k + weights) * x.itemsize,
+        dtype=SHORT[x],
+        values=made if by_products else weights,
+        stores=made * (4 if split > 1 else x.itemsize),
+    )
     columns = only_if(condition, ceil_div(n, tile.n))
     first = launch(
         FEW_SOURCE,
@@ -216,6 +237,7 @@ def _streamed(
         **block,
         **{"BLOCK_N": tile.n, "BLOCK_K": tile.k, "EVEN_K": divides(tile.k * split, k)},
         **{"SPLIT": split, "STAGES": tile.stages},
+        work=work,
     )
     if parts is None:
         return [first]
@@ -230,8 +252,15 @@ def _streamed(
         **{name: sizes[name] for name in ("m", "n", "residual_stride", "out_stride")},
         **end,
         **{"BLOCK_N": SUM_BLOCK, "SPLIT": split},
+        work=work_of_sum(sides, split),
     )
     return [first, last]
+
+
+def work_of_sum(sides: int, split: int) -> Work:
+    """Of `linear_sum`: a block of columns, all shares of it."""
+    shared_out = sides * split * SUM_BLOCK
+    return Work(1, 0, 4 * shared_out, "f32", sides * SUM_BLOCK, shared_out, 4 * SUM_BLOCK)
 
 
 def shares(n: Size, k: Size, tile: Tile, target: Target) -> int:

@@ -13,7 +13,7 @@ import sympy
 import torch
 from sympy import Gt, Le
 
-from infopt.codegen.gpu.linear import divides, shares
+from infopt.codegen.gpu.linear import divides, shares, work_of_sum
 from infopt.codegen.gpu.quantized_linear_source import SOURCE
 from infopt.codegen.gpu.row_blocks import row_blocks
 from infopt.codegen.gpu.text import launch
@@ -28,7 +28,7 @@ from infopt.codegen.kernels.quantized_linear import (
     quantized_linear,
 )
 from infopt.codegen.kernels.rows import as_rows, ceil_div, round_up, row_stride
-from infopt.codegen.launch import Launch, Pointer, Scratch
+from infopt.codegen.launch import Launch, Pointer, Scratch, Work
 from infopt.codegen.weight_formats.formats import stored_format
 from infopt.codegen.weight_formats.integers import Integers
 from infopt.compiler.target import Target
@@ -36,6 +36,7 @@ from infopt.compiler.types import Size, TensorType
 
 FEW_ROWS = 16  # up to so many rows share one block, and k is cut for all to have work
 SUM_BLOCK = 512
+_UNPACKING = 4  # operations that make a number of a stored weight
 # "columns x rows" of a block for many rows, the usual first
 QUANTIZED_SPACE = {"block": ("usual", "128x64 w8 s3", "64x64 w4 s3", "64x32 w4 s3")}
 
@@ -125,6 +126,15 @@ def _tiles(
         **{"BITS": layer.format.bits, "GROUP": group, "COMPUTE": layer.compute},
         **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": depth},
         **{"EVEN_K": divides(depth, k), "SPLIT": split, "STAGES": tile.stages},
+        work=Work(
+            steps=ceil_div(ceil_div(k, depth), split) * sides,  # one side after the other
+            flops=2 * tile.m * tile.n * depth,
+            vector=_UNPACKING * tile.n * depth,
+            loads=tile.m * depth * held + tile.n * depth * layer.format.bits // 8,
+            dtype={"int8": "i8"}.get(layer.compute, layer.compute),
+            values=sides * tile.m * tile.n,
+            stores=sides * tile.m * tile.n * (4 if split > 1 else 2),
+        ),
     )
     if parts is None:
         return [first]
@@ -137,6 +147,7 @@ def _tiles(
         **{name: sizes[name] for name in ("m", "n", "residual_stride", "out_stride")},
         **end,
         **{"BLOCK_N": SUM_BLOCK, "SPLIT": split},
+        work=work_of_sum(sides, split),
     )
     return [first, last]
 
@@ -154,6 +165,15 @@ def _bytes_of(x: TensorType, rows: Any, tensors: dict[str, Any], stride: Size) -
         **{name: tensors[name] for name in ("steps", "zeros")},
         **{"m": rows.count, "k": rows.width, "x_stride": rows.stride, "code_stride": stride},
         **blocks.constants,
+        work=Work(
+            steps=ceil_div(rows.width, blocks.block) * (1 if blocks.whole else 2),
+            flops=0,
+            vector=8 * blocks.rows * blocks.block,
+            loads=blocks.rows * blocks.block * x.dtype.itemsize,
+            dtype="f32",
+            values=blocks.rows * blocks.block,
+            stores=blocks.rows * blocks.block,
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infopt.codegen.launch import Argument, Launch
+from infopt.codegen.launch import Argument, Launch, Work
 from infopt.compiler.types import Size
 
 HEADER = """\
@@ -61,6 +61,7 @@ def launch(
     warps: int = 4,
     stages: int = 3,
     exact: bool = False,
+    work: Work | None = None,
     **named: Argument | str | bool | None,
 ) -> Launch:
     """A launch with every parameter of the function by name, in the function's order.
@@ -77,4 +78,5 @@ def launch(
         warps,
         stages,
         exact,
+        work,
     )

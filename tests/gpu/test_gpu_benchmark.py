@@ -9,9 +9,10 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("benchmarks")
 from benchmarks import gpu, gpu_check
-from benchmarks.gpu_lab import CallClock, Lab
+from benchmarks.gpu_lab import Lab
 from benchmarks.gpu_rows import measure, rows
 from benchmarks.report import wide_console
+from infopt.codegen.gpu_tuning.clock import CallClock
 from infopt.codegen.interpreted_device import InterpretedDevice
 from infopt.compiler.target import Target
 

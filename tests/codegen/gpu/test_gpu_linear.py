@@ -145,5 +145,6 @@ def test_every_schedule_compiles(arch, form, dtype):
     for few in TILES_SPACE["few"]:
         choice = {"tile": "usual", "few": few, "persistent": "usual"}
         x = torch.empty(1, 4096, dtype=dtype, device="meta")
-        launches, _ = launches_of(linear_act, (x, *args[1:]), {"activation": "gelu"}, gpu(arch))
+        attrs, target = {"activation": "gelu"}, gpu(arch, cores=132)
+        launches, _ = launches_of(linear_act, (x, *args[1:]), attrs, target, choice)
         compiles(launches, arch)
