@@ -52,13 +52,13 @@ class DropPadding(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         masked = {n: _padding_mask(n) for n in graph.nodes() if n.op.name == "attention"}
-        masks = {m for m in masked.values() if m is not None}
+        masks = set(masked.values())
         for node, mask in masked.items():
             if mask is None:
                 ctx.site(node, False, "its mask is no [batch, tokens] input over the keys")
-        if not masks or len(masks) > 1 or None in masked.values():
+        mask = masks.pop() if len(masks) == 1 else None
+        if mask is None:
             return graph
-        (mask,) = masks
         hint = _tokens_seen(graph, mask, ctx.samples)
         if hint is None:
             ctx.site(mask, False, "there are no example inputs that show how much is padding")

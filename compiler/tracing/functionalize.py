@@ -298,7 +298,9 @@ def disjoint(a: View | None, b: View | None) -> bool:
 
 
 def _at_most(a: Size, b: Size) -> bool:
-    return a == b or (isinstance(a, int) and isinstance(b, int) and a < b)
+    if isinstance(a, int) and isinstance(b, int):
+        return a <= b
+    return a == b
 
 
 def _equal(a: Size, b: Size) -> bool:

@@ -54,10 +54,15 @@ def test_nothing_to_choose():
 
 def test_says_what_is_possible():
     items = [[Choice(1.0, 0.03, 50), Choice(2.0, 0.04, 10)]] * 2
-    with pytest.raises(
-        UnreachableBudget, match=r"least error there is is 0\.0424, the least size 20"
-    ):
+    least = "the least error there is is 0.0424, the least size 20"
+    with pytest.raises(UnreachableBudget) as refused:
         allocate(items, 0.01, 15)
+    assert str(refused.value) == (
+        f"no choice of formats has an error of at most 0.01 and 15 bytes of weights; {least}"
+    )
+    with pytest.raises(UnreachableBudget) as refused:
+        allocate(items, 0.01, None)
+    assert str(refused.value) == f"no choice of formats has an error of at most 0.01; {least}"
 
 
 def test_without_the_solver(monkeypatch):

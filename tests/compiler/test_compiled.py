@@ -35,7 +35,7 @@ def test_the_report_counts() -> None:
     assert (report.native_nodes, report.aten_nodes) == (2, 1)
     assert list(report.fallbacks) == ["aten.renorm.default"] and sum(report.kernels.values()) == 2
     assert set(report.phases) >= {"passes", "lower", "build"}
-    assert all(seconds >= 0 for seconds in report.phases.values())
+    assert all(0 <= seconds < 600 for seconds in report.phases.values())
     assert report.target == Target.parse("native").name
     assert not report.notes and not made.batch_invariant and made.report is report
     torch.testing.assert_close(infopt.compile(Net(), (X,))(X), Net()(X))

@@ -5,7 +5,7 @@ import sympy
 import torch
 
 from infopt.codegen.kernels.narrow_linear import narrow_linear
-from infopt.codegen.kernels.quantized_linear import quantized_linear
+from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.weight_formats.formats import FORMATS
 from infopt.compiler.alias import is_view
 from infopt.compiler.cost import Cost, compute_dtype, cost_of, graph_seconds, seconds
@@ -133,6 +133,17 @@ def test_the_dtype_of_a_layer_in_few_bits(options: dict, dtype: torch.dtype) -> 
     given = [o.input(f"i{i}", TensorType.of(t)) for i, t in enumerate((values, scales, sums))]
     made = o.call(quantized_linear, tensor(o, "x", 3, 6), *given, format="int8", **options)
     assert compute_dtype(made) is dtype
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_layers_in_few_bits_do_the_products_of_whole_ones(gated: bool) -> None:
+    o = Builder()
+    values, scales = FORMATS["int8"].encode(torch.randn(4, 6))
+    given = [values, scales, FORMATS["int8"].sums(values, scales, 6)] * (1 + gated)
+    inputs = [o.input(f"i{i}", TensorType.of(t)) for i, t in enumerate(given)]
+    op = quantized_gated_linear if gated else quantized_linear
+    made = o.call(op, tensor(o, "x", 3, 6), *inputs, format="int8")
+    assert cost_of(made).flops == (1 + gated) * 2 * 3 * 4 * 6
 
 
 def test_narrow_layers_calculate_in_bf16() -> None:

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import infopt
 from infopt.compiler import dynamo
-from infopt.compiler.errors import BadOption
+from infopt.compiler.errors import BadOption, CannotInfer
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +158,38 @@ def test_faults_of_ours_are_loud_and_harmless(monkeypatch, caplog):
         assert torch.equal(compiled(lambda v: v + 1)(x), x + 1)
     assert "internal error" in caplog.text
     assert counters["infopt"]["internal_errors"] == 1
+
+
+@pytest.mark.parametrize("fault", [CannotInfer("a rewrite of ours"), ZeroDivisionError("a fault")])
+def test_faults_of_ours_are_fatal_where_that_is_asked_for(monkeypatch, fault):
+    def broken(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(dynamo, "build", broken)
+    x = torch.randn(3)
+    assert torch.equal(compiled(lambda v: v + 1)(x), x + 1)
+    assert counters["infopt"]["internal_errors"] == 1
+    report = dynamo._entries[-1].report
+    assert report.declined == f"internal error: {type(fault).__name__}: {fault}"
+    with pytest.raises(Exception, match=str(fault)):
+        compiled(lambda v: v + 2, options={"strict": True})(x)
+    assert counters["infopt"]["internal_errors"] == 1
+
+
+def test_what_the_user_asked_wrongly_is_an_error(monkeypatch):
+    def refused(*_, **__):
+        raise infopt.BadOption("that is no budget")
+
+    monkeypatch.setattr(dynamo, "build", refused)
+    with pytest.raises(Exception, match="that is no budget"):
+        compiled(lambda v: v + 1)(torch.randn(3))
+    assert not counters["infopt"]["internal_errors"]
+
+
+def test_calibration_is_for_modules():
+    options = {"weights": "int8", "calibration": [(torch.randn(3),)]}
+    with pytest.raises(Exception, match="calibration: its inputs are a module's, give them to"):
+        compiled(lambda v: v + 1, options=options)(torch.randn(3))
 
 
 def test_overlapping_written_inputs_take_torchs_way():

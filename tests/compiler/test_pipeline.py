@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from infopt.compiler.accuracy import Close
-from infopt.compiler.errors import ContractBroken, IllegalGraph
+from infopt.compiler.errors import ContractBroken, IllegalGraph, IllegalTrace
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import Report, explanation
@@ -113,6 +113,12 @@ def test_the_verifier_sees_every_result():
 
     with pytest.raises((IllegalGraph, ContractBroken), match="drops-output"):
         Pipeline([DropsOutput()]).run(relu_graph(), context())
+
+
+def test_a_trace_that_breaks_the_rules_is_told_apart_from_a_pass():
+    graph = relu_graph()
+    with pytest.raises(IllegalTrace, match="trace"):
+        Pipeline([]).run(replace(graph, inputs=()), context())
 
 
 def test_keys_follow_source_and_options():

@@ -172,6 +172,28 @@ class Mean(nn.Module):
         return x - x.mean(-1, keepdim=True)
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x * self.calls
+
+
+class Listed(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x + 1]
+
+
+class Even(nn.Module):
+    """In pairs of samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(1, 2, x.shape[2] // 2, 2).sum(3)
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x + 1, x
@@ -181,16 +203,30 @@ def test_what_cannot_stream_says_why() -> None:
     x = torch.randn(1, 2, 32)
     with pytest.raises(infopt.CannotStream, match=r"%1 aten\.mean\.dim.*mixes all of time"):
         infopt.compile_stream(Mean(), x, hop=4)
-    with pytest.raises(infopt.CannotStream, match="expected one tensor as result"):
-        infopt.compile_stream(Pair(), x, hop=4)
+    for several in (Pair(), Listed()):
+        with pytest.raises(infopt.CannotStream, match="expected one tensor as result"):
+            infopt.compile_stream(several, x, hop=4)
+    with pytest.raises(infopt.CannotStream, match="the model writes to its buffers or to the sig"):
+        infopt.compile_stream(Counting().eval(), x, hop=4)
+    with pytest.raises(infopt.CannotStream, match=r"runs on 32 samples and not on 33, a hop of 1"):
+        infopt.compile_stream(Even(), x, hop=1)
     with pytest.raises(infopt.CannotStream, match="its stride of 2 does not divide"):
         infopt.compile_stream(nn.Conv1d(2, 2, 2, stride=2).eval(), x, hop=3)
     with pytest.raises(infopt.BadOption, match="hop: expected a positive int"):
         infopt.compile_stream(nn.ReLU(), x, hop=0)
     with pytest.raises(infopt.BadOption, match="example: expected a hop of 64 samples or more"):
         infopt.compile_stream(nn.ReLU(), x, hop=64)
-    with pytest.raises(infopt.BadOption, match="axis: expected an axis of the example"):
-        infopt.compile_stream(nn.ReLU(), x, hop=4, axis=3)
+    for axis in (3, -4):
+        with pytest.raises(infopt.BadOption, match="axis: expected an axis of the example"):
+            infopt.compile_stream(nn.ReLU(), x, hop=4, axis=axis)
+    for length in (3, 4.0):
+        with pytest.raises(infopt.BadOption, match="max_length: expected a hop of 4 or more"):
+            infopt.compile_stream(nn.ReLU(), x, hop=4, max_length=length)  # type: ignore[arg-type]
+
+
+def test_the_first_axis_may_be_named_from_the_end() -> None:
+    stream = infopt.compile_stream(nn.ReLU(), torch.randn(8, 3), hop=2, axis=-2)
+    assert stream.spec.axis == 0
 
 
 @torch.no_grad()

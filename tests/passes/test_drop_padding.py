@@ -232,3 +232,106 @@ def test_padding_may_be_zeroed_in_every_way(form) -> None:
 def test_what_does_not_zero_the_padding_reads_it(form) -> None:
     _, _, entry = packed(zero_where_hidden(form))
     assert "reads padded tokens" in entry.sites[0].reason
+
+
+def masked_sum(o, y, mask):
+    weight = o.call("aten.to.dtype", o.reshape(mask, [B, T, 1]), torch.float32)
+    return o.call("aten.sum.dim_IntList", o.mul(y, weight), [1])
+
+
+VARIES = {
+    "by token": [B, T, H * D],
+    "by token, one number": [B, T, 1],
+    "by position": [1, T, H * D],
+    "by position, without a batch": [T, H * D],
+    "by position, one number": [T, 1],
+    "by sequence": [B, 1, H * D],
+    "by sequence, one number": [B, 1, 1],
+    "not at all": [1, 1, H * D],
+    "not at all, without a batch": [1, H * D],
+    "a row": [H * D],
+    "one number": [],
+}
+
+
+@pytest.mark.parametrize("case", VARIES)
+def test_operands_that_vary_along_other_axes(case: str) -> None:
+    """Each packed token meets the element of its own place."""
+    inputs = [*INPUTS, torch.randn(VARIES[case])]
+
+    def before(o, x, w, b, mask, other):
+        y = attend(o, o.mul(x, other), w, b, mask)
+        return masked_sum(o, o.mul(y, other), mask)
+
+    graph, result, entry = packed(before, inputs)
+    assert [s.applied for s in entry.sites] == [True]
+    products = [n for n in result.nodes() if n.op.name == "aten.mul.Tensor"]
+    assert {n.shape[0] for n in products} == {result.dims[0].symbol}
+    given = [X, W, BIAS, lengths(*(1, 0, 64, 2) * 2).flip(1), inputs[4]]
+    (expected,), (found,) = interpret(graph, given), interpret(result, given)
+    assert Exact().accepts(expected, found) is None
+
+
+SEES = {
+    "a number that is not 0": lambda o, m: o.reshape(o.call("aten.ne.Scalar", m, 0), [B, 1, 1, T]),
+    "expanded to all queries": lambda o, m: o.expand(
+        o.reshape(o.call("aten.to.dtype", m, torch.bool), [B, 1, 1, T]), [B, 1, T, T]
+    ),
+    "expanded to all heads": lambda o, m: o.expand(
+        o.reshape(o.call("aten.to.dtype", m, torch.bool), [B, 1, 1, T]), [B, H, T, T]
+    ),
+    "reshaped twice": lambda o, m: o.reshape(
+        o.reshape(o.reshape(o.call("aten.to.dtype", m, torch.bool), [B, 1, 1, T]), [B, T]),
+        [B, 1, 1, T],
+    ),
+}
+SEES_SOMETHING_ELSE = {
+    "a number that is not 1": lambda o, m: o.reshape(o.call("aten.ne.Scalar", m, 1), [B, 1, 1, T]),
+    "a number above 0": lambda o, m: o.reshape(o.call("aten.gt.Scalar", m, 0), [B, 1, 1, T]),
+    "the mask from behind": lambda o, m: o.reshape(
+        o.call("aten.flip.default", o.call("aten.to.dtype", m, torch.bool), [1]), [B, 1, 1, T]
+    ),
+    "the first sequence's for all": lambda o, m: o.expand(
+        o.reshape(
+            o.call("aten.slice.Tensor", o.call("aten.to.dtype", m, torch.bool), 0, 0, 1),
+            [1, 1, 1, T],
+        ),
+        [B, 1, 1, T],
+    ),
+}
+
+
+def seen_by(build, causal=False):
+    def before(o, x, w, b, mask):
+        q = heads(o, o.linear(x, w, b))
+        y = o.call("attention", q, q, q, build(o, mask), scale=0.3, causal=causal)
+        return masked_sum(o, o.reshape(o.permute(y, [0, 2, 1, 3]), [B, T, H * D]), mask)
+
+    return before
+
+
+@pytest.mark.parametrize("case", SEES)
+def test_masks_of_the_keys(case: str) -> None:
+    graph, result, entry = packed(seen_by(SEES[case]))
+    assert [s.applied for s in entry.sites] == [True]
+    (expected,), (found,) = interpret(graph, INPUTS), interpret(result, INPUTS)
+    assert Exact().accepts(expected, found) is None
+
+
+@pytest.mark.parametrize("case", SEES_SOMETHING_ELSE)
+def test_what_is_no_mask_of_the_keys(case: str) -> None:
+    _, _, entry = packed(seen_by(SEES_SOMETHING_ELSE[case]))
+    assert entry.sites[0].reason == "its mask is no [batch, tokens] input over the keys"
+
+
+def test_causal_attention_or_none_with_a_mask_is_left() -> None:
+    for build, causal in ((SEES["a number that is not 0"], True), (lambda o, m: None, False)):
+        _, _, entry = packed(seen_by(build, causal))
+        assert entry.sites[0].reason == "its mask is no [batch, tokens] input over the keys"
+
+
+def test_without_examples_nothing_is_known_of_the_padding() -> None:
+    graph = graph_of(pooled, INPUTS, DropPadding())
+    result, entry = run_pass(DropPadding(), graph)
+    assert result is graph
+    assert entry.sites[0].reason.startswith("there are no example inputs that show how much")

@@ -187,7 +187,22 @@ def test_factors_for_the_inputs_seen():
 
 
 @pytest.mark.parametrize(
-    "wrong", [1.5, True, 2, "half", "energy-2", {"*": 0}, {"*": None}, {3: 0.5}]
+    "wrong",
+    [
+        0.0,
+        1.0,
+        1.5,
+        -0.5,
+        True,
+        2,
+        "half",
+        "energy-2",
+        "energy-0",
+        "energy-x",
+        {"*": 0},
+        {"*": None},
+        {3: 0.5},
+    ],
 )
 def test_bad_ranks(x, wrong):
     with pytest.raises(infopt.BadOption, match="low_rank: expected a "):

@@ -88,3 +88,59 @@ def test_eight_digits_are_another_number_in_float64() -> None:
     _, report = run_pass(FuseActivation(), graph_of(factored, [x], FuseActivation()))
     assert not report.applied and "inner is 0.79788456" in report.declined[0].reason
     check_pass(FuseActivation(), *CASES["tanh"], [x])
+
+
+def forms(o, x, half=0.5, one=1.0, inner=None, coefficient=0.044715, power=3.0, scale=1.0):
+    """Every way of writing a gelu that is known, from its numbers."""
+    root, two = inner or ROOT, math.sqrt(2) * scale
+    cube = o.mul(o.pow(x, power), coefficient)
+    by_tanh = o.add(o.tanh(o.mul(o.add(x, cube), root)), one)
+    by_division = o.add(o.erf(o.div(x, two)), one)
+    by_product = o.add(o.erf(o.mul(x, 1 / two)), one)
+    halved = o.mul(x, half)
+    return {
+        "tanh": o.mul(halved, by_tanh),
+        "tanh, half at the end": o.mul(o.mul(x, by_tanh), half),
+        "erf of a quotient": o.mul(halved, by_division),
+        "erf of a product": o.mul(halved, by_product),
+        "erf of a quotient, half at the end": o.mul(o.mul(x, by_division), half),
+        "erf of a product, half at the end": o.mul(o.mul(x, by_product), half),
+    }
+
+
+FORMS = ("tanh", "tanh, half at the end", "erf of a quotient", "erf of a product",
+         "erf of a quotient, half at the end", "erf of a product, half at the end")  # fmt: skip
+TANH = {"inner": 0.7, "coefficient": 0.04, "power": 2.0}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_number_of_every_form_counts(form: str) -> None:
+    def applied(**numbers: float) -> bool:
+        graph = graph_of(lambda o, x: forms(o, x, **numbers)[form], [X], FuseActivation())
+        return bool(run_pass(FuseActivation(), graph)[1].applied)
+
+    assert applied()
+    assert not applied(half=0.25) and not applied(one=2.0)
+    for name, value in TANH.items():
+        assert applied(**{name: value}) is ("tanh" not in form)
+    assert applied(scale=2.0) is ("tanh" in form)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_every_number_of_the_factored_form_counts(place: int) -> None:
+    def build(o, x):
+        half, inner, coefficient, inside, outside = (
+            n * 1.5 if i == place else n for i, n in enumerate((0.5, ROOT, 0.044715, 1.0, 1.0))
+        )
+        factor = o.add(o.mul(o.mul(x, coefficient), x), inside)
+        return o.mul(o.mul(x, half), o.add(o.tanh(o.mul(o.mul(x, inner), factor)), outside))
+
+    _, report = run_pass(FuseActivation(), graph_of(build, [X], FuseActivation()))
+    assert not report.applied
+
+
+def test_whole_numbers_are_left() -> None:
+    x = torch.arange(6)
+    graph = graph_of(lambda o, x: o.mul(o.sigmoid(x), x), [x], FuseActivation())
+    result, report = run_pass(FuseActivation(), graph)
+    assert result is graph and report.declined[0].reason == "x is i64[6]"

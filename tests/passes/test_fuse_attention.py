@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import sympy
 import torch
 
 from infopt.codegen.kernels.attention import attention
@@ -12,7 +13,7 @@ from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.target import Target
 from infopt.compiler.testing import check_pass, graph_of, run_pass
-from infopt.compiler.types import TensorType
+from infopt.compiler.types import Dim, TensorType
 from infopt.passes.fuse_attention import FuseAttention
 from tests.compiler.tracing.traced import names
 
@@ -363,6 +364,20 @@ DECLINED = {
         lambda o, q, k, v: o.matmul(o.call("aten.softmax.int", o.matmul(q, swap(o, k)), 1), v),
         [Q, K, V],
     ),
+    "scores are replaced by nan, expected a number": (
+        lambda o, q, k, v, m: product(
+            o, q, k, v, lambda o, s: o.call("aten.masked_fill.Scalar", s, m, math.nan)
+        ),
+        [Q, K, V, SEEN],
+    ),
+    "q, k, v are f32[5, 16], f32[7, 16], f32[7, 16], expected 3 or 4 dims": (
+        lambda o, q, k, v: sdpa(o, q, k, v),
+        [Q[0, 0], K[0, 0], V[0, 0]],
+    ),
+    "the mask is f32[1, 2, 1, 5, 7]": (
+        lambda o, q, k, v, m: sdpa(o, q, k, v, m),
+        [Q, K, V, MASK[None]],
+    ),
 }
 
 
@@ -453,3 +468,46 @@ def test_constants_of_the_graph_as_numbers(value: torch.Tensor) -> None:
         assert node.attr("scale") == 0.5
     else:
         assert report.declined[0].reason == "const in the place of a constant"
+
+
+SINGLE = [Q[0], K[0], V[0]]
+
+
+@pytest.mark.parametrize("low", [-1e30, -0.99e30])
+def test_how_low_a_number_hides_a_key(low: float) -> None:
+    """Lower than half of what scores may be, so that no sum of scores comes near."""
+
+    def filled(o, q, k, v, m):
+        return product(o, q, k, v, lambda o, s: o.call("aten.masked_fill.Scalar", s, m, low))
+
+    _, report = run_pass(FuseAttention(), graph_of(filled, [Q, K, V, SEEN], FuseAttention()))
+    assert bool(report.applied) is (low <= -1e30)
+
+
+def test_a_mask_of_three_dims() -> None:
+    mask = torch.randn(4, 5, 7)
+    check_pass(
+        FuseAttention(),
+        lambda o, q, k, v, m: sdpa(o, q, k, v, m),
+        lambda o, q, k, v, m: o.reshape(
+            fused(
+                o, *(o.reshape(t, [4, 1, *t.shape[1:]]) for t in (q, k, v)),
+                o.reshape(m, [4, 1, 5, 7]), scale=0.25,
+            ),
+            [4, 5, 16],
+        ),
+        [*SINGLE, mask],
+    )  # fmt: skip
+
+
+def test_a_size_that_is_open_gives_no_scale() -> None:
+    width = sympy.Symbol("w", integer=True, positive=True)
+    o = Builder((Dim(width, 2, None, 16),))
+    q = o.input("q", TensorType.dense((2, 4, 5, width), torch.float32))
+    graph = Graph((q,), (sdpa(o, q, q, q),), dims=o.dims)
+    _, report = run_pass(FuseAttention(), graph)
+    assert report.declined[0].reason == "the default scale depends on the size w"
+    scores = o.mul(o.matmul(q, swap(o, q)), width)
+    scaled = Graph((q,), (o.matmul(softmax(o, scores), q),), dims=o.dims)
+    _, report = run_pass(FuseAttention(), scaled)
+    assert report.declined[0].reason == "the scale w is a size"

@@ -58,13 +58,19 @@ DECLINED = {
     "padding of mode reflect and value None, expected constant zeros": {"mode": "reflect"},
     "padding of mode constant and value 1.0, expected constant zeros": {"value": 1.0},
     "padding (1, -1, 0, 0) that crops or is open": {"pad": (1, -1, 0, 0)},
+    "padding (1, 1, 0, 0, 0, 1) of more than the window's axes": {
+        "pad": (1, 1, 0, 0, 0, 1),
+        "channels": 3,
+    },
 }
 
 
 @pytest.mark.parametrize("reason", DECLINED)
 def test_declines(reason):
     def build(o, x, w, b):
-        return before(o, x, w, b, **DECLINED[reason])
+        options = dict(DECLINED[reason])
+        given = o.slice(x, 1, 0, options.pop("channels", 4))
+        return before(o, given, w, b, **options)
 
     graph = graph_of(build, INPUTS, FuseConvPadding())
     found, report = run_pass(FuseConvPadding(), graph)
@@ -88,3 +94,22 @@ def test_gain():
     found, _ = run_pass(FuseConvPadding(), graph)
     target = Target.parse("cpu:avx512")
     assert graph_seconds(found, target) < graph_seconds(graph, target)
+
+
+def test_same_padding_would_change_with_the_size():
+    def same(o, x, w, b):
+        return o.call("aten.conv2d.padding", o.pad(x, [1, 1]), w, b, padding="same")
+
+    _, report = run_pass(FuseConvPadding(), graph_of(same, INPUTS, FuseConvPadding()))
+    assert report.declined[0].reason == 'padding "same" on top of it'
+
+
+@pytest.mark.parametrize("padding", [[0, 1], [1], [2, 2]])
+def test_padding_that_is_there_already_is_added_to(padding):
+    sides = padding * 2 if len(padding) == 1 else padding
+    check_pass(
+        FuseConvPadding(),
+        lambda o, x, w, b: o.conv2d(o.pad(x, [3, 3, 2, 2]), w, b, padding=padding, **REST),
+        lambda o, x, w, b: o.conv2d(x, w, b, padding=[sides[0] + 2, sides[1] + 3], **REST),
+        INPUTS,
+    )

@@ -109,3 +109,55 @@ def test_gain() -> None:
 def test_idempotent() -> None:
     graph = graph_of(fused, INPUTS, FuseEmbeddingNorm())
     assert run_pass(FuseEmbeddingNorm(), graph, [tuple(INPUTS)])[0] is graph
+
+
+def two_axes(o, i, j, t, k, p, w, b):
+    return o.layer_norm(o.embedding(t, i), [7, 32], p, p, 1e-12)
+
+
+def test_declines_norms_of_several_axes() -> None:
+    graph = graph_of(two_axes, INPUTS, FuseEmbeddingNorm())
+    result, entry = run_pass(FuseEmbeddingNorm(), graph)
+    assert result is graph
+    assert entry.sites[0].reason == "the norm is over (7, 32) of f32[3, 7, 32]"
+
+
+def test_declines_a_table_for_every_token_that_comes_third() -> None:
+    """The sum keeps its order, and its first two terms are where rows of tokens come from."""
+
+    def third(o, i, j, t, k, p, w, b):
+        return norm(o, o.add(o.add(o.relu(p), p), o.embedding(t, i)), w, b)
+
+    graph = graph_of(third, INPUTS, FuseEmbeddingNorm())
+    result, entry = run_pass(FuseEmbeddingNorm(), graph)
+    assert result is graph and entry.sites[0].reason == "no table is read for every token"
+
+
+def test_declines_terms_of_another_dtype() -> None:
+    def mixed(o, i, j, t, k, p, w, b):
+        return norm(o, o.add(o.embedding(t, i), p), w, b)
+
+    given = [*INPUTS[:4], PLACES.bfloat16(), W, B]
+    graph = graph_of(mixed, given, FuseEmbeddingNorm())
+    result, entry = run_pass(FuseEmbeddingNorm(), graph)
+    assert result is graph
+    assert entry.sites[0].reason == "a term is torch.bfloat16, the sum torch.float32"
+
+
+def test_rows_by_index_select() -> None:
+    """Tokens of one text, without a batch."""
+
+    def selected(o, ids, words, w, b):
+        return norm(o, o.call("aten.index_select.default", words, 0, ids), w, b)
+
+    def expected(o, ids, words, w, b):
+        return o.call(embedding_norm, ids, words, None, None, None, None, w, b, eps=1e-12)
+
+    check_pass(FuseEmbeddingNorm(), selected, expected, [IDS[0], WORDS, W, B])
+
+
+def test_a_sum_in_the_second_operand() -> None:
+    def nested(o, i, j, t, k, p, w, b):
+        return norm(o, o.add(p, o.add(o.embedding(t, i), o.embedding(k, j))), w, b)
+
+    check_pass(FuseEmbeddingNorm(), nested, fused, INPUTS)

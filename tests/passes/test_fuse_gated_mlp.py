@@ -106,3 +106,21 @@ def test_gain() -> None:
     target = Target.detect()
     assert graph_seconds(result, target) < graph_seconds(graph, target)
     assert report.gain > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "parts", "reason"),
+    [
+        (47, 2, (23, 23, 46), "the product has 47 features, expected an even number"),
+        (48, 1, (2, 2, 4), "a slice along dim 1, expected the last"),
+        (48, 2, (24, 0, 24), "slices [(0, 24), (0, 24)], expected the halves [(0, 24), (24, 48)]"),
+    ],
+)
+def test_parts_of_one_product_that_are_no_halves(rows, dim, parts, reason) -> None:
+    def build(o, x, w):
+        y, (end, start, stop) = o.linear(x, w), parts
+        return o.mul(o.silu(o.slice(y, dim, 0, end)), o.slice(y, dim, start, stop))
+
+    graph = graph_of(build, [X, torch.randn(rows, 32)], FuseGatedMlp())
+    result, report = run_pass(FuseGatedMlp(), graph)
+    assert result is graph and reason in [s.reason for s in report.declined]

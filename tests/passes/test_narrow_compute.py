@@ -148,3 +148,53 @@ def test_behind_activations_in_bytes_the_limit_is_theirs():
         )
     ]
     assert limits == [[0.05], [0.05], [0.1]]
+
+
+def heads(o, y):
+    return o.permute(o.reshape(y, [2, 20, 4, 8]), [0, 2, 1, 3])
+
+
+def swapped(o, y):
+    return o.permute(y, [1, 0, 2])
+
+
+# What reads the value of the first product, and whether it may be bf16 then: all who read it
+# would round it themselves.
+READERS = {
+    "a product": (lambda o, y, w: o.linear(y, w), True),
+    "two products": (lambda o, y, w: (o.linear(y, w), o.linear(y, o.neg(w))), True),
+    "a view of it": (lambda o, y, w: o.linear(o.reshape(y, [40, 32]), w), True),
+    "two views of it": (lambda o, y, w: o.linear(o.reshape(swapped(o, y), [40, 32]), w), True),
+    "a norm": (lambda o, y, w: o.layer_norm(y, [32]), False),
+    "a product and a norm": (lambda o, y, w: (o.linear(y, w), o.layer_norm(y, [32])), False),
+    "a norm through a view": (lambda o, y, w: o.layer_norm(o.reshape(y, [40, 32]), [32]), False),
+    "a product and a norm's view": (
+        lambda o, y, w: (o.linear(y, w), o.exp(o.reshape(y, [40, 32]))), False
+    ),
+    "a residual": (lambda o, y, w: o.call(linear_act, o.sin(y), w, None, y), False),
+    "a product and its residual": (lambda o, y, w: o.call(linear_act, y, w, None, y), False),
+    "as weights": (lambda o, y, w: o.linear(w, o.select(y, 0, 0)), False),
+    "nobody, a result": (lambda o, y, w: (y, o.linear(y, w)), False),
+    "a result's view": (lambda o, y, w: (o.reshape(y, [40, 32]), o.linear(y, w)), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READERS)
+def test_what_a_value_is_kept_in(case: str, x, w) -> None:
+    read, narrow = READERS[case]
+    graph = graph_of(lambda o, x, w: read(o, o.linear(x, w), w), [x, w], NarrowCompute())
+    found, _ = run_pass(NarrowCompute(), graph, [(x, w)])
+    first = next(n for n in found.nodes() if n.op is narrow_linear)
+    assert first.dtype == (BF16 if narrow else torch.float32)
+
+
+def test_attention_reads_what_it_rounds(x, w) -> None:
+    """Queries, keys and values may come in bf16; what is added to the scores may not."""
+
+    def before(o, x, w):
+        q, mask = heads(o, o.linear(x, w)), o.linear(x, o.slice(w, 0, 0, 20))
+        return o.call(attention, q, q, q, o.reshape(mask, [2, 1, 20, 20]), scale=0.3)
+
+    found, _ = run_pass(NarrowCompute(), graph_of(before, [x, w], NarrowCompute()), [(x, w)])
+    dtypes = [n.dtype for n in found.nodes() if n.op is narrow_linear]
+    assert dtypes == [BF16, torch.float32]

@@ -120,3 +120,41 @@ def test_whole_models(kind: str, attention: str, dynamic: bool) -> None:
     found = names(graph)
     assert {op: found.count(op) for op in EXPECTED[kind]} == EXPECTED[kind]
     assert "aten.softmax.int" not in found and "aten.rsqrt.default" not in found
+
+
+DEFAULT = [
+    *("canonicalize", "unfold-patches", "fold-batch-norm", "simplify-masks"),
+    *("recognize-quantized", "fold-constants", "canonicalize"),
+    *("fuse-attention", "fuse-norm", "fuse-activation"),
+    *("keep-needed-rows", "drop-padding", "fuse-rotary"),
+    *("fuse-gated-mlp", "fuse-linear-epilogue", "fuse-conv-padding", "fuse-conv-epilogue"),
+    *("keep-quantized", "fuse-embedding-norm", "fuse-add-norm"),
+]
+ADDED = {
+    "nothing": ({}, []),
+    "compute": ({"compute": "bf16"}, ["narrow-compute"]),
+    "weights": ({"weights": "int8"}, ["quantize-weights"]),
+    "weights, activations as they are": (
+        {"weights": "int8", "activations": "none"},
+        ["quantize-weights"],
+    ),
+    "weights and activations": (
+        {"weights": "int8", "activations": "int8"},
+        ["quantize-weights", "pack-activations"],
+    ),
+    "budget": ({"budget": infopt.Budget(0.01)}, ["quantize-to-budget"]),
+    "low_rank": ({"low_rank": 0.5}, ["factor-low-rank"]),
+    "tokens": ({"tokens": infopt.Tokens(0.5)}, ["merge-tokens"]),
+    "sparse_activations": ({"sparse_activations": 0.5}, ["sparse-activations"]),
+    "prune": ({"prune": 0.5}, ["prune-structures"]),
+    "max_activations": ({"max_activations": 1 << 20}, ["slice-runs"]),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_what_an_option_adds(case: str) -> None:
+    """An option adds its passes, and moves none of the others."""
+    options, added = ADDED[case]
+    found = [p.name for p in default_passes(**options)]
+    assert [n for n in found if n not in added] == DEFAULT
+    assert [n for n in found if n in added] == added

@@ -38,7 +38,13 @@ def test_rewrites(bias):
     ("build", "given", "reason"),
     [
         (conv(stride=(2, 2)), inputs(), "patches overlap or leave gaps"),
-        (conv(padding=(1, 1)), inputs(), "padding"),
+        (conv(padding=(1, 1)), inputs(), "padding (1, 1)"),
+        (conv(padding=(0, 1)), inputs(), "padding (0, 1)"),
+        (
+            conv(),
+            [t[0] if t.dim() == 4 and t.shape[0] == 2 else t for t in inputs()],
+            "expected [batch, channels",
+        ),
         (conv(stride=(1, 1)), inputs(patch=1), "the kernel is 1x1"),
         (conv(dilation=(2, 2)), inputs(patch=2), "patches overlap or leave gaps"),
         (conv(), inputs(height=13), "is not a known multiple of the patch size 4"),
@@ -74,3 +80,16 @@ def test_gain():
     assert UnfoldPatches.always
     _, report = run_pass(UnfoldPatches(), graph_of(conv(), inputs()))
     assert report.applied[0].gain is None
+
+
+def test_padding_by_name():
+    def named(o, x, weight, padding):
+        return o.call("aten.conv2d.padding", x, weight, None, [4, 4], padding)
+
+    x, weight = inputs()[0], torch.randn(5, 3, 4, 4)
+    check_pass(UnfoldPatches(), lambda o, x, w: named(o, x, w, "valid"), expected, [x, weight])
+    one = torch.randn(5, 3, 1, 1)
+    graph = graph_of(
+        lambda o, x, w: o.call("aten.conv2d.padding", x, w, None, [1, 1], "same"), [x, one]
+    )
+    assert run_pass(UnfoldPatches(), graph)[0] is graph
