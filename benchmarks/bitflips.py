@@ -2,7 +2,8 @@
 
 Flips one random bit in one random file of a saved artifact, loads it, and puts the bit back, so
 often; then cuts files short and fills them with garbage; and times loading with and without the
-verification, in turn. A load that maps code, makes a program, or succeeds counts as a miss.
+verification, in turn, again and again in one process and first in a fresh one. A load that maps
+code, makes a program, or succeeds counts as a miss.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,9 +24,10 @@ import torch
 from rich.table import Table
 
 import infopt
+from benchmarks.cold_load import cold_load, unverified
 from benchmarks.report import wide_console, write_json
 from infopt.models.minilm import load_minilm
-from infopt.runtime import folder, hashing, loading
+from infopt.runtime import hashing, loading
 
 
 class Used(Exception):
@@ -69,14 +71,20 @@ def main(arguments: list[str]) -> int:
                 table.add_row(
                     name, file, f"{found} of {count}", " of ".join(map(str, damage[file]))
                 )
+        fresh = {
+            "files in memory": fresh_cost(made["minilm"], options.loads, drop=False),
+            "files on disk": fresh_cost(made["minilm"], options.loads, drop=True),
+        }
     console.print(table)
     for name, result in results.items():
         console.print(f"{name}: {text_of(result['load'])}")
+    for place, taken in fresh.items():
+        console.print(f"minilm, first load of a process, {place}: {fresh_text(taken)}")
     total = [sum(x) for x in zip(*(v for r in results.values() for v in r["flips"].values()))]
     other = [sum(x) for x in zip(*(v for r in results.values() for v in r["damage"].values()))]
     console.print(f"{total[0]} of {total[1]} flips, {other[0]} of {other[1]} cuts found")
     if options.json:
-        write_json(options.json, results)
+        write_json(options.json, results | {"minilm, first load of a process": fresh})
     return 0 if total[0] == total[1] and other[0] == other[1] else 1
 
 
@@ -175,33 +183,18 @@ def damages(content: bytes, generator: random.Random) -> list[bytes]:
     ]
 
 
-class Unverified(folder.Verification):
-    """What a load that trusts every file would do."""
-
-    def __init__(self, files: Mapping[str, folder.OpenFile], chunk: int) -> None:
-        self.files, self.chunk = files, chunk
-
-    def check(self, name: str, expected: Sequence[str], first: int = 0, last: int = -1) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def load_cost(path: Path, loads: int) -> dict[str, float]:
     """Median seconds of a load with the files in memory, and of a load with its first call; as it
     is, with hashlib alone, and not verified, in turn."""
-    changed = {
-        "verified": mock.patch.object(hashing, "LEVEL", hashing.LEVEL),
-        "hashlib": mock.patch.object(hashing, "hashing_library", lambda: None),
-        "unverified": mock.patch.object(folder, "Verification", Unverified),
+    arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "verified": nullcontext,
+        "hashlib": lambda: mock.patch.object(hashing, "hashing_library", lambda: None),
+        "unverified": unverified,
     }
-    times: dict[str, list[float]] = {
-        f"{arm}{end}": [] for arm in changed for end in ("", " + call")
-    }
+    times: dict[str, list[float]] = {f"{arm}{end}": [] for arm in arms for end in ("", " + call")}
     for _ in range(loads + 1):
-        for arm, change in changed.items():
-            with change:
+        for arm, changed in arms.items():
+            with changed():
                 begin = time.perf_counter()
                 program = infopt.load(path)
                 loaded = time.perf_counter()
@@ -211,6 +204,28 @@ def load_cost(path: Path, loads: int) -> dict[str, float]:
             times[f"{arm} + call"].append(called - begin)
     size = sum(p.stat().st_size for p in files_of(path))
     return {arm: statistics.median(t[1:]) for arm, t in times.items()} | {"bytes": float(size)}
+
+
+def fresh_cost(path: Path, loads: int, *, drop: bool) -> dict[str, float]:
+    """Median seconds of a load and of the load with its first call, each the first one of a
+    process; as it is and not verified, in turn. drop: the files come from the disk."""
+    times: dict[str, list[float]] = {}
+    for _ in range(loads):
+        for arm in ("verified", "unverified"):
+            taken = cold_load(path, arm, drop=drop)
+            times.setdefault(arm, []).append(taken["load"])
+            times.setdefault(f"{arm} + call", []).append(taken["load"] + taken["answer"])
+    return {arm: statistics.median(t) for arm, t in times.items()}
+
+
+def fresh_text(load: dict[str, float]) -> str:
+    ends = {"load": "", "load and first call": " + call"}
+    return "; ".join(
+        f"{what} {load[f'verified{end}'] * 1e3:.0f} ms, without verification "
+        f"{load[f'unverified{end}'] * 1e3:.0f} ms: "
+        f"{1 - load[f'unverified{end}'] / load[f'verified{end}']:.0%}"
+        for what, end in ends.items()
+    )
 
 
 def text_of(load: dict[str, float]) -> str:

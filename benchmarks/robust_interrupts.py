@@ -25,13 +25,14 @@ def interrupts(rounds: int, generator: random.Random) -> tuple[Counter[str], lis
     for number in range(rounds):
         with fresh_cache() as cache, tempfile.TemporaryDirectory() as temporary:
             reader, writer = os.pipe()
-            begin = time.monotonic()
             pid = start(partial(_first_call, number, writer, temporary))
             os.close(writer)
-            time.sleep(generator.uniform(0.01, longest))
-            sent = time.monotonic()
-            os.kill(pid, signal.SIGINT)
             with os.fdopen(reader) as pipe:
+                pipe.readline()  # the call begins
+                begin = time.monotonic()
+                time.sleep(generator.uniform(0.01, longest))
+                sent = time.monotonic()
+                os.kill(pid, signal.SIGINT)
                 lines = dict(line.split() for line in pipe)
             found["next call " + outcome(pid)] += 1
             if "interrupted" in lines:
@@ -54,6 +55,8 @@ def _first_call(number: int, writer: int, temporary: str) -> bool:
     compiled = torch.compile(model, backend="infopt", options={"strict": True})
     with os.fdopen(writer, "w") as pipe:
         try:
+            pipe.write("begun\n")
+            pipe.flush()
             compiled(x)
             pipe.write(f"over {time.monotonic()}\n")
             pipe.flush()

@@ -56,6 +56,11 @@ def _silu(func: Any, x: Residue) -> Any:
     return x * torch.sigmoid(x)
 
 
+@declared("hardswish")
+def _hardswish(func: Any, x: Residue) -> Any:
+    return x * torch.clamp(x + 3, 0, 6) / 6
+
+
 @declared("gelu")
 def _gelu(func: Any, x: Residue, *, approximate: str = "none") -> Any:
     if approximate == "tanh":

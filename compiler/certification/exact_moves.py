@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from infopt.compiler.certification.exact_tensor import (
+    RULES,
     Residue,
     aten,
     declared,
@@ -128,11 +129,6 @@ def _clamp(func: Any, x: Any, low: Any = None, high: Any = None) -> Any:
     return x
 
 
-@declared("hardswish")
-def _hardswish(func: Any, x: Residue) -> Any:
-    return x * torch.clamp(x + 3, 0, 6) / 6
-
-
 @declared("clamp_min")
 def _clamp_min(func: Any, x: Any, low: Any) -> Any:
     return _clamp(func, x, low)
@@ -152,3 +148,9 @@ def _extreme(func: Any, x: Residue, dim: Any = (), keepdim: bool = False) -> Any
     found = torch.gather(flat, -1, finder(flat.value, -1, keepdim=True))
     shape = [1 if d in dims else x.shape[d] for d in range(x.dim())]
     return found.reshape(shape if keepdim else [x.shape[d] for d in rest])
+
+
+def only_moves(func: Any) -> bool:
+    """Whether the op rounds nothing: every number that it gives is one that it was given."""
+    rule = RULES.get(func.overloadpacket)
+    return rule is not None and rule.__module__ == __name__

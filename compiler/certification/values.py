@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
 
 from infopt.compiler.accuracy import Exact, Moved
 from infopt.compiler.certification.counterexample import Broken, shown
+from infopt.compiler.certification.exact_moves import only_moves
+from infopt.compiler.certification.exact_tensor import is_float
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pass
@@ -55,33 +58,52 @@ class _Float64(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _wide(graph: Graph, inputs: Sequence[Any]) -> list[Any] | None:
+class _Rounded(_Float64):
+    """And what they calculate from numbers moves by half a rounding step, up or down."""
+
+    def __init__(self, step: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.step, self.generator = step, generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = super().__torch_dispatch__(func, types, args, kwargs)
+        if only_moves(func) or not any(is_float(a) for a in tree_flatten((args, kwargs))[0]):
+            return given
+        return tree_map(lambda t: _nudged(t, self.step, self.generator), given)
+
+
+def _wide(
+    graph: Graph, inputs: Sequence[Any], rounding: _Float64 | None = None
+) -> list[Any] | None:
     """The graph's results for the inputs in float64; None where its ops insist on their dtypes."""
     wide = [t.double() if t.is_floating_point() else t for t in inputs]
     try:
-        with _Float64():
+        with rounding or _Float64():
             return interpret(graph, wide)
     except (RuntimeError, ValueError):
         return None
 
 
 def _moved(graph: Graph, inputs: Sequence[Any], position: int, reference: torch.Tensor) -> Moved:
-    """How far a result in float64 moves when arguments do by half a step of float32 (of float64
-    where they are), up or down: kernels calculate in that, and round to narrower dtypes after."""
+    """How far a result in float64 moves when all numbers of the program do by half a step, up or
+    down, of float32 (of float64 where arguments are): kernels calculate in that, and round to
+    narrower dtypes after."""
+    wide = any(t.dtype == torch.float64 for t in inputs if is_float(t))
+    step = torch.finfo(torch.float64 if wide else torch.float32).eps / 2
     others = []
     for seed in range(_NUDGES):
         generator = torch.Generator().manual_seed(seed)
-        found = _wide(graph, [_nudged(t, generator) for t in inputs])
+        nudged = [_nudged(t, step, generator) for t in inputs]
+        found = _wide(graph, nudged, _Rounded(step, generator))
         others += [] if found is None else [found[position]]
     return Moved.between(reference, others) if others else Moved()
 
 
-def _nudged(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    step = torch.finfo(torch.float64 if tensor.dtype == torch.float64 else torch.float32).eps
-    sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-    return tensor.double() * (1 + step / 2 * sign)
+def _nudged(value: Any, step: float, generator: torch.Generator) -> Any:
+    if not is_float(value):
+        return value
+    sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+    return value.double() * (1 + step * sign)
 
 
 def copies_of(inputs: Sequence[Any]) -> list[Any]:

@@ -17,7 +17,8 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.ops import known_ops
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
-from tests.codegen.traced import check, flat, lowered, program_of, target
+from tests.codegen.extra_operands import check_reads
+from tests.codegen.traced import check, flat, graph_of, lowered, program_of, target
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -39,7 +40,9 @@ def graph_of_op(op, args, attrs):
 
 def run_case(op, args, attrs):
     made = lowered(graph_of_op(op, args, attrs))
-    found = program(made, 2)([a for a in args if a is not None])
+    given = [a for a in args if a is not None]
+    found = program(made, 2)(given)
+    check_reads(made, given, found)
     with torch.no_grad():
         expected = flat(op.reference(*args, **attrs))
         double = flat(
@@ -64,8 +67,10 @@ def test_cases_of_own_ops(op):
 
 def close(f, *args, native=1, dynamic=False):
     """f compiled is as close to f in float64 as the accuracy rule for reordered sums demands."""
-    made = program_of(f, args, dynamic)
+    lower = lowered(graph_of(f, args, dynamic))
+    made = program(lower, 2)
     found = made(list(args))
+    check_reads(lower, args, found)
     with torch.no_grad():
         expected = flat(f(*args))
         double = flat(f(*[a.double() if a.is_floating_point() else a for a in args]))

@@ -40,7 +40,7 @@ def norm(
     y = o.sub(x, mean)
     squares = o.pow(y if measured else x, 2)
     n = x.shape[-1]
-    variance = o.mul(o.mean(squares, [-1], True), n / (n - least))
+    variance = o.mul(o.mean(squares, [-1], True), n / max(n - least, 1))
     root = o.add(o.sqrt(variance), eps) if after else o.sqrt(o.add(variance, eps))
     return o.mul(o.div(y if centered else x, root), factor)
 
@@ -57,6 +57,8 @@ WRONG: dict[str, dict[str, Any]] = {
 INPUTS = {
     "equal": EQUAL, "ordinary": ORDINARY, "small": ORDINARY * 1e-3, "large": ORDINARY * 30,
     "nearly equal": ORDINARY * 0.01 + 1.0, "both": torch.cat([EQUAL.repeat(1, 4), ORDINARY]),
+    # the written-out norm of one value is exactly 0, whatever the value
+    "single": EQUAL[:, :1],
 }  # fmt: skip
 
 
