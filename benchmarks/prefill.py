@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--share", type=float, default=0.4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls; 0: memory alone")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     rows = measured(options.layers, options.tokens, options.share, options.rounds)
@@ -52,18 +52,19 @@ def measured(layers: int, tokens: int, share: float, rounds: int) -> list[dict[s
     ids = torch.randint(0, DECODER_340M.vocabulary, (1, tokens))
     times: dict[str, list[float]] = {name: [] for name in arms}
     logits = {}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + 1 if rounds else 0):
         for name, lm in arms.items():
             start = time.perf_counter()
             logits[name] = lm.prefill(ids).logits
             if turn:  # the first finds cold memory
                 times[name].append(time.perf_counter() - start)
-    same = torch.equal(logits["whole"], logits["in parts"])
+    same = torch.equal(logits["whole"], logits["in parts"]) if rounds else None
     rows = []
     for name, lm in arms.items():
         part = lm.spec.chunk or tokens
         row = {"way": name, "part": part, "bytes": needed(lm, part), "same bits": same}
-        rows.append(row | {"of whole": row["bytes"] / most} | spread(times[name]))
+        timed = spread(times[name]) if rounds else {}
+        rows.append(row | {"of whole": row["bytes"] / most} | timed)
     return rows
 
 
@@ -78,6 +79,6 @@ def table(rows: list[dict[str, Any]]) -> Table:
         drawn.add_column(heading, justify="left" if heading == "way" else "right")
     for row in rows:
         size = f"{row['bytes'] / 2**20:.1f}", f"{row['of whole']:.0%}", str(row["same bits"])
-        taken = f"{row['median']:.2f}", f"{row['min']:.2f}"
+        taken = [f"{row[n]:.2f}" if n in row else "" for n in ("median", "min")]
         drawn.add_row(row["way"], str(row["part"]), *size, *taken)
     return drawn

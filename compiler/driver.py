@@ -13,9 +13,15 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from infopt.codegen.lower import LoweringDeclined
-from infopt.compiler.compiled import build
+from infopt.compiler.compiled import Built, build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
-from infopt.compiler.errors import BadOption, DependsOnSize, FallbackRefused, TraceDeclined
+from infopt.compiler.errors import (
+    BadOption,
+    DependsOnSize,
+    FallbackRefused,
+    TraceDeclined,
+    UnreachableBudget,
+)
 from infopt.compiler.interpret import bind_dims
 from infopt.compiler.machine import Machine, machine_for
 from infopt.compiler.model import AsTorch, Compiled, signature_of
@@ -26,9 +32,12 @@ from infopt.compiler.report import Report, explanation
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.archive import load_archive
 from infopt.compiler.tracing.export import Exported, export
+from infopt.passes.open_batch import inputs_of
 from infopt.runtime.device import Device
-from infopt.runtime.errors import InputMismatch, PlanError
+from infopt.runtime.errors import InputMismatch, OverBudget, PlanError
 from infopt.runtime.forked import torch_threads
+from infopt.runtime.lifetime import arena_bytes
+from infopt.runtime.parts import Parts
 from infopt.runtime.structure import Leaf
 
 
@@ -111,9 +120,40 @@ def _compile(
     samples = [tuple(map(on_cpu, sample)) for sample in samples]
     calibration = [tuple(map(on_cpu, sample)) for sample in calibration]
     target, device = machine.target, machine.device
+    limit = options.max_activations if exported.graph.dims else None
+    if limit is not None:
+        options = replace(options, max_activations=None)
     built = build(exported.graph, options, target, report, samples, calibration, device)
     refuse_fallbacks(options, report)
-    return Compiled(exported, built, (args, kwargs), also)
+    parts = None if limit is None else _in_parts(built, limit, report)
+    return Compiled(exported, built, (args, kwargs), also, parts)
+
+
+def _in_parts(built: Built, limit: int, report: Report) -> Parts:
+    """What of a program with open sizes is cut at a call, so that it keeps a limit on memory, and
+    can be with the sizes seen. Raises UnreachableBudget."""
+    graph, plan = built.graph, built.lowered.plan
+    reasons = []
+    for index, dim in enumerate(graph.dims):
+        inputs = inputs_of(graph, dim)
+        if isinstance(inputs, str):
+            reasons.append(f"{dim.name}: {inputs}")
+            continue
+        parts = Parts(index, inputs, limit)
+        try:
+            each = parts.of_call(plan, [d.hint for d in graph.dims])
+        except OverBudget as error:
+            raise UnreachableBudget(str(error)) from None
+        report.notes.append(
+            f"max_activations: calls are cut along {dim.name}, where they need more than {limit} "
+            f"bytes; {each} of {dim.hint} at a time with the sizes seen"
+        )
+        return parts
+    used = arena_bytes(plan, [d.hint for d in graph.dims])
+    raise UnreachableBudget(
+        f"max_activations={limit}: a call needs {used} bytes with the sizes seen, and no open size "
+        f"can be cut: {'; '.join(reasons)}"
+    )
 
 
 def _further(exported: Exported, given: Sequence[tuple[Any, ...]], of: str) -> list[tuple]:

@@ -36,6 +36,7 @@ from infopt.runtime.artifact import (
 from infopt.runtime.door import CPU
 from infopt.runtime.executor import Program
 from infopt.runtime.golden import limit_for
+from infopt.runtime.parts import Parts
 from infopt.runtime.structure import describe
 from infopt.runtime.swap import Weights
 
@@ -53,6 +54,7 @@ class Compiled:
         built: Built,
         examples: tuple[tuple, Mapping[str, Any]],
         also: Sequence[Target] = (),
+        parts: Parts | None = None,
     ) -> None:
         self.report: Report = built.report
         self.graph: Graph | None = built.graph
@@ -63,10 +65,16 @@ class Compiled:
         self.signature = signature_of(exported)
         self._rebuild = exported.rebuild
         self.about: dict[str, Any] = {"target": built.report.target}
+        self._parts = parts
+        if parts is not None:
+            self.about["parts"] = parts.to_json()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run. Raises InputMismatch naming the argument that does not fit the program."""
-        return self._rebuild(self._built.program(self._call_inputs(args, kwargs)))
+        inputs, program = self._call_inputs(args, kwargs), self._built.program
+        if self._parts is None:
+            return self._rebuild(program(inputs))
+        return self._rebuild(self._parts.run(program.plan, program, inputs))
 
     def profile(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Seconds that each native kernel takes in one call, the fastest of five; also kept in

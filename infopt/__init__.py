@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from infopt.runtime.errors import InputMismatch as InputMismatch
     from infopt.runtime.errors import KernelError as KernelError
     from infopt.runtime.errors import LibraryError as LibraryError
+    from infopt.runtime.errors import OverBudget as OverBudget
     from infopt.runtime.errors import PlanError as PlanError
     from infopt.runtime.errors import SizeError as SizeError
     from infopt.runtime.errors import StaleState as StaleState
@@ -142,6 +143,7 @@ _HOMES = {
     "Site": "compiler.report",
     "SizeError": "runtime.errors",
     "Stage": "compiler.graph",
+    "OverBudget": "runtime.errors",
     "StaleState": "runtime.errors",
     "State": "runtime.decoding.state",
     "Stream": "runtime.stream",
@@ -211,6 +213,7 @@ __all__ = [
     "Node",
     "NotCertified",
     "Op",
+    "OverBudget",
     "Pass",
     "PassContext",
     "PassReport",

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
+
 from infopt.codegen import pointwise
 from infopt.compiler.graph import Node
 
@@ -41,17 +43,18 @@ _FIRST_DIM = {
 _IF_THERE = {"attn_mask", "ids1", "ids2", "mask"}
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.contiguous.default"}
 _SOFTMAX = {"aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int"}
-_RESHAPES = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default"}
+RESHAPES = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default"}
 _ALONG = {"aten.select.int", "aten.slice.Tensor", "aten.cat.default", "aten.unsqueeze.default"}
 _REDUCTIONS = {"aten.sum.dim_IntList", "aten.mean.dim", "aten.amax.default", "aten.amin.default"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of `count` parts: "rows" of tensors [..., width], or of a "batch"."""
+    """An axis of `count` parts: "rows" of tensors [..., width], or of a "batch", which may be an
+    open size."""
 
     kind: str
-    count: int
+    count: Any
 
     def sizes(self, value: Node, parts: int) -> tuple[int, ...]:
         """The shape of so many parts of a value that has the axis."""
@@ -62,6 +65,8 @@ class Axis:
 
     def holds(self, value: Node) -> bool:
         """Whether a value could have the axis, by its sizes."""
+        if isinstance(self.count, sympy.Symbol):
+            return value.tensor_type.rank > 0 and self._leads(value.shape)
         if not value.tensor_type.is_static or value.tensor_type.rank < 1:
             return False
         shape: tuple[Any, ...] = value.shape
@@ -71,6 +76,13 @@ class Axis:
         for size in shape[:-1]:
             rows *= size
         return len(shape) > 1 and rows == self.count
+
+    def _leads(self, shape: tuple[Any, ...]) -> bool:
+        """Whether an open count is a factor of the first size, and in no other one."""
+        sizes = [sympy.sympify(n) for n in shape]
+        each = sizes[0] / self.count
+        rest = (each, *sizes[1:])
+        return not any(self.count in n.free_symbols for n in rest) and sympy.denom(each) == 1
 
 
 def cut_operands(node: Node, axis: Axis) -> set[Node] | None:
@@ -91,7 +103,7 @@ def part_attrs(node: Node, axis: Axis, parts: int) -> tuple[tuple[str, Any], ...
     """The attributes of the op on so many parts."""
     attrs = dict(node.attrs)
     name = node.op.name
-    if name in _RESHAPES:
+    if name in RESHAPES:
         attrs["size" if "size" in attrs else "shape"] = axis.sizes(node, parts)
     elif name == "aten.expand.default":
         attrs["size"] = axis.sizes(node, parts)
@@ -156,7 +168,7 @@ def _batch(node: Node) -> set[Node] | None:
         return None if rank < 2 or _clashes(node, cut) else cut
     if source is None or source.tensor_type.rank == 0:
         return None
-    if name in _CASTS or name in _RESHAPES:
+    if name in _CASTS or name in RESHAPES:
         return {source}
     if name == "aten.permute.default":
         return {source} if node.attr("dims")[0] == 0 else None

@@ -49,6 +49,10 @@ class ContextFull(InfoptRuntimeError):
     """More tokens, or hops of a signal, than the state of a compiled model has room for."""
 
 
+class OverBudget(InfoptRuntimeError):
+    """A call needs more memory than its program may use, in however small parts it is run."""
+
+
 class StaleState(InfoptRuntimeError):
     """A state that was stepped already: its memory belongs to the state that the step gave."""
 

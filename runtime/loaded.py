@@ -13,6 +13,7 @@ from infopt.runtime import golden, packed, swap
 from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
 from infopt.runtime.executor import Program
 from infopt.runtime.manifest import ATTACHED, GoldenCase, Manifest, VariantEntry
+from infopt.runtime.parts import Parts
 from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.structure import builder, paths
 
@@ -38,6 +39,7 @@ class LoadedProgram:
         graph_text: str,
         weights_plan: Plan | None,
         notes: Sequence[str],
+        parts: Parts | None = None,
     ) -> None:
         self.path, self.manifest, self.notes = path, manifest, tuple(notes)
         self.level = "reference" if entry is manifest.reference else entry.level
@@ -49,12 +51,16 @@ class LoadedProgram:
         self._state = [tensors[i].to(where, copy=True) for i in manifest.state]
         self._sources = [(s.state is None, s.leaf or s.state or 0) for s in manifest.inputs]
         self._rebuild = builder(manifest.outputs)
+        self._parts = parts
         self._copies: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises InputMismatch naming the argument that does not fit."""
         flat = self.manifest.signature.bind(args, kwargs)
-        return self._rebuild(self.program(self._inputs(flat, self._state)))
+        inputs = self._inputs(flat, self._state)
+        if self._parts is None:
+            return self._rebuild(self.program(inputs))
+        return self._rebuild(self._parts.run(self.program.plan, self.program, inputs))
 
     def run(self, inputs: list[Any]) -> list[Any]:
         """The flat outputs of the flat inputs: for those who know the program."""

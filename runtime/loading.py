@@ -29,6 +29,7 @@ from infopt.runtime.loaded import LoadedProgram
 from infopt.runtime.manifest import GRAPH, NAME, WEIGHTS, Manifest, VariantEntry
 from infopt.runtime.native import load_executor, typed_executor
 from infopt.runtime.opened import Opened, manifest_of, verified
+from infopt.runtime.parts import Parts
 from infopt.runtime.placing import Place, choose_for, device_of, maker_on
 from infopt.runtime.plan import AtenStep, Plan
 from infopt.runtime.stream import ENDING, Stream, StreamSpec
@@ -220,13 +221,14 @@ def _build(
         raise ArtifactCorrupt(f"{recompute}: expected torch calls alone")
     if reason := _varies_with_batch(manifest, plan):
         notes.append(reason)
+    parts = _parts_of(manifest, plan)
     tensors = _tensors_of(opened)
     code = {name: bytes(opened.content(file)) for name, file in entry.libraries.items()}
     opened.check_all()  # no code of the artifact runs before, and no weight is read
     if gpu is not None:
         on_gpu = maker_on(gpu, plan, code, allow_ops, cuda_graphs)
         return LoadedProgram(
-            path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes
+            path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes, parts
         )
     libraries = {name: map_code(name, own) for name, own in code.items() if name != EXECUTOR}
     executor = _executor(entry, code) if plan.libraries else None
@@ -234,7 +236,18 @@ def _build(
     def make(constants: Sequence[torch.Tensor]) -> Program:
         return Program(plan, constants, libraries, threads, allow_ops=allow_ops, executor=executor)
 
-    return LoadedProgram(path, manifest, entry, tensors, make, graph_text, weights_plan, notes)
+    return LoadedProgram(
+        path, manifest, entry, tensors, make, graph_text, weights_plan, notes, parts
+    )
+
+
+def _parts_of(manifest: Manifest, plan: Plan) -> Parts | None:
+    if not isinstance(manifest.about, Mapping) or "parts" not in manifest.about:
+        return None
+    try:
+        return Parts.from_json(manifest.about["parts"], plan)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorrupt(f"{NAME}: about.parts: {error!r}") from None
 
 
 def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:

@@ -167,10 +167,3 @@ def test_bad_limits(wrong):
         infopt.compile(nn.Linear(4, 4), (torch.randn(2, 4),), max_activations=wrong)
     with pytest.raises(infopt.BadOption, match="max_activations chooses passes"):
         infopt.compile(nn.Linear(4, 4), (torch.randn(2, 4),), max_activations=64, passes=[])
-
-
-def test_open_sizes_are_refused():
-    net, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)).eval(), torch.randn(64, 8)
-    shapes = ({0: torch.export.Dim("rows", min=2)},)
-    with torch.no_grad(), pytest.raises(infopt.UnreachableBudget, match="open sizes"):
-        infopt.compile(net, (x,), dynamic_shapes=shapes, max_activations=1000)
