@@ -23,6 +23,7 @@ COMMANDS = {
     "streaming": "a step of a stream against computing its past again, by hop",
     "pruning": "fewer channels and heads: size, speed, and quality by what is chosen",
     "prefill": "a long prompt whole and in parts that keep a limit: memory, time, bits",
+    "experts": "a layer of a mixture of experts against eager and Inductor",
     "sparsity": "a decoder's steps that skip weights: speed, and perplexity by share",
     "sparse_choices": "what of feed-forward weights steps may leave unread: perplexity, speed",
     "table": "the tables of README and docs, from JSON files of encoders",

@@ -40,6 +40,7 @@ from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
+from infopt.passes.recognize_groups import RecognizeGroups
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
@@ -55,7 +56,7 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),
-    *(RecognizeQuantized, SliceRuns, SparseActivations, SplitTransposed),
+    *(RecognizeGroups, RecognizeQuantized, SliceRuns, SparseActivations, SplitTransposed),
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

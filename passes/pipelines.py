@@ -32,6 +32,7 @@ from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import Formats, QuantizeWeights, weight_formats
+from infopt.passes.recognize_groups import RecognizeGroups
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
@@ -102,6 +103,7 @@ def _blocks(
     yield SplitTransposed()
     yield FoldBatchNorm()
     yield SimplifyMasks()
+    yield RecognizeGroups()
     yield RecognizeQuantized()
     yield FoldConstants()
     yield Canonicalize()

@@ -37,6 +37,7 @@ from infopt.passes.layers import (
 _NORM = "aten.layer_norm.default"
 _COARSE = 0.03  # of a layer's results: what bytes may lose of them before 16 bits are taken
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
+_GROUPED = "grouped_linear"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -69,12 +70,17 @@ class Quantizing:
         self.coarse: dict[Node, float] = {}
 
     def layers(self) -> list[Node]:
-        """The linear layers and the tables of rows, in order."""
-        return [n for n in self.graph.nodes() if n.op.name in LINEARS or is_table(n)]
+        """The linear layers, those of groups of rows and the tables of rows, in order."""
+        known = (*LINEARS, _GROUPED)
+        return [n for n in self.graph.nodes() if n.op.name in known or is_table(n)]
 
     def refusal(self, node: Node) -> str:
         """Why no format at all is possible for the layer, "" where one is."""
         weights = weights_of(node)
+        if node.op.name == _GROUPED:
+            return (
+                "every group of its rows has a weight of its own: formats have no kernel for that"
+            )
         if not names_of(node):
             return "its weight is not a constant"
         n, k = weights[0].shape

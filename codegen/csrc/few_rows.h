@@ -103,33 +103,37 @@ template <class X> INFOPT_INLINE Rows<X> tokens_as(const Matrix &x, int64_t m, i
   return rows;
 }
 
+// Weight rows n0 to n1 times all rows of x.
+template <class Along, class W>
+void few_rows_task(const LinearCall &c, const Rows<typename Along::X> &x, int64_t n0, int64_t n1) {
+  for (int64_t n = n0; n < n1; n += 16) {
+    const int64_t features = least(16, n1 - n);
+    for (int64_t m = 0; m < c.m; m += 8) {
+      const int64_t tokens = least(8, c.m - m);
+      Vec sums[8 * 16], up_sums[8 * 16];
+      if (features < 16)
+        for (int i = 0; i < 8 * 16; ++i) sums[i] = up_sums[i] = zero();
+      const auto *rows = x.data + m * x.stride;
+      dot_tokens<Along>((const W *)c.w + n * c.row_stride, c.row_stride, features, rows, x.stride,
+                        tokens, c.k, sums);
+      if (c.up)
+        dot_tokens<Along>((const W *)c.up + n * c.row_stride, c.row_stride, features, rows,
+                          x.stride, tokens, c.k, up_sums);
+      for (int64_t i = 0; i < tokens; ++i) {
+        const Vec up = c.up ? sums16(up_sums + i * 16) : zero();
+        finish_row(c.epilogue, sums16(sums + i * 16), c.up ? &up : nullptr, m + i, n, features);
+      }
+    }
+  }
+}
+
 template <class Along, class W>
 void few_rows(const infopt_call *call, int64_t first, int64_t last) {
   const LinearCall c = read_linear(call);
   const Matrix x_in_memory = {call->pointers[0], c.x_stride, call->numbers[15]};
   const auto x = tokens_as(x_in_memory, c.m, c.k, (typename Along::X *)call->scratch);
-  for (int64_t task = first; task < last; ++task) {
-    const int64_t n1 = least(c.n, (task + 1) * c.n_chunk);
-    for (int64_t n = task * c.n_chunk; n < n1; n += 16) {
-      const int64_t features = least(16, n1 - n);
-      for (int64_t m = 0; m < c.m; m += 8) {
-        const int64_t tokens = least(8, c.m - m);
-        Vec sums[8 * 16], up_sums[8 * 16];
-        if (features < 16)
-          for (int i = 0; i < 8 * 16; ++i) sums[i] = up_sums[i] = zero();
-        const auto *rows = x.data + m * x.stride;
-        dot_tokens<Along>((const W *)c.w + n * c.row_stride, c.row_stride, features, rows,
-                          x.stride, tokens, c.k, sums);
-        if (c.up)
-          dot_tokens<Along>((const W *)c.up + n * c.row_stride, c.row_stride, features, rows,
-                            x.stride, tokens, c.k, up_sums);
-        for (int64_t i = 0; i < tokens; ++i) {
-          const Vec up = c.up ? sums16(up_sums + i * 16) : zero();
-          finish_row(c.epilogue, sums16(sums + i * 16), c.up ? &up : nullptr, m + i, n, features);
-        }
-      }
-    }
-  }
+  for (int64_t task = first; task < last; ++task)
+    few_rows_task<Along, W>(c, x, task * c.n_chunk, least(c.n, (task + 1) * c.n_chunk));
 }
 
 }  // namespace infopt

@@ -129,11 +129,52 @@ template <class Row, class W> struct TypedRows {
   static constexpr bool kInPlace = sizeof(Row) == sizeof(W);
 };
 
+// One task: the panels from p0 on times the weight rows from n0 on, epilogue included.
 // Step: the micro-kernel; Source: where its rows come from.
 template <class Step, class Source>
-void linear_from(const infopt_call *call, int64_t first, int64_t last) {
+void linear_task(const LinearCall &c, const Source &source, const TileSession<Step> &session,
+                 int64_t p0, int64_t n0, void *scratch) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
+  float *const products = (float *)scratch;
+  float *const up_products = c.up ? products + kGroup * 16 * c.panel_chunk : nullptr;
+  Row *const converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
+  const int64_t count = least(c.panel_chunk, ceil_div(c.m, 16) - p0);
+  const int64_t n1 = least(c.n, n0 + c.n_chunk);
+  const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
+  if (n0 == 0) store_fixed_codes(c, p0, count);
+  for (int64_t n = n0; n < n1; n += kGroup) {
+    const int64_t rows = least(kGroup, n1 - n);
+    // One group times one cut of K, two panels at a time; `finish` while they are in cache.
+    auto multiply_group = [&](bool is_up, int64_t k, float *into, bool finish) {
+      const int64_t depth = least(kDepth<Panel>, c.k - k);
+      const Rows<Row> r = source.rows(is_up, n, k, rows, depth, converted);
+      for (int64_t p = 0; p < count; p += 2) {
+        const int64_t pair = least(2, count - p), at = p * kGroup * 16;
+        const Panel *panel = x + p * c.x_stride + k * 16;
+        if constexpr (Source::kGrouped) {
+          source.multiply(session, is_up, n, k, r, rows, panel, pair, depth, into + at);
+        } else {
+          const bool first_use = p == 0 && Source::kInPlace;
+          session.multiply(r.data, r.stride, rows, panel, c.x_stride, pair, depth, into + at,
+                           kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
+                           finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
+        }
+        if (finish)
+          finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
+                        n, rows);
+      }
+    };
+    for (int64_t k = 0; k < c.k; k += kDepth<Panel>) {
+      const bool last_cut = k + kDepth<Panel> >= c.k;
+      multiply_group(false, k, products, last_cut && !c.up);
+      if (c.up) multiply_group(true, k, up_products, last_cut);
+    }
+  }
+}
+
+template <class Step, class Source>
+void linear_from(const infopt_call *call, int64_t first, int64_t last) {
   LinearCall c = read_linear(call);
   if constexpr (kIntegers<Step>) {
     const BytePanels panels = byte_panels(call->pointers[0], c.m, c.k);
@@ -144,47 +185,12 @@ void linear_from(const infopt_call *call, int64_t first, int64_t last) {
       integers.sums[side] = pointer<float>(call, 10 + side);
     }
   }
-  const int64_t panels = ceil_div(c.m, 16), n_chunks = ceil_div(c.n, c.n_chunk);
-  float *const products = (float *)call->scratch;
-  float *const up_products = c.up ? products + kGroup * 16 * c.panel_chunk : nullptr;
-  Row *const converted = (Row *)(products + (c.up ? 2 : 1) * kGroup * 16 * c.panel_chunk);
+  const int64_t n_chunks = ceil_div(c.n, c.n_chunk);
   const TileSession<Step> session;
   const Source source(call, c);
-
-  for (int64_t task = first; task < last; ++task) {
-    const int64_t p0 = task / n_chunks * c.panel_chunk, n0 = task % n_chunks * c.n_chunk;
-    const int64_t count = least(c.panel_chunk, panels - p0), n1 = least(c.n, n0 + c.n_chunk);
-    const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
-    if (n0 == 0) store_fixed_codes(c, p0, count);
-    for (int64_t n = n0; n < n1; n += kGroup) {
-      const int64_t rows = least(kGroup, n1 - n);
-      // One group times one cut of K, two panels at a time; `finish` while they are in cache.
-      auto multiply_group = [&](bool is_up, int64_t k, float *into, bool finish) {
-        const int64_t depth = least(kDepth<Panel>, c.k - k);
-        const Rows<Row> r = source.rows(is_up, n, k, rows, depth, converted);
-        for (int64_t p = 0; p < count; p += 2) {
-          const int64_t pair = least(2, count - p), at = p * kGroup * 16;
-          const Panel *panel = x + p * c.x_stride + k * 16;
-          if constexpr (Source::kGrouped) {
-            source.multiply(session, is_up, n, k, r, rows, panel, pair, depth, into + at);
-          } else {
-            const bool first_use = p == 0 && Source::kInPlace;
-            session.multiply(r.data, r.stride, rows, panel, c.x_stride, pair, depth, into + at,
-                             kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
-                             finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
-          }
-          if (finish)
-            finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
-                          n, rows);
-        }
-      };
-      for (int64_t k = 0; k < c.k; k += kDepth<Panel>) {
-        const bool last_cut = k + kDepth<Panel> >= c.k;
-        multiply_group(false, k, products, last_cut && !c.up);
-        if (c.up) multiply_group(true, k, up_products, last_cut);
-      }
-    }
-  }
+  for (int64_t task = first; task < last; ++task)
+    linear_task(c, source, session, task / n_chunks * c.panel_chunk, task % n_chunks * c.n_chunk,
+                call->scratch);
 }
 
 // W: the weights' type in memory.

@@ -107,7 +107,9 @@ INFOPT_INLINE Rows<Row> rows_of_a(const Strided &a, const T *data, int64_t rows,
   return {scratch, padded};
 }
 
-// Up to 4 rows of A straight from memory times up to 64 columns of B as they lie: B is read once,
+constexpr int64_t kFewRows = 4;
+
+// Up to kFewRows rows of A straight from memory times up to 64 columns of B as they lie: B is read once,
 // so packing it would only add work. products: [panel][m_chunk][16], as the packed way leaves them.
 template <class T, int M>
 void multiply_unpacked(const MatmulCall &c, const T *a, const T *b, int64_t columns,
@@ -155,16 +157,50 @@ void multiply_few(const MatmulCall &c, const T *a, const T *b, int64_t rows, int
   if (rows == 4) multiply_unpacked<T, 4>(c, a, b, columns, products);
 }
 
-template <class Step, class T> void matmul(const infopt_call *call, int64_t first, int64_t last) {
+// One task: a[rows][k] times b[k][columns] to element at_c of C; addends from row m0, element at_d.
+// Up to `few_rows` (at most 4) meet b as it lies.
+template <class Step, class T>
+void matmul_task(const MatmulCall &c, const TileSession<Step> &session, const T *a, const T *b,
+                 int64_t rows, int64_t columns, int64_t at_c, int64_t m0, int64_t at_d,
+                 int64_t few_rows, void *scratch) {
   using Row = typename Step::Row;
   using Panel = typename Step::Panel;
-  const MatmulCall c = read_matmul(call);
-  const int64_t m_chunks = ceil_div(c.m, c.m_chunk), n_chunks = ceil_div(c.n, c.n_chunk);
   const int64_t depth_max = least(kDepth<Panel>, round_up(c.k, 32));
   const int64_t group_stride = c.m_chunk * 16, panel_stride = depth_max * 16;
-  float *products = (float *)call->scratch;
+  float *products = (float *)scratch;
   Panel *panels = (Panel *)(products + round_up(c.n_chunk, 16) * c.m_chunk);
   Row *converted = (Row *)(panels + ceil_div(c.n_chunk, 16) * panel_stride);
+  const int64_t count = ceil_div(columns, 16);
+  const bool few = rows <= few_rows && c.b.column == 1;
+  if (few) multiply_few(c, a, b, rows, columns, products);
+  for (int64_t k = 0; k < c.k && !few; k += depth_max) {
+    const int64_t depth = least(depth_max, c.k - k);
+    pack_b(c.b, b + k * c.b.row, depth, columns, panels, panel_stride);
+    for (int64_t m = 0; m < rows; m += kGroup) {
+      const int64_t some = least(kGroup, rows - m);
+      const Rows<Row> r = rows_of_a<Row>(c.a, a + m * c.a.row + k * c.a.column, some, depth,
+                                         converted);
+      session.multiply(r.data, r.stride, some, panels, panel_stride, count, depth,
+                       products + m * 16, group_stride, k > 0, some, Ahead());
+    }
+  }
+  const Matrix d = {(void *)c.d.data, c.d.row, c.d.data ? c.d_format : int64_t(kAbsent)};
+  with_row_type(c.c_format, [&](auto *type) {
+    auto *out = (decltype(type))c.c.data + at_c;
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t n = p * 16, lanes = least(16, columns - n);
+      for (int64_t m = 0; m < rows; ++m) {
+        Vec v = load(products + p * group_stride + m * 16) * broadcast(c.alpha);
+        if (d.present()) v = fma(load_row(d, m0 + m, at_d + n, lanes), broadcast(c.beta), v);
+        store_some(out + m * c.c.row + n, v, lanes);
+      }
+    }
+  });
+}
+
+template <class Step, class T> void matmul(const infopt_call *call, int64_t first, int64_t last) {
+  const MatmulCall c = read_matmul(call);
+  const int64_t m_chunks = ceil_div(c.m, c.m_chunk), n_chunks = ceil_div(c.n, c.n_chunk);
   const TileSession<Step> session;
 
   for (int64_t task = first; task < last; ++task) {
@@ -180,33 +216,8 @@ template <class Step, class T> void matmul(const infopt_call *call, int64_t firs
     }
     const T *a = (const T *)c.a.data + at_a + m0 * c.a.row;
     const T *b = (const T *)c.b.data + at_b + n0 * c.b.column;
-    const int64_t count = ceil_div(columns, 16);
-    const bool few = rows <= 4 && c.b.column == 1;
-    if (few) multiply_few(c, a, b, rows, columns, products);
-    for (int64_t k = 0; k < c.k && !few; k += depth_max) {
-      const int64_t depth = least(depth_max, c.k - k);
-      pack_b(c.b, b + k * c.b.row, depth, columns, panels, panel_stride);
-      for (int64_t m = 0; m < rows; m += kGroup) {
-        const int64_t some = least(kGroup, rows - m);
-        const Rows<Row> r = rows_of_a<Row>(c.a, a + m * c.a.row + k * c.a.column, some, depth,
-                                           converted);
-        session.multiply(r.data, r.stride, some, panels, panel_stride, count, depth,
-                         products + m * 16, group_stride, k > 0, some, Ahead());
-      }
-    }
-    const Matrix d = {(void *)c.d.data, c.d.row, c.d.data ? c.d_format : int64_t(kAbsent)};
-    with_row_type(c.c_format, [&](auto *type) {
-      auto *out = (decltype(type))c.c.data + at_c + m0 * c.c.row + n0;
-      for (int64_t p = 0; p < count; ++p) {
-        const int64_t n = p * 16, lanes = least(16, columns - n);
-        for (int64_t m = 0; m < rows; ++m) {
-          Vec v = load(products + p * group_stride + m * 16) * broadcast(c.alpha);
-          if (d.present())
-            v = fma(load_row(d, m0 + m, at_d + n0 + n, lanes), broadcast(c.beta), v);
-          store_some(out + m * c.c.row + n, v, lanes);
-        }
-      }
-    });
+    matmul_task(c, session, a, b, rows, columns, at_c + m0 * c.c.row + n0, m0, at_d + n0, kFewRows,
+                call->scratch);
   }
 }
 

@@ -1,4 +1,4 @@
-// Running sums along one dimension: out[o][i] = x[o][0] + ... + x[o][i], one task per o.
+// Running sums along one dimension: out[o][i] = A(x[o][0]) + ... + A(x[o][i]), one task per o.
 //
 //   pointers  x, out
 //   numbers   0 length, 1 its stride in x, 2 in out  3 four outer sizes  7 strides in x  11 in out

@@ -3,6 +3,7 @@
 from infopt.codegen.gpu import (
     attention,
     embedding,
+    grouped_linear,
     linear,
     norm,
     quantized_linear,
@@ -14,6 +15,7 @@ from infopt.codegen.gpu import (
 __all__ = [
     "attention",
     "embedding",
+    "grouped_linear",
     "linear",
     "norm",
     "quantized_linear",

@@ -1,4 +1,4 @@
-"""Elements picked by index tensors; the text is csrc/gather.h, instantiated."""
+"""Elements picked or put by index tensors: csrc/gather.h and csrc/scatter.h, instantiated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from infopt.codegen.kernel import Call, Config, aten_kernel
-from infopt.codegen.kernels.rows import ceil_div
+from infopt.codegen.kernels.rows import ELEMENT, ceil_div
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
@@ -32,13 +32,31 @@ def gather_call(
     name: str = "self",
 ) -> Call:
     """moves: strides of x per dimension of out; indices: (parameter, type, dim of x, strides)."""
-    sizes: list[Size] = [*[1] * (_RANK - out.rank), *out.shape]
-    numbers = [_TASK, *sizes, *_padded(list(out.strides)), *_padded(moves), int(wrap)]
+    shape, own = list(out.shape), list(out.strides)
+    return _picking(
+        "gather", name, x, (shape, own, moves), indices, wrap, error, ceil_div(out.numel, _TASK)
+    )
+
+
+def _picking(
+    function: str,
+    name: str,
+    x: TensorType,
+    loops: tuple[list[Size], list[Size], list[Size]],
+    indices: list[tuple[str, TensorType, int, list[Size]]],
+    wrap: bool,
+    error: str,
+    tasks: Size,
+) -> Call:
+    """loops: sizes, strides where there are no indices, and in x, which has the indexed dims."""
+    shape, own, moves = loops
+    sizes: list[Size] = [*[1] * (_RANK - len(shape)), *shape]
+    numbers = [_TASK, *sizes, *_padded(own), *_padded(moves), int(wrap)]
     for _, _, d, strides in indices:
         numbers += [x.shape[d], x.strides[d], *_padded(strides)]
     numbers += [0] * (8 * (_MOST - len(indices)))
     t, index = _BITS[x.dtype.itemsize], _INDEX[indices[0][1].dtype]
-    symbol = f"gather_{t}_{index}"
+    symbol = f"{function}_{t}_{index}"
     signature = f"INFOPT_EXPORT void {symbol}(const infopt_call *call, int64_t first, int64_t last)"
     names: list[str | None] = [i[0] for i in indices]
     names += [None] * (_MOST - len(indices))
@@ -46,10 +64,10 @@ def gather_call(
         symbol,
         (name, *names, "out"),
         tuple(numbers),
-        ceil_div(out.numel, _TASK),
+        tasks,
         error=error,
-        source=f"{signature} {{\n  gather<{t}, {index}>(call, first, last);\n}}\n",
-        includes=("gather.h",),
+        source=f"{signature} {{\n  {function}<{t}, {index}>(call, first, last);\n}}\n",
+        includes=(f"{function}.h",),
     )
 
 
@@ -107,22 +125,77 @@ def _index_legal(
     return _reason(x, [i for i in indices if i is not None], _index_rank(x, indices))
 
 
+def _broadcast_size(tensors: list[TensorType], back: int) -> Size:
+    """Of the dimension `back` from the end of tensors broadcast together."""
+    sizes = [t.shape[t.rank - back] for t in tensors if t.rank >= back]
+    return next((n for n in sizes if n != 1), 1)
+
+
+def _indexed(
+    x: TensorType, indices: tuple[TensorType | None, ...]
+) -> tuple[list[Size], list[Size], list[tuple[str, TensorType, int, list[Size]]]]:
+    """Sizes of x[indices], its strides in x where no index moves, and the indices' own."""
+    chosen = [d for d, i in enumerate(indices) if i is not None]
+    given = [i for i in indices if i is not None]
+    block = max(i.rank for i in given)
+    neighbours = chosen == list(range(chosen[0], chosen[0] + len(chosen)))
+    start = chosen[0] if neighbours else 0  # where the indexed block stands in the result
+    plain = [d for d in range(x.rank) if d not in chosen]
+    common = [_broadcast_size(given, block - d) for d in range(block)]
+    shape = [*[x.shape[d] for d in plain[:start]], *common, *[x.shape[d] for d in plain[start:]]]
+    strides = [x.strides[d] for d in plain]
+    moves: list[Size] = [*strides[:start], *[0] * block, *strides[start:]]
+    after = len(moves) - start - block
+    picked = []
+    for d, index in zip(chosen, given, strict=True):
+        own: list[Size] = [*[0] * start, *_aligned(index, block), *[0] * after]
+        picked.append((f"indices{d}", index, d, own))
+    return shape, moves, picked
+
+
 @aten_kernel("index.Tensor", legal=_index_legal)
 def _index(
     cfg: Config, target: Target, x: TensorType, indices: tuple[TensorType | None, ...]
 ) -> Call:
+    _, moves, picked = _indexed(x, indices)
+    return gather_call(x, cfg.out, moves, picked, True, f"IndexError: {_ERROR}")
+
+
+def _put_legal(
+    target: Target,
+    x: TensorType,
+    indices: tuple[TensorType | None, ...],
+    values: TensorType,
+    *,
+    accumulate: bool,
+) -> str | None:
+    if accumulate:
+        return "values that are added"
+    if values.dtype != x.dtype or x.dtype not in ELEMENT:
+        return f"values {values}"
+    return _index_legal(target, x, indices)
+
+
+@aten_kernel("index_put.default", legal=_put_legal)
+def _index_put(
+    cfg: Config,
+    target: Target,
+    x: TensorType,
+    indices: tuple[TensorType | None, ...],
+    values: TensorType,
+    *,
+    accumulate: bool,
+) -> list[Call]:
     out = cfg.out
-    chosen = [d for d, i in enumerate(indices) if i is not None]
-    block = max(i.rank for i in indices if i is not None)
-    neighbours = chosen == list(range(chosen[0], chosen[0] + len(chosen)))
-    start = chosen[0] if neighbours else 0  # where the indexed block stands in the result
-    plain = [s for d, s in enumerate(x.strides) if d not in chosen]
-    moves = [*plain[:start], *[0] * block, *plain[start:]]
-    after = out.rank - start - block
-    picked = []
-    for d in chosen:
-        index = indices[d]
-        assert index is not None
-        strides: list[Size] = [*[0] * start, *_aligned(index, block), *[0] * after]
-        picked.append((f"indices{d}", index, d, strides))
-    return gather_call(x, out, moves, picked, True, f"IndexError: {_ERROR}")
+    shape, moves, picked = _indexed(out, indices)
+    own = _aligned(values, len(shape))
+    error = f"IndexError: {_ERROR}"
+    put = _picking("scatter", "values", out, (shape, own, moves), picked, True, error, 1)
+    return [_copied(x, out, target), put]
+
+
+def _copied(x: TensorType, out: TensorType, target: Target) -> Call:
+    """x as it was, where nothing is put."""
+    code, tasks, fill = ELEMENT[x.dtype], 4 * target.cores, [0] * (_RANK - x.rank)
+    numbers = (x.rank, code, code, tasks, *x.shape, *fill, *x.strides, *fill, *out.strides, *fill)
+    return Call("infopt_copy", ("self", "out"), numbers, tasks)

@@ -12,11 +12,16 @@ from infopt.codegen.sizes import product
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
 
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# What is cast before it is summed, to which whole numbers.
+_CAST = {torch.int64: _WHOLE, torch.int32: (torch.float32, *_WHOLE)}
+
 
 def _legal(target: Target, x: TensorType, *, dim: int, dtype: Any) -> str | None:
     if x.dtype not in MEMORY_TYPES or (dtype is not None and dtype not in MEMORY_TYPES):
         return f"from {x.dtype} to {dtype}"
-    if dtype is not None and dtype != x.dtype and not (dtype is torch.int64 and not x.is_float):
+    whole = dtype in (torch.int64, torch.int32)
+    if dtype is not None and dtype != x.dtype and not (whole and x.dtype in _CAST[dtype]):
         return f"from {x.dtype} to {dtype}"
     return None if 1 <= x.rank <= 5 else f"{x.rank} dimensions"
 
@@ -30,7 +35,7 @@ def _cumsum(cfg: Config, target: Target, x: TensorType, *, dim: int, dtype: Any)
     numbers = [x.shape[d], x.strides[d], out.strides[d], *sizes]
     for t in (x, out):
         numbers += [*[0] * fill, *[t.strides[i] for i in others]]
-    total = "double" if x.is_float else "int64_t"
+    total = "double" if out.is_float else "int64_t"
     arguments = f"{MEMORY_TYPES[x.dtype]}, {MEMORY_TYPES[out.dtype]}, {total}"
     symbol = "running_sum_" + arguments.replace(", ", "_")
     signature = f"INFOPT_EXPORT void {symbol}(const infopt_call *call, int64_t first, int64_t last)"

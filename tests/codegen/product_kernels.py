@@ -75,6 +75,7 @@ class Kernels:
             "-w",
             *LEVELS[level][0],
             str(CSRC / "kernels_linear.cpp"),
+            str(CSRC / "kernels_grouped.cpp"),
             *([str(CSRC / "kernels_stored.cpp")] if level == "amx_emulated" else []),
             "-o",
             str(path),

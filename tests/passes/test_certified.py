@@ -25,6 +25,7 @@ from infopt.passes.pack_activations import PackActivations
 from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.quantize_weights import QuantizeWeights
+from infopt.passes.recognize_groups import RecognizeGroups
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
@@ -36,7 +37,11 @@ from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 # Two choose by inputs of the whole program, which generated graphs have not; what the others do
 # to random data has no bound, or is compared to the bit. Their own tests hold them to it.
-MEASURED = (QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations)
+# And torch's product of groups takes only bf16, whole pieces of memory and ends that rise.
+MEASURED = (
+    *(QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations),
+    RecognizeGroups,
+)
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
 OF_SIZES = (

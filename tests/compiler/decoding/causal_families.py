@@ -26,6 +26,7 @@ _GPT = {k: v for k, v in _SIZES.items() if k.endswith("token_id")} | {
     "n_head": 4,
     "n_positions": POSITIONS,
 }
+_EXPERTS = _SIZES | {"num_experts_per_tok": 2}
 _MANY_HEADS = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}
 # name -> (transformers' name, arguments of its configuration); windows are shorter than the texts
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +42,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", _GPT),
     "gpt_neox": ("GPTNeoX", _MANY_HEADS),
     "opt": ("OPT", _MANY_HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "mixtral": ("Mixtral", _EXPERTS | {"num_local_experts": 6}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        _EXPERTS | {"num_experts": 6, "moe_intermediate_size": 24, "head_dim": 8},
+    ),
+    "olmoe": ("Olmoe", _EXPERTS | {"num_experts": 6}),
+    "gpt_oss": (
+        "GptOss",
+        _EXPERTS | {"num_local_experts": 6, "head_dim": 8, "sliding_window": 16},
+    ),
 }
 
 
