@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import sympy
 import torch
 
 from infopt.codegen.pointwise import find as pointwise_form
@@ -39,6 +40,8 @@ class Coupled:
     readers  the linear layers that read it
     axes     every value from the makers to `value` -> the dimension its units lie along
     makers   the linear layers at the upper end, whose rows belong to units
+    spans    of makers that make several things at once (queries, keys and values): (first place,
+             length) of every stretch that all units lie in, one after the other
     """
 
     value: Node
@@ -47,6 +50,24 @@ class Coupled:
     kind: str
     axes: dict[Node, int] = field(default_factory=dict)
     makers: list[Node] = field(default_factory=list)
+    spans: dict[Node, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def stretches(self, node: Node) -> list[tuple[int, int]]:
+        """(first place, length) of all that has the units, along the dimension they lie along."""
+        return self.spans.get(node, [(0, int(node.shape[self.axes[node]]))])
+
+    def by_unit(self, node: Node, rows: torch.Tensor) -> torch.Tensor:
+        """[count, n] of a number for every row of a maker."""
+        parts = [rows[first : first + n].view(self.count, -1) for first, n in self.stretches(node)]
+        return torch.cat(parts, 1)
+
+    def places(self, node: Node, kept: torch.Tensor) -> torch.Tensor:
+        """int64 [n], in order: what stays of a value along its dimension with the units kept."""
+        stays = torch.ones(int(node.shape[self.axes[node]]), dtype=torch.bool)
+        for first, length in self.stretches(node):
+            stays[first : first + length] = False
+            stays[first + _places(kept, length // self.count)] = True
+        return stays.nonzero().flatten()
 
     @property
     def width(self) -> int:
@@ -56,7 +77,10 @@ class Coupled:
     @property
     def numbers(self) -> int:
         """How many weights belong to one unit."""
-        makers = sum(int(n.args[1].tensor_type.numel) for n in self.makers)  # type: ignore[union-attr]
+        makers = sum(
+            int(n.args[1].shape[1]) * sum(length for _, length in self.stretches(n))  # type: ignore[union-attr]
+            for n in self.makers
+        )
         readers = sum(int(n.args[1].tensor_type.numel) for n in self.readers)  # type: ignore[union-attr]
         return (makers + readers) // self.count
 
@@ -119,6 +143,22 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
             return f"the weight of {node!r} is not a constant"
         found.makers.append(node)
         return ""
+    if (part := _part_of(node, dim)) is not None:
+        maker, spans = part
+        size = maker.shape[-1]
+        if not isinstance(size, int) or any(length % found.count for _, length in spans):
+            return f"{maker!r} has stretches of {spans} places for {found.count} units"
+        known = found.spans.setdefault(maker, [])
+        if any(a < c + d and c < a + b for a, b in spans for c, d in known):
+            return f"{maker!r} is read twice at the same places"
+        known += spans
+        found.axes[maker] = maker.tensor_type.rank - 1
+        if maker not in found.makers:
+            weight, bias = maker.args[1], maker.args[2]
+            if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
+                return f"the weight of {maker!r} is not a constant"
+            found.makers.append(maker)
+        return ""
     above = _above(node, dim, found.count)
     if above is None:
         return f"{name} is not known to treat channels apart"
@@ -127,6 +167,29 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
         if reason:
             return reason
     return ""
+
+
+def _part_of(node: Node, dim: int) -> tuple[Node, list[tuple[int, int]]] | None:
+    """The linear layer that a value is a stretch of, cut out of its last dimension or split off as
+    one of several equal parts, and the stretches that have the value's units."""
+    maker = next(node.inputs)
+    if maker.op.name != LINEAR:
+        return None
+    last = maker.tensor_type.rank - 1
+    if node.op.name == "aten.slice.Tensor":
+        if node.attr("dim") % node.tensor_type.rank != last or dim != last:
+            return None
+        first, size = node.attr("start") or 0, node.shape[last]
+        known = isinstance(first, int) and first >= 0 and isinstance(size, int)
+        return (maker, [(first, size)]) if known and node.attr("step") == 1 else None
+    size = maker.shape[last]
+    if node.op.name != _RESHAPE or not isinstance(size, int):
+        return None
+    several = sympy.sympify(prod(node.shape[:dim])) / prod(maker.shape[:last])
+    if several == 1 or not several.is_Integer or size % int(several):
+        return None
+    length = size // int(several)
+    return maker, [(i * length, length) for i in range(int(several))]
 
 
 def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
@@ -150,6 +213,9 @@ def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
         return None
     if name in _CASTS or (name in _LAST and dim < rank - len(_normalized(node))):
         return [(first, dim)]
+    if name == "aten.select.int":
+        picked = node.attr("dim") % first.tensor_type.rank
+        return [(first, dim + (picked <= dim))]
     if name in _ALONG:
         along = node.attr("dim") % rank
         return [(a, dim) for a in node.inputs] if along != dim else None
@@ -213,7 +279,7 @@ class Cutting:
         if node in image:
             return image[node]
         dim, o = found.axes[node], self.o
-        places = _places(kept, int(node.shape[dim]) // found.count)
+        places = found.places(node, kept)
         if node.op is CONST:
             made = self._const(node, self._value(node).index_select(dim, places))
         elif node in found.makers:
@@ -234,6 +300,11 @@ class Cutting:
                 shape = [*node.shape]
                 shape[dim] = len(places)
                 made = o.reshape(args[0], shape)
+            elif node.args[0] in found.spans:  # a slice of what makes several things at once
+                source = found.places(node.args[0], kept)
+                start, end = node.attr("start") or 0, (node.attr("start") or 0) + node.shape[dim]
+                first, last = (int((source < n).sum()) for n in (start, end))
+                made = o.call("aten.slice.Tensor", args[0], dim, first, last, 1)
             else:
                 made = o.rebuild(node, args)
         image[node] = made

@@ -107,7 +107,8 @@ class PruneStructures(Pass):
         if self.score == "magnitude":
             for node in found.makers:
                 rows = _weight(graph, node).square().sum(1)
-                worth = worth + rows.view(found.count, -1).mean(1).repeat_interleave(found.width)
+                each = found.by_unit(node, rows).mean(1)
+                worth = worth + each.repeat_interleave(found.width)
             return worth.view(found.count, -1).mean(1)
         worth = worth * seen[found.value].variance
         if self.score == "fluctuation":
