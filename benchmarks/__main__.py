@@ -28,6 +28,7 @@ COMMANDS = {
     "sparse_choices": "what of feed-forward weights steps may leave unread: perplexity, speed",
     "table": "the tables of README and docs, from JSON files of encoders",
     "gpu_resources": "registers, spills, shared memory of GPU kernels; needs no GPU",
+    "gpu_compile": "cold compile of an 8B-shaped decoder for a GPU; needs none",
     "gpu": "GPU kernels against their references, then against torch's best, in 9 minutes",
     "overhead": "cost of one call beyond dynamo's guards",
     "compile_time": "first call cold and warm, and its growth with depth",

@@ -1,8 +1,9 @@
 """`python -m benchmarks gpu`: every GPU kernel checked, then timed against torch, within 9 minutes.
 
 First each kernel is compared with its reference on random inputs, on this device; then the rows of
-gpu_rows.py are measured, the most telling first, until the time is over. Without a GPU it says so
-and fails.
+gpu_rows.py are measured, the most telling first, until the time is over. infopt's schedules are
+measured as tune=1 does, and --tuning keeps what was found, for `infopt tuning merge`. Without a GPU
+it says so and fails.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import datetime
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from benchmarks.gpu_lab import Lab
 from benchmarks.gpu_rows import measure, rows
 from benchmarks.report import wide_console, write_json
 from infopt.codegen.gpu_tuning.clock import GraphClock
+from infopt.codegen.schedules import TUNING, Database
+from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.runtime.cuda_device import CudaDevice, find_gpus
 
@@ -31,6 +35,8 @@ MINUTES = 9.0
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     parser.add_argument("--json", help="also write the results to this file")
+    parser.add_argument("--tune", type=int, default=1, choices=(0, 1, 2), help="see Options.tune")
+    parser.add_argument("--tuning", help="also write the schedules that were measured to this file")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all of it")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--no-check", action="store_true", help="leave the comparison out")
@@ -41,10 +47,12 @@ def main(arguments: list[str]) -> int:
         return 1
     torch.manual_seed(0)
     deadline = time.perf_counter() + 60 * options.minutes
-    lab = Lab(CudaDevice(), Target.of_gpu(), GraphClock(), deadline)
+    lab = Lab(CudaDevice(), Target.of_gpu(), GraphClock(), deadline, tune=options.tune)
     result = run(lab, console, options.only, not options.no_check)
     if options.json:
         write_json(options.json, about(lab) | result)
+    if options.tuning and (folder := Settings.from_environment().cache):
+        Database(Database.load(folder / TUNING).entries, Path(options.tuning)).save()
     return 1 if any(r["error"] for r in result["checks"]) else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,27 +38,42 @@ def regions() -> dict[str, Any]:
 
 def check_kernels(lab: Lab) -> list[dict[str, Any]]:
     """One row per case: kernel, case, error ("" where it is right)."""
-    rows = []
+    made = [(kernel, case, _made(make)) for kernel, case, make in cases(lab)]
+    lab.compile([of[0] for _, _, of in made if not isinstance(of, str)])
+    return [{"kernel": k, "case": case, "error": _error(lab, of)} for k, case, of in made]
+
+
+def cases(lab: Lab) -> Iterator[tuple[str, str, Callable[[], tuple]]]:
+    """(kernel, case, what makes its graph, inputs and expected results)."""
     for name, dtype in itertools.product(regions(), FLOATS):
-        rows.append(_row(lab, f"region {name}", str(dtype), lambda n=name, d=dtype: _region(n, d)))
+        yield f"region {name}", str(dtype), lambda n=name, d=dtype: _region(n, d)
     for name in kernel_names(lab.target):
         op = find(name)
         if not isinstance(op, KernelOp) or op.cases is None:
             continue
         for number, (args, attrs) in enumerate(itertools.islice(op.cases(), CASES)):
-            rows.append(
-                _row(lab, name, f"case {number}", lambda o=op, a=args, k=attrs: _alone(o, a, k))
-            )
-    return rows
+            yield name, f"case {number}", lambda o=op, a=args, k=attrs: _alone(o, a, k)
 
 
-def _row(lab: Lab, kernel: str, case: str, make: Any) -> dict[str, Any]:
+def _made(make: Callable[[], tuple]) -> tuple | str:
+    """What `make` makes, or why it fails."""
     try:
-        graph, inputs, expected, exact, tolerance = make()
-        error = _compared(lab, graph, inputs, expected, exact, tolerance)
+        return make()
     except Exception as failure:
-        error = f"{type(failure).__name__}: {failure}"[:300]
-    return {"kernel": kernel, "case": case, "error": error}
+        return _described(failure)
+
+
+def _error(lab: Lab, made: tuple | str) -> str:
+    if isinstance(made, str):
+        return made
+    try:
+        return _compared(lab, *made)
+    except Exception as failure:
+        return _described(failure)
+
+
+def _described(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"[:300]
 
 
 def _compared(

@@ -40,15 +40,20 @@ class Row:
 
 def compiled(lab: Lab, module: nn.Module, args: tuple, **options: Any) -> Callable[..., Any]:
     """infopt's program of a module for this device, to be called with flat inputs."""
-    made = infopt.compile(module, args, target=lab.target, device=lab.device, **options)
+    options = {"target": lab.target, "device": lab.device, "tune": lab.tune} | options
+    made = infopt.compile(module, args, **options)
     if not isinstance(made, infopt.Compiled):
         raise RuntimeError(f"not compiled: {made.report.declined}")
+    lab.schedules |= {what: str(choice) for what, choice in made.report.schedules.items()}
     return made
 
 
-def linear(lab: Lab, m: int, n: int, k: int, dtype: torch.dtype, **options: Any) -> tuple:
-    """(copies, infopt's arm, cuBLAS's arm) of one linear layer with rotating weights."""
-    copies = lab.copies((n * k + m * k + m * n) * dtype.itemsize)
+def linear(
+    lab: Lab, m: int, n: int, k: int, dtype: torch.dtype, bits: float = 16, **options: Any
+) -> tuple:
+    """(copies, infopt's arm, cuBLAS's arm) of one linear layer with rotating weights, which take
+    so many bits each: enough copies that also the smallest find the cache cold."""
+    copies = lab.copies(int(n * k * bits / 8) + (m * k + m * n) * dtype.itemsize)
     xs = [torch.randn(m, k, dtype=dtype, device=lab.where) for _ in range(copies)]
     layers = []
     for _ in range(copies):
@@ -88,9 +93,9 @@ def decode_linear(name: str, form: str) -> Row:
     def run(lab: Lab) -> dict[str, Any]:
         n, k = (64, 64) if lab.tiny else LINEARS_8B[name]
         options = {} if form == "bf16" else {"weights": form}
-        copies, own, cublas = linear(lab, 1, n, k, torch.bfloat16, **options)
-        arms = lab.measure({"infopt": own, "cublas bf16": cublas}, copies)
         bits = {"bf16": 16, "int8": 8 + 16 / k, "int4-g32": 4 + 32 / 32}[form]
+        copies, own, cublas = linear(lab, 1, n, k, torch.bfloat16, bits, **options)
+        arms = lab.measure({"infopt": own, "cublas bf16": cublas}, copies)
         moved = n * k * bits / 8 + 2 * (n + k)
         return {"arms": arms} | _share(lab, arms, moved)
 
@@ -201,6 +206,7 @@ def measure(lab: Lab, row: Row) -> dict[str, Any]:
         found = row.run(lab)
     except Exception as error:
         found = {"failure": f"{type(error).__name__}: {error}"[:300]}
+    found["schedules"], lab.schedules = lab.schedules, {}
     if "score" in found:
         found["reached"] = found["score"] >= row.goal
     return about | found | {"seconds": time.perf_counter() - start}

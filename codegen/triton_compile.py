@@ -80,13 +80,30 @@ def compile_launch(launch: Launch, arch: str, unaligned: frozenset[int] = frozen
     """
     if arch not in ARCHITECTURES:
         raise CannotCompile(f"{arch!r}: expected one of {', '.join(ARCHITECTURES)}")
-    divisible = tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
-    constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
-    text = (launch.source, launch.entry, launch.signature, divisible, constants)
-    key = (*text, launch.warps, launch.stages, launch.exact, arch)
+    key = _key(launch, arch, unaligned)
     if key not in _compiled:
-        _compiled[key] = _compile(launch, arch, divisible)
+        _compiled[key] = _compile(launch, arch, _divisible(launch, unaligned))
     return _compiled[key]
+
+
+def remember(launch: Launch, arch: str, unaligned: frozenset[int], made: Compiled) -> None:
+    """Take what another process has compiled of the same request."""
+    _compiled.setdefault(_key(launch, arch, unaligned), made)
+
+
+def is_compiled(launch: Launch, arch: str, unaligned: frozenset[int]) -> bool:
+    """Whether a request needs no compiling any more in this process."""
+    return _key(launch, arch, unaligned) in _compiled
+
+
+def _key(launch: Launch, arch: str, unaligned: frozenset[int]) -> tuple:
+    constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
+    text = (launch.source, launch.entry, launch.signature, _divisible(launch, unaligned), constants)
+    return (*text, launch.warps, launch.stages, launch.exact, arch)
+
+
+def _divisible(launch: Launch, unaligned: frozenset[int]) -> tuple[bool, ...]:
+    return tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
 
 
 def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled:

@@ -134,8 +134,8 @@ def _tiles(
 ) -> Launch:
     m, n, k = sizes["m"], sizes["n"], sizes["k"]
     sides = 2 if end["GATED"] else 1
-    if dtype is torch.float32:  # from registers: larger tiles do not fit them
-        tile = replace(tile, m=min(tile.m, 64), n=min(tile.n, 64), k=min(tile.k, 16))
+    if dtype is torch.float32:  # from registers: larger tiles do not fit them, 8 warps spill
+        tile = replace(tile, m=min(tile.m, 64), n=min(tile.n, 64), k=min(tile.k, 16), warps=4)
     tile = tile.fitted(target, (tile.m + tile.n) * dtype.itemsize)
     if sides == 2:  # half of the columns are the gate's, half the other's
         # of wider ones something is spilled on sm80

@@ -21,9 +21,9 @@ from typing import Any
 from infopt.codegen.gpu_tuning.compile_worker import read, write
 from infopt.codegen.launches import KernelText
 from infopt.codegen.parallel import CORES, check_cancelled, in_parallel
-from infopt.codegen.triton_compile import Compiled
+from infopt.codegen.triton_compile import Compiled, compile_launch, is_compiled, remember
 
-MOST = 8
+MOST = 16
 SECONDS = 120.0  # that one kernel may take
 _POLL = 0.2
 
@@ -36,10 +36,13 @@ class Workers:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
     def compiled(self, texts: Sequence[KernelText], arch: str) -> list[Compiled | str]:
-        """Machine code of every kernel in its place, or why it has none."""
+        """Machine code of every kernel in its place, or why it has none. `compile_launch` knows it
+        from then on."""
         return in_parallel(lambda text: self._one(text, arch), texts, self.count)
 
     def _one(self, text: KernelText, arch: str) -> Compiled | str:
+        if is_compiled(text.launch, arch, text.unaligned):
+            return compile_launch(text.launch, arch, text.unaligned)
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:
@@ -53,6 +56,8 @@ class Workers:
             worker.end()
             raise
         self._idle.put(worker)
+        if isinstance(answer, Compiled):
+            remember(text.launch, arch, text.unaligned, answer)
         return answer
 
     def close(self) -> None:

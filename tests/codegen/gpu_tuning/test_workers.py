@@ -4,6 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", minversion="3.6")
+from infopt.codegen import triton_compile
 from infopt.codegen.gpu.text import HEADER, launch
 from infopt.codegen.gpu_tuning.workers import Workers
 from infopt.codegen.launch import Pointer
@@ -39,13 +40,16 @@ def workers():
 
 def test_the_same_code_as_here(workers):
     (found,) = workers.compiled([text(HEADER + COPY)], "sm90")
-    assert found == compile_launch(text(HEADER + COPY).launch, "sm90")
+    assert compile_launch(text(HEADER + COPY).launch, "sm90") is found
+    triton_compile._compiled.clear()
+    assert compile_launch(text(HEADER + COPY).launch, "sm90") == found
 
 
 def test_each_failure_is_alone(workers):
     sources = [FAILS, DIES, HEADER + COPY, KILLED, PRINTS]
     fails, dies, good, killed, prints = workers.compiled([text(s) for s in sources], "sm80")
     assert isinstance(good, Compiled) and isinstance(prints, Compiled)
+    assert triton_compile.is_compiled(text(PRINTS).launch, "sm80", frozenset())
     assert "copied for sm80: " in fails and "no_such_name" in fails
     assert dies == "copied for sm80: its compiler ended with status 7"
     assert killed == "copied for sm80: its compiler ended with SIGSEGV"
