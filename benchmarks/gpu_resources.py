@@ -67,6 +67,10 @@ def kernels() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         label = f"gated linear, {rows} rows"
         args = (t(rows, 4096), t(14336, 4096), t(14336, 4096), None, None)
         yield label, "gated_linear", args, {"activation": "silu"}
+    ends = t(32, dtype=torch.int32)
+    for rows in (4096, 32):
+        args = (t(rows, 1024), t(32, 512, 1024), ends)
+        yield f"32 experts, {rows} rows", "grouped_linear", args, {}
     yield "layer norm after a sum", "add_layer_norm", (x, x, bias, bias), {"eps": 1e-5}
     rms = {"eps": 1e-5, "offset": 0.0, "cast_first": True}
     yield "RMS norm", "rms_norm", (x, bias), rms

@@ -93,6 +93,20 @@ def test_declines(weights, x):
     assert found is start and report.declined[0].reason == "it computes in torch.float64"
 
 
+def test_a_weight_for_each_group_of_rows_stays(x):
+    def build(o, x, experts, ends):
+        return o.call("grouped_linear", x, experts, ends)
+
+    kept = {"experts": torch.randn(2, N, K) / 8, "ends": torch.tensor([2, 5], dtype=torch.int32)}
+    start = graph_with(kept, x, build)
+    found, report = run_pass(INT8, start, [(x,)])
+    assert found is start
+    (site,) = report.declined
+    assert (
+        site.where == "experts" and "every group of its rows has a weight of its own" in site.reason
+    )
+
+
 def test_idempotent(x, weights):
     start = graph_with(weights, x, lambda o, x, w, v: o.add(o.linear(x, w), o.linear(x, v)))
     found, _ = run_pass(INT8, start)

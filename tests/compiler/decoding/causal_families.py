@@ -48,10 +48,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         _EXPERTS | {"num_experts": 6, "moe_intermediate_size": 24, "head_dim": 8},
     ),
     "olmoe": ("Olmoe", _EXPERTS | {"num_experts": 6}),
-    "gpt_oss": (
-        "GptOss",
-        _EXPERTS | {"num_local_experts": 6, "head_dim": 8, "sliding_window": 16},
-    ),
 }
 
 
