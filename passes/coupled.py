@@ -25,6 +25,7 @@ from infopt.passes.layers import source_of, value_of
 
 LINEAR = "aten.linear.default"
 ATTENTION = "attention"
+_CACHED = ("kv_attention", "kv_attention_int8")  # keys and values have places in a cache
 _RESHAPE, _PERMUTE = "aten.reshape.default", "aten.permute.default"
 _ALONG = {"aten.slice.Tensor", "aten.cat.default"}
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.contiguous.default"}
@@ -36,7 +37,9 @@ _LAST = {"aten.layer_norm.default", "rms_norm"}  # what looks along the last dim
 class Coupled:
     """One structure: `count` units that stay or go as a whole.
 
-    value    what the consumers read, [.., K]; a unit is K / count channels that lie together
+    value    what the consumers read, [.., K]; a unit is K / count channels
+    groups   how many stretches every unit has a part in: where keys and values cannot be cut, one
+             query goes of each group that shares them
     readers  the linear layers that read it
     axes     every value from the makers to `value` -> the dimension its units lie along
     makers   the linear layers at the upper end, whose rows belong to units
@@ -48,16 +51,20 @@ class Coupled:
     readers: tuple[Node, ...]
     count: int
     kind: str
+    groups: int = 1
     axes: dict[Node, int] = field(default_factory=dict)
     makers: list[Node] = field(default_factory=list)
     spans: dict[Node, list[tuple[int, int]]] = field(default_factory=dict)
 
     def stretches(self, node: Node) -> list[tuple[int, int]]:
         """(first place, length) of all that has the units, along the dimension they lie along."""
-        return self.spans.get(node, [(0, int(node.shape[self.axes[node]]))])
+        if node in self.spans:
+            return self.spans[node]
+        length = int(node.shape[self.axes[node]]) // self.groups
+        return [(i * length, length) for i in range(self.groups)]
 
     def by_unit(self, node: Node, rows: torch.Tensor) -> torch.Tensor:
-        """[count, n] of a number for every row of a maker."""
+        """[count, n] of a number for every place of a value."""
         parts = [rows[first : first + n].view(self.count, -1) for first, n in self.stretches(node)]
         return torch.cat(parts, 1)
 
@@ -94,8 +101,7 @@ def coupled(graph: Graph, value: Node) -> Coupled | str:
         weight, bias = node.args[1], node.args[2]
         if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
             return f"the weight of {node!r} is not a constant"
-    heads = _heads(value)
-    found = Coupled(value, readers, heads or value.shape[-1], "heads" if heads else "channels")
+    found = Coupled(value, readers, *(_heads(value) or (value.shape[-1], "channels")))
     if found.count < 2:
         return "it is one unit"
     reason = _follow(graph, value, value.tensor_type.rank - 1, found)
@@ -112,15 +118,20 @@ def coupled(graph: Graph, value: Node) -> Coupled | str:
     return found
 
 
-def _heads(value: Node) -> int:
-    """How many heads of keys and values there are above, 0 without attention."""
+def _heads(value: Node) -> tuple[int, str, int] | None:
+    """How many heads of keys and values there are above; where these lie in a cache, how many
+    queries share one, and of how many groups. None without attention."""
     node: Any = value
     while isinstance(node, Node) and node.op.name in (_RESHAPE, _PERMUTE, *_CASTS):
         node = node.args[0]
-    if not isinstance(node, Node) or node.op.name != ATTENTION:
-        return 0
-    count = node.args[1].shape[1]  # type: ignore[union-attr]
-    return count if isinstance(count, int) else 0
+    if not isinstance(node, Node) or node.op.name not in (ATTENTION, *_CACHED):
+        return None
+    queries, heads = node.args[0].shape[1], node.args[1].shape[1]  # type: ignore[union-attr]
+    if not isinstance(heads, int) or not isinstance(queries, int):
+        return None
+    if node.op.name == ATTENTION:
+        return heads, "heads", 1
+    return queries // heads, "queries of every group", heads
 
 
 def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
@@ -130,7 +141,7 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
     if isinstance(node.type, tuple) or node.serial:
         return f"{node.op.name} is not known to treat channels apart"
     size, rank, name = node.shape[dim], node.tensor_type.rank, node.op.name
-    if not isinstance(size, int) or size % found.count:
+    if not isinstance(size, int) or size % (found.count * found.groups):
         return f"{node!r} has {size} places for {found.count} units"
     found.axes[node] = dim
     if node.op is CONST:
@@ -143,7 +154,7 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
             return f"the weight of {node!r} is not a constant"
         found.makers.append(node)
         return ""
-    if (part := _part_of(node, dim)) is not None:
+    if found.groups == 1 and (part := _part_of(node, dim)) is not None:
         maker, spans = part
         size = maker.shape[-1]
         if not isinstance(size, int) or any(length % found.count for _, length in spans):
@@ -159,7 +170,7 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
                 return f"the weight of {maker!r} is not a constant"
             found.makers.append(maker)
         return ""
-    above = _above(node, dim, found.count)
+    above = _above(node, dim, found.count * found.groups)
     if above is None:
         return f"{name} is not known to treat channels apart"
     for arg, place in above:
@@ -203,6 +214,8 @@ def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
         if isinstance(mask, Node) and mask.tensor_type.rank == 4 and mask.shape[1] != 1:
             parts.append((mask, 1))
         return parts  # type: ignore[return-value]
+    if name in _CACHED:
+        return [(first, 1)] if dim == 1 else None
     if name == _PERMUTE:
         return [(first, node.attr("dims")[dim] % first.tensor_type.rank)]
     if name == _RESHAPE:
@@ -257,7 +270,7 @@ class Cutting:
         mean f64 [K] of what is gone, where it is known."""
         image: dict[Node, Node] = {}
         x = self._image(found.value, found, kept, image)
-        places = _places(kept, found.width)
+        places = found.places(found.value, kept)
         changes = {}
         for node in found.readers:
             weight, bias = self._value(node.args[1]), node.args[2]

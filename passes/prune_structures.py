@@ -108,13 +108,15 @@ class PruneStructures(Pass):
             for node in found.makers:
                 rows = _weight(graph, node).square().sum(1)
                 each = found.by_unit(node, rows).mean(1)
-                worth = worth + each.repeat_interleave(found.width)
-            return worth.view(found.count, -1).mean(1)
+                for first, length in found.stretches(found.value):
+                    units = each.repeat_interleave(length // found.count)
+                    worth[first : first + length] += units
+            return found.by_unit(found.value, worth).mean(1)
         worth = worth * seen[found.value].variance
         if self.score == "fluctuation":
             worth = (worth - worth.mean()) / worth.std().clamp_min(1e-300)
-            return worth.view(found.count, -1).mean(1)
-        return worth.view(found.count, -1).sum(1)
+            return found.by_unit(found.value, worth).mean(1)
+        return found.by_unit(found.value, worth).sum(1)
 
     def _kept(self, structures: list[Coupled], scores: list[torch.Tensor]) -> list[torch.Tensor]:
         """The units of each structure that stay, int64 [n], in order."""
