@@ -338,6 +338,28 @@ def test_sums_fit_in_either_order_unless_scaled() -> None:
         assert len(report.applied) == count
 
 
+def test_a_factor_that_may_be_any_keeps_its_operand() -> None:
+    class AnyScale(Rule):
+        """neg(x) + a y -> a y - x, whatever a is"""
+
+        name, always = "any-scale", True
+
+        def pattern(self, o, x, y):
+            return o.add(o.neg(x), y, alpha=o.any("scale"))
+
+        def rewrite(self, o, x, y, scale):
+            return o.sub(o.mul(y, scale), x)
+
+    for build, count in (
+        (lambda o, x, y: o.add(o.neg(x), y, alpha=2), 1),
+        (lambda o, x, y: o.add(y, o.neg(x)), 1),
+        (lambda o, x, y: o.add(y, o.neg(x), alpha=2), 0),
+    ):
+        x = torch.randn(3)
+        _, report = run_pass(AnyScale(), graph_of(build, [x, x + 1]), [(x, x + 1)])
+        assert len(report.applied) == count
+
+
 class JoinToDouble(Rule):
     """cat([x, x]) -> repeat(x)"""
 
