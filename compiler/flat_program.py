@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infopt.compiler.model import Compiled
 from infopt.compiler.target import Target
 from infopt.runtime.loading import read_manifest
@@ -15,6 +17,11 @@ from infopt.runtime.loading import read_manifest
 
 class FlatProgram(Compiled):
     """A compiled program that is run on flat inputs."""
+
+    @property
+    def where(self) -> torch.device:
+        """The device of its inputs and results."""
+        return self._built.program.where
 
     def run(self, inputs: list[Any]) -> list[Any]:
         return self._built.program(inputs)

@@ -62,6 +62,11 @@ class LoadedProgram:
             return self._rebuild(self.program(inputs))
         return self._rebuild(self._parts.run(self.program.plan, self.program, inputs))
 
+    @property
+    def where(self) -> torch.device:
+        """The device of its inputs and results."""
+        return self.program.where
+
     def run(self, inputs: list[Any]) -> list[Any]:
         """The flat outputs of the flat inputs: for those who know the program."""
         return self.program(self._inputs(inputs, self._state))

@@ -81,8 +81,10 @@ def attention_launches(
     causal: bool,
     window: int = 0,
     sinks: TensorType | None = None,
+    starts: TensorType | None = None,
+    softcap: float = 0.0,
 ) -> list[Launch]:
-    """names: the parameters q, k, v, mask."""
+    """names: the parameters q, k, v, mask. starts: how many keys come before the queries."""
     b, h, t, d = q.shape
     kv, s, dv = k.shape[1], k.shape[2], v.shape[3]
     groups = 1 if h == kv else h // kv
@@ -96,6 +98,7 @@ def attention_launches(
         **{x: Pointer(n, y.dtype) for x, n, y in zip("qkv", names, (q, k, v), strict=False)},
         "mask": mask and Pointer(names[3], mask.dtype),
         "sinks": sinks and Pointer("sinks", sinks.dtype),
+        "starts": starts and Pointer("starts", starts.dtype),
         "out": Pointer("out", out.dtype),
     }
     strides = {
@@ -105,8 +108,8 @@ def attention_launches(
     }
     strides |= dict(zip((f"mask_{w}" for w in ("batch", "head", "query")), steps[:3]))
     ends = dict(zip(("out_batch", "out_head", "out_stride"), out.strides[:3], strict=True))
-    fixed = {"CAUSAL": causal, "WINDOW": window, "MASK_STRIDE": steps[3], "GROUPS": groups}
-    fixed |= {"D": d, "V": dv}
+    fixed = {"CAUSAL": causal, "WINDOW": window, "SOFTCAP": softcap, "MASK_STRIDE": steps[3]}
+    fixed |= {"GROUPS": groups, "D": d, "V": dv}
     wide = {"BLOCK_D": power_of_two(d), "BLOCK_V": power_of_two(dv)}
     together = max(FEW_ROWS, power_of_two(groups))
     few = Le(t * groups, together)
@@ -220,7 +223,9 @@ def _mask_strides(mask: TensorType) -> tuple[Size, ...] | None:
 _LAYOUTS = LAYOUTS | {"mask": _mask_strides, "attn_mask": _mask_strides}
 
 
-def _on_gpu(legal: Callable[..., str | None]) -> Callable[..., str | None]:
+def on_gpu(legal: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Of ops that begin with queries, keys and values."""
+
     def asked(
         target: Target, q: TensorType, k: TensorType, v: TensorType, *rest: Any, **attrs: Any
     ):
@@ -233,7 +238,7 @@ def _on_gpu(legal: Callable[..., str | None]) -> Callable[..., str | None]:
 
 
 @attention.kernel(
-    "gpu", legal=_on_gpu(attention_legal), layouts=_LAYOUTS, out=by_token, **FLASH_SPACE
+    "gpu", legal=on_gpu(attention_legal), layouts=_LAYOUTS, out=by_token, **FLASH_SPACE
 )
 def _attention(
     cfg: Config,
@@ -253,7 +258,7 @@ def _attention(
 
 @attention_sinks.kernel(
     "gpu",
-    legal=_on_gpu(sinks_legal),
+    legal=on_gpu(sinks_legal),
     layouts=SINK_LAYOUTS | {"mask": _mask_strides},
     out=as_queries,
     **FLASH_SPACE,
@@ -278,7 +283,7 @@ def _attention_sinks(
 @aten_kernel(
     "scaled_dot_product_attention.default",
     kind="gpu",
-    legal=_on_gpu(aten_attention_legal),
+    legal=on_gpu(aten_attention_legal),
     layouts=_LAYOUTS,
     out=by_token,
     **FLASH_SPACE,

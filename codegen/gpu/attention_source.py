@@ -1,9 +1,10 @@
 """The Triton source of attention: many queries, few queries, and their shares put together."""
 
-from infopt.codegen.gpu.text import HEADER
+from infopt.codegen.gpu.text import HEADER, TANH
 
 SOURCE = (
     HEADER
+    + TANH
     + '''
 
 @triton.jit
@@ -23,10 +24,12 @@ def block_of(x, rows, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 
 @triton.jit
 def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k_stride, v_stride,
-           scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
-           BOUNDED: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_N: tl.constexpr,
-           BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
+           scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+           MASK_STRIDE: tl.constexpr, BOUNDED: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+           BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """Keys from begin to end; BOUNDED: not all of them exist, or are seen by all queries.
+
+    tokens: of each query the last key that it sees where CAUSAL.
 
     acc, total, most: of each query the weighted values, the sum of weights, the highest score so
     far, in powers of two. mask: None, or where a query's row of it begins.
@@ -36,7 +39,11 @@ def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k
         exists = columns < keys
         far = columns.to(tl.int64)
         k_block = block_of(k, far, k_stride, exists, D, BLOCK_D, BOUNDED)
-        z = tl.dot(q, tl.trans(k_block), input_precision="ieee") * (scale * 1.4426950408889634)
+        z = tl.dot(q, tl.trans(k_block), input_precision="ieee")
+        if SOFTCAP > 0:
+            z = tanh(z * (scale / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
+        else:
+            z *= scale * 1.4426950408889634
         if mask is not None:
             given = tl.load(mask[:, None] + (start * MASK_STRIDE
                             + tl.arange(0, BLOCK_N) * MASK_STRIDE)[None, :],
@@ -70,13 +77,17 @@ def sink_weight(sinks, heads, most):
 
 
 @triton.jit
-def flash(q, k, v, mask, sinks, out, heads, queries, keys,
+def flash(q, k, v, mask, sinks, starts, out, heads, queries, keys,
           q_batch, q_head, q_stride, k_batch, k_head, k_stride, v_batch, v_head, v_stride,
           mask_batch, mask_head, mask_query, out_batch, out_head, out_stride, scale,
-          CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
-          GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr,
-          BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Attention of BLOCK_M queries of one head; the last, which see most keys, come first."""
+          CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+          MASK_STRIDE: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+          BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+          BLOCK_V: tl.constexpr):
+    """Attention of BLOCK_M queries of one head; the last, which see most keys, come first.
+
+    starts: None, or how many keys come before the first query of each sequence.
+    """
     batch = (tl.program_id(0) // heads).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
@@ -92,6 +103,12 @@ def flash(q, k, v, mask, sinks, out, heads, queries, keys,
     acc = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     most = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    tokens = rows
+    if starts is not None:
+        before = tl.load(starts + batch).to(tl.int32)
+        tokens += before
+        first += before
+        keys = tl.minimum(keys, before + queries)
     end = keys
     whole = keys // BLOCK_N * BLOCK_N
     if CAUSAL:
@@ -103,15 +120,15 @@ def flash(q, k, v, mask, sinks, out, heads, queries, keys,
         begin = tl.cdiv(tl.maximum(first + BLOCK_M - WINDOW, 0), BLOCK_N) * BLOCK_N
         begin = tl.minimum(begin, tl.cdiv(end, BLOCK_N) * BLOCK_N)
         whole = tl.maximum(whole, begin)
-        acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, edge,
+        acc, total, most = attend(q_block, acc, total, most, k, v, mask, tokens, in_rows, edge,
                                   begin, keys, k_stride, v_stride, scale, CAUSAL, WINDOW,
-                                  MASK_STRIDE, True, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
-    acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, begin, whole,
-                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, False,
-                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
-    acc, total, most = attend(q_block, acc, total, most, k, v, mask, rows, in_rows, whole, end,
-                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, True,
-                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+                                  SOFTCAP, MASK_STRIDE, True, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+    acc, total, most = attend(q_block, acc, total, most, k, v, mask, tokens, in_rows, begin, whole,
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, SOFTCAP,
+                              MASK_STRIDE, False, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+    acc, total, most = attend(q_block, acc, total, most, k, v, mask, tokens, in_rows, whole, end,
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, SOFTCAP,
+                              MASK_STRIDE, True, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
     if sinks is not None:
         total += sink_weight(sinks, head, most)
     y = acc / tl.where(total == 0, 1.0, total)[:, None]
@@ -121,15 +138,15 @@ def flash(q, k, v, mask, sinks, out, heads, queries, keys,
 
 
 @triton.jit
-def flash_few(q, k, v, mask, sinks, out, parts, heads, queries, keys,
+def flash_few(q, k, v, mask, sinks, starts, out, parts, heads, queries, keys,
               q_batch, q_head, q_stride, k_batch, k_head, k_stride, v_batch, v_head, v_stride,
               mask_batch, mask_head, mask_query, out_batch, out_head, out_stride,
-              scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK_STRIDE: tl.constexpr,
-              GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr,
-              BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-              SPLIT: tl.constexpr):
+              scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+              MASK_STRIDE: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+              BLOCK_V: tl.constexpr, SPLIT: tl.constexpr):
     """Attention of all queries of one key head, which are GROUPS * queries rows, over one of SPLIT
-    shares of the keys. heads: of keys."""
+    shares of the keys that any of them sees. heads: of keys; starts: as for flash."""
     batch = (tl.program_id(0) // heads).to(tl.int64)
     key_head = (tl.program_id(0) % heads).to(tl.int64)
     rows = tl.arange(0, BLOCK_M)
@@ -145,12 +162,20 @@ def flash_few(q, k, v, mask, sinks, out, parts, heads, queries, keys,
     acc = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     most = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    share = tl.cdiv(tl.cdiv(keys, BLOCK_N), SPLIT) * BLOCK_N
-    begin = tl.program_id(1) * share
+    lowest = 0
+    tokens = token
+    if starts is not None:
+        before = tl.load(starts + batch).to(tl.int32)
+        tokens += before
+        keys = tl.minimum(keys, before + queries)
+        if WINDOW > 0:
+            lowest = tl.maximum(before - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+    share = tl.cdiv(tl.cdiv(keys - lowest, BLOCK_N), SPLIT) * BLOCK_N
+    begin = lowest + tl.program_id(1) * share
     end = tl.minimum(begin + share, keys)
-    acc, total, most = attend(q_block, acc, total, most, k, v, mask, token, in_rows, begin, end,
-                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, MASK_STRIDE, True,
-                              D, V, BLOCK_N, BLOCK_D, BLOCK_V)
+    acc, total, most = attend(q_block, acc, total, most, k, v, mask, tokens, in_rows, begin, end,
+                              keys, k_stride, v_stride, scale, CAUSAL, WINDOW, SOFTCAP,
+                              MASK_STRIDE, True, D, V, BLOCK_N, BLOCK_D, BLOCK_V)
     columns = tl.arange(0, BLOCK_V)
     inside = in_rows[:, None] & (columns < V)[None, :]
     if SPLIT > 1:

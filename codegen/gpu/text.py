@@ -10,12 +10,7 @@ import triton
 import triton.language as tl
 """
 
-ACTIVATE = '''
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
+TANH = '''
 
 @triton.jit
 def tanh(x):
@@ -26,6 +21,15 @@ def tanh(x):
     small = tl.exp(-2.0 * tl.abs(x))
     far = tl.where(x < 0, small - 1.0, 1.0 - small) / (1.0 + small)
     return tl.where(tl.abs(x) < 0.25, x * series, far)
+'''
+
+ACTIVATE = (
+    TANH
+    + '''
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -51,6 +55,7 @@ def activate(x, ACTIVATION: tl.constexpr):
         x = x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3.0)) / 6
     return x
 '''
+)
 
 
 def launch(

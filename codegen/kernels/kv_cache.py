@@ -119,6 +119,7 @@ def kv_attention_int8(q, keys, values, starts, *, scale, window=0, softcap=0.0):
 
 # what every append reads beside its store
 APPENDED = {"x": dense_last, "starts": contiguous, "counts": contiguous}
+ATTENDED = {"q": dense_last, "keys": dense_last, "values": dense_last, "starts": contiguous}
 
 
 def appends(stored: torch.dtype | None, rank: int) -> Callable[..., str | None]:
@@ -159,7 +160,7 @@ def _append(
     return Call("infopt_kv_append", ("x", "starts", "counts", "out"), numbers, b * h)
 
 
-def _attention_legal(
+def kv_attention_legal(
     target: Target,
     q: TensorType,
     keys: TensorType,
@@ -172,8 +173,8 @@ def _attention_legal(
 
 @kv_attention.kernel(
     "cpu",
-    legal=_attention_legal,
-    layouts={"q": dense_last, "keys": dense_last, "values": dense_last, "starts": contiguous},
+    legal=kv_attention_legal,
+    layouts=ATTENDED,
     out=by_token,
 )
 def _attention(

@@ -34,6 +34,7 @@ from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
 from infopt.compiler.flat_program import FlatProgram, save_with
 from infopt.compiler.graph import Node
+from infopt.compiler.one_device import CPU, device_of
 from infopt.compiler.options import Options
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
@@ -44,6 +45,7 @@ from infopt.runtime.decoding.compaction import FILTER, Compaction
 from infopt.runtime.decoding.layout import KV
 from infopt.runtime.decoding.pages import PagedMemory
 from infopt.runtime.decoding.spec import CausalSpec
+from infopt.runtime.device import Device
 from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
 
@@ -59,6 +61,7 @@ def compile_causal_lm(
     kv: KV | Policy | None = None,
     compact: Compaction | None = None,
     target: str | Target = "native",
+    device: Device | None = None,
     **options: Any,
 ) -> CausalLM:
     """Compile a causal language model for generation.
@@ -68,10 +71,14 @@ def compile_causal_lm(
                 (models/decoder.py shows how)
     max_length  the room of the cache: tokens of a prompt and of what follows
     batch       the most sequences at once
-    kv          how the cache is kept: infopt.KV, or a policy such as infopt.Quest; without it
+    kv          how the cache is kept: infopt.KV, or a policy such as infopt.kv.Quest; without it
                 exactly as the model computes it
     compact     an infopt.Compaction: long prompts are cut to the tokens that matter, which keep
                 their positions; max_length is the room for what is left of them
+    target      "native", or a machine such as "cpu:avx2" or "cuda:sm90" (Target.parse). The model
+                is on the CPU; its weights and the cache go to the GPU
+    device      the GPU to run on (runtime/device.py); None: the first of that architecture. Without
+                one the result can be saved, not called
     options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
                 texts int64 [sequences, tokens] of one length; max_activations is kept by reading
                 prompts in parts
@@ -94,9 +101,15 @@ def compile_causal_lm(
     if max_length < 2:
         raise BadOption(f"max_length: expected 2 or more, found {max_length}")
     check_module(model)
+    where = device_of(model.parameters())
+    if where != CPU:
+        raise TraceDeclined(f"the model is on {where}: expected it on the CPU, and target=...")
     machine = target if isinstance(target, Target) else Target.parse(target)
     report = Report(target=machine.name)
     policy = kv if isinstance(kv, Policy) else _policy_of(kv or KV())
+    if machine.kind == "gpu" and (policy != Contiguous() or compact is not None):
+        found = f"kv={kv!r} and compact={compact!r}"
+        raise BadOption(f"a GPU keeps the whole cache as the model computes it: found {found}")
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
         layers, vocabulary, windows = _shapes(forward, model)
@@ -126,7 +139,9 @@ def compile_causal_lm(
             filter = build_filter(forward, model, compact, sizes, calibrating, parsed, machine)
         exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
         seen = [exported.sample(text, {}) for text in texts]
-        built = build(exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen)
+        built = build(
+            exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen, device
+        )
     if limit is not None:
         spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)

@@ -34,6 +34,8 @@ class CausalLM:
     spec     the vocabulary, the room for tokens, the largest batch
     program  what was compiled or loaded: its report, its notes
     filter   where prompts are cut (infopt.Compaction), the program that says what tokens are worth
+
+    Ids may be on any device; the cache, logits and chosen tokens are where the program runs.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class CausalLM:
         filter: Any = None,
     ) -> None:
         self.spec, self.program, self.filter, self._save = spec, program, filter, save
+        self._where: torch.device = program.where
         self._pool = spec.pool() if spec.page else None
 
     @property
@@ -132,7 +135,8 @@ class CausalLM:
             new = (ends - first).clamp(0, part.shape[1])
             last, at = (new[:, None] - 1).clamp(min=0), positions[:, first : first + most]
             made = self._run(part, memory, begun + first, new, last, at)
-            logits = torch.where(new[:, None] > 0, made[:, 0], logits) if first else made[:, 0]
+            some = (new[:, None] > 0).to(self._where)
+            logits = torch.where(some, made[:, 0], logits) if first else made[:, 0]
         lengths = tuple([a + b for a, b in zip(starts, counts)])
         return State(memory, lengths, torch.tensor(lengths), logits, after)
 
@@ -255,7 +259,7 @@ class CausalLM:
         prompts = self._prompts(ids, mask)
         single = mask is None and is_flat(ids)
         stops = {stop} if isinstance(stop, int) else set(stop)
-        sampler = Sampler(temperature, top_k, top_p, seed)
+        sampler = Sampler(temperature, top_k, top_p, seed, self._where)
         sizes, compact = [len(p) for p in prompts], self.spec.compact
         counts = [compact.kept(n) for n in sizes] if compact else sizes
         if speculate < 0:
@@ -330,13 +334,13 @@ class CausalLM:
         given = [ids, starts, counts, picks]
         if self.spec.positions:
             given.append(positions)
-        (logits,) = memory.run(self.program, given)
+        (logits,) = memory.run(self.program, [x.to(self._where) for x in given])
         return logits
 
     def _empty(self, sequences: int) -> Memory:
         if self._pool:
             return PagedMemory.empty(self._pool, sequences, self.spec.max_length)
-        return OwnMemory(self.spec.empty(sequences))
+        return OwnMemory(self.spec.empty(sequences, self._where))
 
     def _prompts(self, ids: Prompts, mask: Tensor | None) -> list[Tensor]:
         """Each sequence's tokens, int64. Raises BadTokens, TooManySequences."""

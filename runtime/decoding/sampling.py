@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from infopt.runtime.door import CPU
+
 
 @dataclass
 class Sampler:
@@ -20,6 +22,7 @@ class Sampler:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    where: torch.device = CPU  # of the logits; choices by chance are another device's others
     _random: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -31,7 +34,7 @@ class Sampler:
             raise ValueError(f"top_p: expected a number in (0, 1], found {self.top_p!r}")
         if self.temperature == 0 and (self.top_k, self.top_p, self.seed) != (None, None, None):
             raise ValueError("top_k, top_p and seed choose by chance: give a temperature too")
-        self._random = torch.Generator()
+        self._random = torch.Generator(self.where)
         if self.seed is None:
             self._random.seed()
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infopt.runtime.decoding.compaction import Compaction
 from infopt.runtime.decoding.pages import PagePool
+from infopt.runtime.door import CPU
 from infopt.runtime.plan_check import dtype_of
 
 
@@ -71,14 +72,15 @@ class CausalSpec:
             Compaction.from_json(compact) if compact is not None else None,
         )
 
-    def empty(self, sequences: int) -> list[Tensor]:
+    def empty(self, sequences: int, where: torch.device = CPU) -> list[Tensor]:
         """The stores of so many sequences without a token."""
-        return [
-            torch.full((sequences, *shape), fill, dtype=dtype_of(name, "stores"))
-            if fill  # memory of zeros is touched as tokens come
-            else torch.zeros(sequences, *shape, dtype=dtype_of(name, "stores"))
-            for shape, name, fill in self.stores
-        ]
+        made = []
+        for shape, name, fill in self.stores:
+            sizes = (sequences, *shape)
+            to = {"dtype": dtype_of(name, "stores"), "device": where}
+            # memory of zeros is touched as tokens come
+            made.append(torch.full(sizes, fill, **to) if fill else torch.zeros(sizes, **to))
+        return made
 
     def pool(self) -> PagePool:
         """Pages for a batch of full sequences; more are made where more texts are kept."""
