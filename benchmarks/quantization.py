@@ -30,6 +30,7 @@ from infopt.models.sentences import SENTENCES
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g64", "int4-g128")
 CALIBRATION = SENTENCES[1::4][:48]
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+FAST_BUDGETS = (0.01, 0.015, 0.02)
 
 
 @torch.no_grad()
@@ -76,6 +77,10 @@ def ways() -> dict[str, dict[str, Any]]:
         budget = {"max_error": limit, "objective": "size"}
         found[f"budget {limit:.1%}"] = budget
         found[f"budget {limit:.1%}, calibrated"] = budget | {"calibration": CALIBRATION}
+    for limit in FAST_BUDGETS:
+        fast = infopt.Budget(limit, "latency", formats=("int8",), ranks=())
+        name = f"fast within {limit:.1%}, int8 activations, calibrated"
+        found[name] = {"compute": "bf16", "budget": fast, "calibration": CALIBRATION}
     return found
 
 

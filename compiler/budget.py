@@ -28,7 +28,8 @@ class Budget:
     metric      metric(expected, found) -> error, of the model's flat results; None: the relative
                 RMS error, the worst result of the worst sample
     formats, activations  what may be chosen from; tables and remainders are only looked for where
-                no format of more bits costs as little
+                no format of more bits costs as little. With calibration inputs, columns of what
+                becomes bytes are smoothed, as the option activations does
     ranks       the ranks of thin factors that may be chosen for layers, as the option low_rank
                 names them: shares, or "energy-0.99". "auto": what keeps 99.99, 99.9, 99 and 95 % of
                 the outputs' power where there are calibration inputs, else none. () for none

@@ -55,7 +55,8 @@ class LayerForms:
 
     def __init__(self, graph: Graph, ctx: PassContext, budget: Budget, narrows: bool) -> None:
         self.graph, self.ctx, self.budget, self.narrows = graph, ctx, budget, narrows
-        self.quantizing = Quantizing(graph, ctx)
+        smooth = bool(ctx.calibration) and ctx.target.kind == "cpu"
+        self.quantizing = Quantizing(graph, ctx, smooth=smooth)
         moments = self.quantizing.moments if ctx.calibration else {}
         self.factoring = LowRankLayers(graph, ctx, moments)
         self._of_factors = Quantizing(graph, ctx, dict(moments))

@@ -86,6 +86,9 @@ def default_passes(
 
 
 def _in_bytes(quantize: Pass | None) -> bool:
+    """Whether rows of activations may become bytes."""
+    if isinstance(quantize, QuantizeToBudget):
+        return "int8" in quantize.budget.activations
     return isinstance(quantize, QuantizeWeights) and quantize.activations != "none"
 
 
@@ -140,5 +143,6 @@ def _blocks(
         yield NarrowCompute(0.1) if _in_bytes(quantize) else NarrowCompute()
     yield FuseEmbeddingNorm()
     yield FuseAddNorm()
-    if isinstance(quantize, QuantizeWeights) and quantize.activations != "none":
-        yield PackActivations(quantize.activations == "int8-static")
+    if _in_bytes(quantize):
+        static = isinstance(quantize, QuantizeWeights) and quantize.activations == "int8-static"
+        yield PackActivations(static)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -21,6 +22,7 @@ NEEDS_CALIBRATION = (
     "a list of tuples of inputs like those the model will see (infopt.compile takes it), or "
     "activations='int8', which finds the range of every row at run time"
 )
+_COARSE = 0.03  # of a layer's results: what bytes may lose of them before 16 bits are taken
 _LIMITS = {8: 0.1, 4: 0.5, 3: 0.9}
 
 
@@ -59,7 +61,7 @@ class QuantizeWeights(Pass):
         if self.activations == "int8-static" and not ctx.calibration:
             raise BadOption(NEEDS_CALIBRATION)
         smooth = bool(ctx.calibration) and ctx.target.kind == "cpu"
-        quantizing = Quantizing(graph, ctx, smooth=smooth)
+        quantizing = Quantizing(graph, ctx, smooth=smooth, most=_COARSE if smooth else math.inf)
         changes: dict[Node, Node] = {}
         for node in quantizing.layers():
             label = label_of(node)

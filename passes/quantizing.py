@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from re import sub
@@ -35,7 +36,6 @@ from infopt.passes.layers import (
 )
 
 _NORM = "aten.layer_norm.default"
-_COARSE = 0.03  # of a layer's results: what bytes may lose of them before 16 bits are taken
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
 _GROUPED = "grouped_linear"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,6 +49,7 @@ class Quantizing:
     moments  what calibration inputs bring to the linear layers, by what a layer reads
     smooth   whether columns of what layers read may be multiplied by factors that calibration
              gives, and weights divided
+    most     of a layer's results: what bytes may lose of them before 16 bits are taken
     coarse   layers whose activations stay in 16 bits: what bytes would lose of their results
     """
 
@@ -58,8 +59,10 @@ class Quantizing:
         ctx: PassContext,
         moments: dict[Node, Moments] | None = None,
         smooth: bool = False,
+        most: float = math.inf,
     ) -> None:
-        self.graph, self.ctx, self.o, self.smooth = graph, ctx, ctx.builder, smooth
+        self.graph, self.ctx, self.o = graph, ctx, ctx.builder
+        self.smooth, self.most = smooth, most
         if moments is not None:
             self.moments = moments
         self.tensors: dict[str, torch.Tensor] = {}
@@ -111,12 +114,13 @@ class Quantizing:
         x, fixed = node.args[0], (1.0, 0)
         assert isinstance(x, Node)
         smoothing = self.smoothing(x, stored.dense, activations) if self.smooth else None
-        if self.smooth and activations.startswith("int8") and self.ranges[x].seen:
+        rounded = activations.startswith("int8") and self.most < math.inf
+        if rounded and self.ranges[x].seen:
             error = self.rounding_error(x, smoothing, activations)
-            if error > _COARSE and activations == "int8-static":  # a range for each row may do
+            if error > self.most and activations == "int8-static":  # a range for each row may do
                 activations, smoothing = "int8", None
                 error = self.rounding_error(x, smoothing, activations)
-            if error > _COARSE:
+            if error > self.most:
                 self.coarse[node], activations, smoothing = error, "bf16", None
         if activations == "int8-static":
             if not self.ranges[x].seen:

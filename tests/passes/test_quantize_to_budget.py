@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import infopt
+from infopt.codegen.kernels.packed_layer_norm import packed_layer_norm
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.testing import run_pass
@@ -167,6 +168,37 @@ def test_why_no_factors(x):
     assert "; as factors: rank 96 does not pay: 18432 numbers for 9216" in told["energy-0.9999",]
     assert "; as factors: rank 32 alone would add " in told[0.25,]
     assert told[0.25,].endswith(", the budget is 2.0e-02")
+
+
+class Normed(nn.Module):
+    """A layer behind a norm of which one column is large."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.layer = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        with torch.no_grad():
+            self.norm.weight[3] *= 40
+            self.layer.weight[:, 3] /= 40
+
+    def forward(self, x):
+        return self.layer(self.norm(x))
+
+
+@torch.no_grad()
+def test_calibration_smooths_what_becomes_bytes(x):
+    """The norm writes the bytes, and a form in bytes costs less of the budget."""
+    net, seen = Normed().eval(), [(torch.randn(24, WIDTH),) for _ in range(9)]
+    only = {"formats": ("int8",), "activations": ("int8",), "ranks": ()}
+    budget = infopt.Budget(0.5, "size", **only)
+    options = ({}, {"calibration": seen})
+    plain, smoothed = (infopt.compile(net, (x,), budget=budget, **o) for o in options)
+    errors = [relative(found(x), net(x)) for found in (plain, smoothed)]
+    assert 0 < errors[1] < errors[0] / 3
+    for found in (plain, smoothed):
+        made = [n for n in found.graph.nodes() if n.op is packed_layer_norm]
+        assert len(made) == 1 and (made[0].args[4] is not None) is (found is smoothed)
+        assert found.report.find("pack-activations").applied
 
 
 def test_through_torch_compile(net, x):
