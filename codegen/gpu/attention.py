@@ -51,9 +51,7 @@ def usual_block(
     """The largest block of which nothing is spilled; a mask takes registers for its addresses, a
     window for one more loop."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
-        if depth > 64:
-            return "16x16 w4 s2" if windowed else "16x32 w4 s2"
-        return "32x32 w4 s2"
+        return "32x32 w4 s2" if depth <= 64 else "16x16 w4 s2"
     if depth > 128:
         return "64x32 w8 s2"
     if target.arch == "sm80":

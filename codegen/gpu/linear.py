@@ -57,7 +57,7 @@ class Layer:
 def usual_tile(m: Size, n: Size, dtype: torch.dtype, target: Target) -> Tile:
     """The tile for a product of m rows and n columns (open ones count as many)."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
-        return Tile(64, 64, 16, 4, 2)
+        return Tile(64, 64, 16, 4, 3)
     few = isinstance(m, int) and m <= MEDIUM
     if few or (isinstance(n, int) and n <= 64):
         return Tile(64, 64, 64, 4, 4)
@@ -145,6 +145,8 @@ def _tiles(
     persistent = cfg.persistent
     if persistent == "usual":
         persistent = isinstance(count, int) and count > 2 * target.cores
+    if sides == 2 and target.arch == "sm100" and tile.m <= 64:
+        persistent = False  # something is spilled around a loop over such tiles
     programs = Min(count, target.cores) if persistent else count
     return launch(
         SOURCE,
