@@ -46,16 +46,16 @@ FLASH_SPACE = {"block": ("usual", "64x32 w8 s2")}
 
 
 def usual_block(
-    depth: int, masked: bool, windowed: bool, dtype: torch.dtype, target: Target
+    depth: int, masked: bool, windowed: bool, cached: bool, dtype: torch.dtype, target: Target
 ) -> str:
     """The largest block of which nothing is spilled; a mask takes registers for its addresses, a
-    window for one more loop."""
+    window for one more loop, a cache for where each sequence stands."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
         return "32x32 w4 s2" if depth <= 64 else "16x16 w4 s2"
     if depth > 128:
         return "64x32 w8 s2"
     if target.arch == "sm80":
-        if masked:
+        if masked or (depth > 64 and (windowed or cached)):
             return "64x32 w4 s2"
         return "128x64 w8 s2" if depth <= 64 else "64x64 w4 s2"
     if target.arch == "sm90" and not masked:
@@ -150,7 +150,10 @@ def attention_launches(
         )
     block = cfg.block
     if block == "usual":
-        block = usual_block(max(d, dv), mask is not None, window > 0, q.dtype, target)
+        block = usual_block(
+            *(max(d, dv), mask is not None, window > 0, starts is not None),
+            *(q.dtype, target),
+        )
     tile = _tile(block, d, dv, q.dtype, target)
     steps_of_keys = ceil_div(s, tile.n)
     if causal:

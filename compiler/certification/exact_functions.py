@@ -32,13 +32,24 @@ def attention(
     return torch.softmax(scores, -1) @ v
 
 
-@declared("exp")
-def _exp(func: Any, x: Residue) -> Any:
+def _powers(x: Residue) -> torch.Tensor:
+    """exp(x) modulo P."""
     # behind another exp: a random function of what is known
     exponent = mixed(7, x.p) % Q if x.q is None else x.q
     p = power(torch.full_like(exponent, G), exponent, P)
-    lowest = (x.value < -HUGE).logical_not()
-    return Residue(x.value.exp(), p * lowest, None, x.dtype)
+    return p * (x.value < -HUGE).logical_not()
+
+
+@declared("exp")
+def _exp(func: Any, x: Residue) -> Any:
+    return Residue(x.value.exp(), _powers(x), None, x.dtype)
+
+
+def _powers_beside(x: Residue, dim: int) -> Any:
+    """exp(x) where only quotients along a dimension are wanted: of real values that would overflow
+    alone, and then be no numbers any more."""
+    most = x.value.amax(dim, keepdim=True)
+    return Residue((x.value - most).exp(), _powers(x), None, x.dtype)
 
 
 @declared("expm1")
@@ -71,7 +82,7 @@ def _gelu(func: Any, x: Residue, *, approximate: str = "none") -> Any:
 
 @declared("_softmax", "_safe_softmax")
 def _softmax(func: Any, x: Residue, dim: int, *_: Any, dtype: Any = None) -> Any:
-    high = torch.exp(x)
+    high = _powers_beside(x, dim)
     made = lifted(high / high.sum(dim, keepdim=True))
     return Residue(torch.softmax(x.value, dim), made.p, made.q, dtype or x.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,10 +77,10 @@ class CausalSpec:
         """The stores of so many sequences without a token."""
         made = []
         for shape, name, fill in self.stores:
-            sizes = (sequences, *shape)
-            to = {"dtype": dtype_of(name, "stores"), "device": where}
+            dtype, sizes = dtype_of(name, "stores"), (sequences, *shape)
             # memory of zeros is touched as tokens come
-            made.append(torch.full(sizes, fill, **to) if fill else torch.zeros(sizes, **to))
+            zeros = partial(torch.full, fill_value=fill) if fill else torch.zeros
+            made.append(zeros(sizes, dtype=dtype, device=where))
         return made
 
     def pool(self) -> PagePool:

@@ -81,12 +81,12 @@ def test_softcap():
 
 @every_arch
 def test_machine_code(arch):
-    for tokens in (1, 512):
-        for softcap in (0.0, 30.0):
-            q = torch.empty(1, 8, tokens, 64, dtype=torch.bfloat16, device="meta")
-            k = torch.empty(1, 2, 4096, 64, dtype=torch.bfloat16, device="meta")
-            starts = torch.empty(1, dtype=torch.int64, device="meta")
-            attrs = {"scale": 0.125, "softcap": softcap}
+    starts = torch.empty(1, dtype=torch.int64, device="meta")
+    for tokens, depth in ((1, 64), (512, 64), (512, 128)):
+        for window, softcap in ((0, 0.0), (4096, 30.0)):
+            q = torch.empty(1, 8, tokens, depth, dtype=torch.bfloat16, device="meta")
+            k = torch.empty(1, 2, 8192, depth, dtype=torch.bfloat16, device="meta")
+            attrs = {"scale": 0.125, "softcap": softcap, "window": window}
             launches, _ = launches_of(kv_attention, (q, k, k, starts), attrs, gpu(arch, cores=132))
             compiles(launches, arch)
             appended, _ = launches_of(

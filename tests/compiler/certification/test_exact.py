@@ -80,6 +80,7 @@ EQUAL = {
     ),
     "silu": (lambda o, x: o.silu(x), lambda o, x: o.mul(x, o.sigmoid(x)), [X]),
     "softmax": (lambda o, x: o.softmax(x, -1), softmax_by_hand, [X]),
+    "softmax of large scores": (lambda o, x: o.softmax(x, -1), softmax_by_hand, [X * 300]),
     "log softmax": (
         lambda o, x: o.log_softmax(x, -1),
         lambda o, x: o.log_softmax(o.clone(x), -1),
