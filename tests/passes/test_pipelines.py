@@ -123,8 +123,8 @@ def test_whole_models(kind: str, attention: str, dynamic: bool) -> None:
 
 
 DEFAULT = [
-    *("canonicalize", "unfold-patches", "fold-batch-norm", "simplify-masks"),
-    *("recognize-quantized", "fold-constants", "canonicalize"),
+    *("canonicalize", "unfold-patches", "split-transposed", "fold-batch-norm", "simplify-masks"),
+    *("recognize-groups", "recognize-quantized", "fold-constants", "canonicalize"),
     *("fuse-attention", "fuse-norm", "fuse-activation"),
     *("keep-needed-rows", "drop-padding", "fuse-rotary"),
     *("fuse-gated-mlp", "fuse-linear-epilogue", "fuse-conv-padding", "fuse-conv-epilogue"),
@@ -142,7 +142,7 @@ ADDED = {
         {"weights": "int8", "activations": "int8"},
         ["quantize-weights", "pack-activations"],
     ),
-    "budget": ({"budget": infopt.Budget(0.01)}, ["quantize-to-budget"]),
+    "budget": ({"budget": infopt.Budget(0.01)}, ["quantize-to-budget", "pack-activations"]),
     "low_rank": ({"low_rank": 0.5}, ["factor-low-rank"]),
     "tokens": ({"tokens": infopt.Tokens(0.5)}, ["merge-tokens"]),
     "sparse_activations": ({"sparse_activations": 0.5}, ["sparse-activations"]),
