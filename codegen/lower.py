@@ -30,7 +30,7 @@ from infopt.codegen.packing import packing_agrees, packs
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.results import Results
 from infopt.codegen.schedules import Schedules, usual
-from infopt.codegen.sizes import LoweringDeclined
+from infopt.codegen.sizes import LoweringDeclined, same
 from infopt.codegen.views import Layout
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.ops import CONST, GETITEM, INPUT
@@ -393,9 +393,21 @@ class _Lowering:
 
     def operands(self, args: tuple) -> tuple:
         return tuple(
-            self.operands(a) if isinstance(a, tuple) else None if a is None else self.value(a)
+            self.operands(a) if isinstance(a, tuple) else None if a is None else self.operand(a)
             for a in args
         )
+
+    def operand(self, node: Node) -> Value:
+        """A value in the strides that torch would give it.
+
+        In other strides torch's loops have other bits: which of 0 and -0 is the smaller one
+        depends on the place, sums on the order.
+        """
+        value, wanted = self.value(node), node.tensor_type
+        strides = zip(wanted.shape, wanted.strides, value.layout.strides, strict=True)
+        if 0 in wanted.strides or all(n == 1 or same(a, b) for n, a, b in strides):
+            return value
+        return self.copied(value, wanted)
 
     # The ends of the program
 

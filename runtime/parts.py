@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from infopt.runtime.lifetime import arena_bytes
 from infopt.runtime.plan import Plan
 
 _PANEL = 16  # rows that kernels take at once: parts are multiples of it where they can be
+_REMEMBERED = 4096  # calls' sizes whose parts are known
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Parts:
     dim: int
     inputs: tuple[int, ...]
     limit: int
+    _known: dict[tuple[int, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {"dim": self.dim, "inputs": list(self.inputs), "limit": self.limit}
@@ -73,8 +75,13 @@ class Parts:
         self, plan: Plan, call: Callable[[list[Any]], list[Any]], inputs: list[Any]
     ) -> list[Any]:
         """The outputs of a call, part after part."""
-        sizes = [_size(inputs, dim) for dim in plan.dims]
-        whole, part = sizes[self.dim], self.of_call(plan, sizes)
+        sizes = tuple(_size(inputs, dim) for dim in plan.dims)
+        whole, part = sizes[self.dim], self._known.get(sizes)
+        if part is None:
+            if len(self._known) == _REMEMBERED:
+                self._known.clear()
+            # The sum over all buffers costs as much as many a call.
+            part = self._known[sizes] = self.of_call(plan, sizes)
         if part == whole:
             return call(inputs)
         least, found = max(1, plan.dims[self.dim].lo), []

@@ -89,7 +89,7 @@ def _softmax(func: Any, x: Residue, dim: int, *_: Any, dtype: Any = None) -> Any
 
 @declared("_log_softmax")
 def _log_softmax(func: Any, x: Residue, dim: int, *_: Any) -> Any:
-    made = lifted(x - torch.log(torch.exp(x).sum(dim, keepdim=True)))
+    made = lifted(x - torch.log(_powers_beside(x, dim).sum(dim, keepdim=True)))
     return Residue(torch.log_softmax(x.value, dim), made.p, made.q, x.dtype)
 
 

@@ -91,6 +91,14 @@ FOUND = {
     "an expanded result of a value that is computed in part": one(
         "torch.log1p({0}.abs())[:, 0].unsqueeze(0).expand(3, 6, 4)", tensor("x0", (6, 4, 4))
     ),
+    "the smaller of zeros, by torch, of a value whose strides a kernel chose": Program(
+        (tensor("x0", (2, 17, 17), layout="transposed", values="extreme", seed=69),),
+        (
+            Statement("v0", "{0}.sort(2).values", ("x0",)),
+            Statement("v1", "torch.minimum({0}, {1})", ("x0", "v0")),
+        ),
+        ("v1",),
+    ),
     "a value that is read for its shape": Program(
         (tensor("x0", (4, 5)),),
         (
