@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from infopt.codegen.gpu.interpret import interpreting, module
 from infopt.codegen.launch import ELEMENT_NAMES, Launch
 from infopt.codegen.launches import KernelText
+from infopt.runtime.device import Recorded
 from infopt.runtime.device_launch import LAUNCHER
 from infopt.runtime.errors import LibraryError
 from infopt.runtime.plan import DeviceKernel
@@ -67,11 +68,23 @@ class InterpretedDevice:
     def explain(self, status: int) -> str:
         return f"{type(self.failure).__name__}: {self.failure}"
 
-    def record(self, run: Callable[[], Any]) -> tuple[Rerun, Any]:
+    def pool(self) -> Any:
+        return None
+
+    def record(self, run: Callable[[], Any], pool: Any) -> tuple[Recorded, Any]:
         """Nothing is captured: it runs now, which stands for the first replay, and further replays
         run again into the same results."""
         outputs = run()
         return Rerun(run, outputs), outputs
+
+    def mark(self, old: Any = None) -> Any:
+        return None
+
+    def wait(self, mark: Any) -> None:
+        pass
+
+    def lend(self, tensors: Iterable[torch.Tensor]) -> None:
+        pass
 
     def synchronize(self) -> None:
         pass

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from infopt.runtime.errors import CannotRecord, DeviceMissing, LibraryError
 from infopt.runtime.plan import DeviceKernel
 
 USUAL_SHARED = 48 << 10  # bytes a block may have without asking for more
+_one_capture = Lock()  # torch captures in one thread at a time
 _MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -97,7 +99,7 @@ class CudaDevice:
         address = ctypes.cast(self._call(self._driver.launch), ctypes.c_void_p).value
         assert address is not None
         self.launcher = address
-        self._modules: dict[str, int] = {}
+        self._capturing: torch.cuda.Stream | None = None
 
     def load(self, kernel: DeviceKernel, code: bytes) -> int:
         with torch.cuda.device(self.where):
@@ -127,15 +129,34 @@ class CudaDevice:
         self._call(self._driver.describe)(ctypes.c_int(status), ctypes.byref(text))
         return (text.value or b"unknown").decode() + f" (error {status})"
 
-    def record(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], Any], pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
+        if self._capturing is None:  # torch's own would be of the GPU that was current first
+            self._capturing = torch.cuda.Stream(self.where)
         graph = torch.cuda.CUDAGraph()
+        options: Any = {"stream": self._capturing, "capture_error_mode": "thread_local"}
         try:
-            with torch.cuda.graph(graph):
+            with _one_capture, torch.cuda.graph(graph, pool=pool, **options):
                 outputs = run()
         except RuntimeError as error:
             torch.cuda.synchronize(self.where)
             raise CannotRecord(str(error).strip().partition("\n")[0]) from error
         return graph, outputs
+
+    def mark(self, old: Any = None) -> torch.cuda.Event:
+        event = torch.cuda.Event() if old is None else old
+        event.record(torch.cuda.current_stream(self.where))
+        return event
+
+    def wait(self, mark: Any) -> None:
+        torch.cuda.current_stream(self.where).wait_event(mark)
+
+    def lend(self, tensors: Iterable[torch.Tensor]) -> None:
+        stream = torch.cuda.current_stream(self.where)
+        for tensor in tensors:
+            tensor.record_stream(stream)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.where)

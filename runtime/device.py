@@ -6,7 +6,7 @@ interprets each kernel's source on CPU tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -49,9 +49,27 @@ class Device(Protocol):
         """What an error of `launcher` means."""
         ...
 
-    def record(self, run: Callable[[], Any]) -> tuple[Recorded, Any]:
-        """Capture what `run` launches, without running it; and what `run` returned. Raises
-        CannotRecord where it does something that cannot be captured."""
+    def pool(self) -> Any:
+        """Memory for recordings of which never two are replayed at once."""
+        ...
+
+    def record(self, run: Callable[[], Any], pool: Any) -> tuple[Recorded, Any]:
+        """Capture what `run` launches, without running it, with memory of the pool; and what `run`
+        returned. Raises CannotRecord where it does something that cannot be captured."""
+        ...
+
+    def mark(self, old: Any = None) -> Any:
+        """The end of what has been launched on the current stream; a mark that is not needed any
+        more may be given to be set anew."""
+        ...
+
+    def wait(self, mark: Any) -> None:
+        """What is launched on the current stream from now on comes after the mark."""
+        ...
+
+    def lend(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors made on another stream are used on the current one: their memory is not used
+        again before that has ended."""
         ...
 
     def synchronize(self) -> None:

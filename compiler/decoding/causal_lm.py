@@ -301,7 +301,7 @@ def _whole(ids: Tensor, first: int, spec: CausalSpec) -> tuple:
     if not spec.page:
         return (*given, more, spec.empty(rows))
     memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
-    memory.make_room(given[1], counts)
+    memory.make_room(given[1], counts)  # from empty ones: the ends are the counts
     return (*given, more | {"table": memory.table}, memory.stores)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infopt.runtime.decoding.arrival import arrival
 from infopt.runtime.decoding.compaction import check_places
 from infopt.runtime.decoding.memory import Memory, OwnMemory
 from infopt.runtime.decoding.pages import PagedMemory
+from infopt.runtime.decoding.places import Places
 from infopt.runtime.decoding.prompt_lookup import PromptLookup
 from infopt.runtime.decoding.prompts import (
     Prompts,
@@ -48,6 +50,8 @@ class CausalLM:
         self.spec, self.program, self.filter, self._save = spec, program, filter, save
         self._where: torch.device = program.where
         self._pool = spec.pool() if spec.page else None
+        # a GPU computes the next step while a token is read; pages wait for who goes on
+        self._ahead = self._where.type != "cpu" and not spec.page
 
     @property
     def report(self) -> Any:
@@ -224,7 +228,8 @@ class CausalLM:
         return self._step(state, ids.reshape(sequences, 1))
 
     def decode(self, state: State, n: int) -> tuple[Tensor, State]:
-        """The next n tokens, greedily: (int64 [B, n], the state after them)."""
+        """The next n tokens, greedily: (int64 [B, n], the state after them). On a GPU the work may
+        still be under way: each step reads the token where the one before has chosen it."""
         self._check_room(state.lengths, [n] * len(state.lengths), (state.positions + n).tolist())
         tokens = []
         for _ in range(n):
@@ -287,7 +292,10 @@ class CausalLM:
         rows = list(range(len(ended)))  # of `state`: which sequence each is
         for number in range(count):
             ids = sampler(_spread(state.logits, rows, len(ended)))
-            chosen = ids.flatten().tolist()
+            arriving, more = arrival(ids), number + 1 < count
+            if more and self._ahead:  # where it was the last one, this step is for nothing
+                state = self._step(state, ids)
+            chosen = arriving()
             yield (
                 chosen[0]
                 if single
@@ -300,7 +308,7 @@ class CausalLM:
                 if self._pool and any(ended[row] for row in rows):  # pages are given back
                     going = [n for n, row in enumerate(rows) if not ended[row]]
                     state, rows = self.keep(state, going), [rows[n] for n in going]
-            if number + 1 < count:
+            if more and not self._ahead:
                 state = self._step(state, ids if len(rows) == len(ended) else ids[rows])
 
     def save(self, path: str | Path, **options: Any) -> Path:
@@ -316,9 +324,12 @@ class CausalLM:
         after = ends if positions is starts else positions + 1
         if max(lengths) >= self.spec.max_length or self.spec.positions:
             self._check_room(lengths, [1] * len(lengths), after.tolist())
-        memory, ones = state.take(), torch.ones_like(starts)
-        logits = self._run(ids, memory, starts, ones, torch.zeros_like(ids), positions[:, None])
-        return State(memory, tuple([n + 1 for n in lengths]), ends, logits[:, 0], after)
+        at = state.places or Places.of(starts, positions, self._where)
+        memory = state.take()
+        given = ids, memory, at.starts, at.ones, at.zeros, at.positions[:, None]
+        logits = self._run(*given, (starts, ends))[:, 0]
+        grown = tuple([n + 1 for n in lengths])
+        return State(memory, grown, ends, logits, after, at.after(ends, after))
 
     def _run(
         self,
@@ -328,13 +339,16 @@ class CausalLM:
         counts: Tensor,
         picks: Tensor,
         positions: Tensor,
+        held: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Logits [B, R, V] of the rows `picks` [B, R] of ids [B, T], which stand at `positions`
-        [B, T] of their texts; the cache is written."""
+        [B, T] of their texts; the cache is written. held: how many tokens it has before and then,
+        on the CPU; None where starts and counts are there."""
         given = [ids, starts, counts, picks]
         if self.spec.positions:
             given.append(positions)
-        (logits,) = memory.run(self.program, [x.to(self._where) for x in given])
+        before, after = held or (starts, starts + counts)
+        (logits,) = memory.run(self.program, [x.to(self._where) for x in given], before, after)
         return logits
 
     def _empty(self, sequences: int) -> Memory:

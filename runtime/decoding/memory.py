@@ -18,9 +18,9 @@ class Memory(Protocol):
     @property
     def bytes(self) -> int: ...
 
-    def run(self, program: Any, given: list[Tensor]) -> list[Tensor]:
+    def run(self, program: Any, given: list[Tensor], starts: Tensor, ends: Tensor) -> list[Tensor]:
         """The results for ids, starts, counts, picks and perhaps positions; the new tokens are in
-        the cache then."""
+        the cache then. starts, ends: int64 [B] on the CPU, what is in the cache before and then."""
 
     def pick(self, rows: Sequence[int]) -> Memory:
         """The same of these sequences, each as often as it is named, to go on separately."""
@@ -39,7 +39,7 @@ class OwnMemory:
     def bytes(self) -> int:
         return sum(s.nbytes for s in self.stores)
 
-    def run(self, program: Any, given: list[Tensor]) -> list[Tensor]:
+    def run(self, program: Any, given: list[Tensor], starts: Tensor, ends: Tensor) -> list[Tensor]:
         made: list[Tensor] = program.run([*given, *self.stores])
         return made
 

@@ -106,17 +106,16 @@ class PagedMemory:
         """Of different pages: what sequences have in common counts once."""
         return len({n for pages in self._pages for n in pages}) * self.pool.page_bytes
 
-    def run(self, program: Any, given: list[Tensor]) -> list[Tensor]:
-        _, starts, counts, *_ = given
+    def run(self, program: Any, given: list[Tensor], starts: Tensor, ends: Tensor) -> list[Tensor]:
         with self.pool.lock:
-            self.make_room(starts, counts)
+            self.make_room(starts, ends)
             made: list[Tensor] = program.run([*given, self.table, *self.pool.stores])
         return made
 
-    def make_room(self, starts: Tensor, counts: Tensor) -> None:
+    def make_room(self, starts: Tensor, ends: Tensor) -> None:
         """Pages of its own for each sequence's new tokens."""
         size = self.pool.page
-        for row, end in enumerate((starts + counts).tolist()):
+        for row, end in enumerate(ends.tolist()):
             start = int(starts[row]) if end > self._room[row] else end
             if start >= end:
                 continue

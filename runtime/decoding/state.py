@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from infopt.runtime.decoding.memory import Memory
+from infopt.runtime.decoding.places import Places
 from infopt.runtime.errors import StaleState
 
 
@@ -18,11 +19,12 @@ class State:
     lengths  how many tokens of each sequence are in the cache; starts: the same, int64 [B]
     positions  int64 [B]: where each sequence's next token stands in its text, more than `starts`
              where prompts were cut
+    places   the two on the program's device, where a step has left them
 
     Stepping hands the cache's memory on to the new state; the old one can only be read.
     """
 
-    __slots__ = ("_memory", "lengths", "logits", "positions", "starts")
+    __slots__ = ("_memory", "lengths", "logits", "places", "positions", "starts")
 
     def __init__(
         self,
@@ -31,10 +33,11 @@ class State:
         starts: Tensor,
         logits: Tensor,
         positions: Tensor | None = None,
+        places: Places | None = None,
     ) -> None:
         self._memory: Memory | None = memory
         self.starts, self.positions = starts, starts if positions is None else positions
-        self.lengths, self.logits = lengths, logits
+        self.lengths, self.logits, self.places = lengths, logits, places
 
     def copy(self) -> State:
         """The same state with memory of its own: both may be stepped."""

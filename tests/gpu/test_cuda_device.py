@@ -93,22 +93,49 @@ def test_a_gpu_that_is_not_there(driver):
         CudaDevice(2)
 
 
-def test_a_run_that_cannot_be_captured(driver, monkeypatch):
+def test_runs_are_captured_on_a_stream_of_the_gpu(driver, monkeypatch):
+    captures = []
+
     @contextlib.contextmanager
-    def graph(_):
+    def graph(graph, **options):
+        captures.append(options)
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda where: ("stream of", where))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda where: None)
-    device = CudaDevice(0)
-    assert device.record(lambda: 3) == ("graph", 3)
+    device = CudaDevice(1)
+    assert device.record(lambda: 3, "pool") == device.record(lambda: 3, "pool") == ("graph", 3)
+    first, second = captures
+    assert first == second and first["pool"] == "pool"
+    assert first["stream"] == ("stream of", torch.device("cuda:1"))
+    assert first["capture_error_mode"] == "thread_local"  # other threads may allocate meanwhile
 
     def fails():
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     with pytest.raises(CannotRecord, match=r"^operation not permitted when stream is capturing$"):
-        device.record(fails)
+        device.record(fails, "pool")
+    assert device.record(lambda: 4, "pool") == ("graph", 4)  # nobody else is held up
+
+
+def test_one_stream_waits_for_another(driver, monkeypatch):
+    calls = []
+    stream = SimpleNamespace(wait_event=lambda event: calls.append(("wait", event.stream)))
+
+    class Event:
+        def record(self, stream):
+            self.stream = stream
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda where: stream)
+    device = CudaDevice(0)
+    mark = device.mark()
+    assert device.mark(mark) is mark
+    device.wait(mark)
+    device.lend([SimpleNamespace(record_stream=lambda on: calls.append(("lend", on)))])
+    assert calls == [("wait", stream), ("lend", stream)]
 
 
 def test_without_a_driver():

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from infopt.codegen.interpreted_device import InterpretedDevice
@@ -121,53 +120,3 @@ def test_profile_names_every_launch():
         made.plan.kernels[s.device_kernel].entry for s in launches
     ]
     assert all(nanoseconds > 0 for _, nanoseconds in found)
-
-
-# Recorded runs
-
-
-def test_the_second_call_of_a_size_is_recorded():
-    made = program_of(twice, args(5, 7), dynamic=True, record=True)
-    recordings = made._recordings
-    results = []
-    for shape in ((5, 7), (5, 7), (3, 4), (5, 7), (3, 4)):
-        x, y = args(*shape)
-        results.append((made([x, y]), twice(x, y)))
-    for found, expected in results:  # later calls left them alone
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b)
-    assert not recordings.declined
-    assert [r is not None for r in recordings._known.values()] == [True, True]
-
-
-def test_a_recording_reads_what_it_writes_where_it_lies():
-    def step(x, cache):
-        cache.add_(x)
-        return cache * 2
-
-    made = program_of(step, args(4, 4), record=True)
-    mine, theirs = torch.zeros(4, 4), torch.zeros(4, 4)
-    for _ in range(4):
-        x = torch.randn(4, 4)
-        torch.testing.assert_close(made([x, mine])[0], step(x, theirs))
-        torch.testing.assert_close(mine, theirs)
-    other = torch.ones(4, 4)
-    made([torch.ones(4, 4), other])
-    assert torch.equal(other, torch.full((4, 4), 2.0)) and len(made._recordings._known) == 2
-
-
-def test_what_cannot_be_recorded_says_why():
-    made = program_of(lambda x: (x * 2, x[1:]), (torch.randn(8),), record=True)
-    assert "not the call's own" in made._recordings.declined
-    for _ in range(3):
-        x = torch.randn(8)
-        assert torch.equal(made([x])[0], x * 2)
-
-
-def test_recordings_are_bounded(monkeypatch):
-    monkeypatch.setattr("infopt.runtime.recording.MOST", 2)
-    made = program_of(lambda x: F.relu(x) + 1, (torch.randn(4, 5),), dynamic=True, record=True)
-    for n in (2, 3, 4, 5, 2, 2):
-        x = torch.randn(n, 5)
-        assert torch.equal(made([x])[0], F.relu(x) + 1)
-    assert len(made._recordings._known) == 2
