@@ -93,7 +93,8 @@ class InterpretedDevice:
         x, y, z, threads, *_, parameters, _ = rest
         described, launch = self._loaded[function - 1]
         try:
-            addresses = (ctypes.c_void_p * len(described.arguments)).from_address(parameters)
+            # the memory of descriptors, which may follow, the interpreter does without
+            addresses = (ctypes.c_void_p * len(launch.signature)).from_address(parameters)
             kinds = zip(launch.signature, addresses, strict=True)
             values = [_argument(kind, at) for kind, at in kinds]
             self._check(described, launch, values, threads)

@@ -10,8 +10,9 @@ machine code of a launch, `gpu/interpret.py` runs it on CPU tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import sympy
@@ -35,6 +36,7 @@ ELEMENT_NAMES: Mapping[torch.dtype, str] = {
     torch.bool: "i1",
 }
 ALIGNMENT = 16  # bytes of an address, or a factor of a size, that widens loads
+DESCRIPTOR = 128  # bytes of a tensor descriptor, and what its address is a multiple of
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Work:
     stores  bytes written at the end of a unit
     held    bytes of shared memory beside the stages
     units   what programs share out among them; None: one for each
+    flat    one unit's loads begin before the unit before it has ended
     """
 
     steps: Size
@@ -90,6 +93,7 @@ class Work:
     stores: int = 0
     held: int = 0
     units: Size | None = None
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Launch:
     stages     how deep loops are pipelined that end in tl.dot
     exact      products and sums stay two roundings, as torch's separate kernels have them
     work       what a program does, where schedules are to be compared by it
+    descriptors   how many tensor descriptors a program makes in memory of its own; such a function
+               has a constant DESCRIPTORS, without which it loads by pointers
     """
 
     source: str
@@ -117,6 +123,7 @@ class Launch:
     stages: int = 3
     exact: bool = False
     work: Work | None = None
+    descriptors: int = 0
 
     def __hash__(self) -> int:
         fixed = tuple(sorted((k, repr(v)) for k, v in self.constants.items()))
@@ -135,6 +142,18 @@ class Launch:
         does, or compile with `compile_launch(..., unaligned={index})`.
         """
         return tuple(is_multiple(a) for a in self.arguments)
+
+    @property
+    def descriptor_bytes(self) -> Size:
+        """Of memory that follows the arguments, for the descriptors of all programs."""
+        return DESCRIPTOR * self.descriptors * math.prod(self.grid)
+
+    def by_pointers(self) -> Launch:
+        """The same without descriptors, for addresses that are no multiples of 16."""
+        if not self.descriptors:
+            return self
+        constants = {**self.constants, "DESCRIPTORS": False}
+        return replace(self, constants=constants, descriptors=0)
 
     @property
     def scratches(self) -> Iterator[Scratch]:

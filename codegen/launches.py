@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import sympy
 import torch
 
 from infopt.codegen.emit_triton import TritonRegion
@@ -40,6 +41,8 @@ class LaunchTexts:
         self.target = target
         self.kernels: dict[tuple, KernelText] = {}
         self._numbers: dict[tuple, int] = {}
+        self._described: int | None = None  # the buffer of tensor descriptors
+        self._most: sympy.Expr = sympy.Integer(0)  # its bytes
 
     def add_pass(
         self,
@@ -78,6 +81,10 @@ class LaunchTexts:
                     arguments.append(_given(values, argument.of, launch))
             if launch.grid and any(g == 0 for g in launch.grid):
                 continue
+            if any(not _is_aligned(a) for a in arguments):
+                launch = launch.by_pointers()
+            if launch.descriptors:
+                arguments.append(self._descriptors(writer, launch))
             grid = (*launch.grid, 1, 1)[:3]
             writer.launch(self._kernel(launch, arguments), arguments, grid)
 
@@ -87,14 +94,20 @@ class LaunchTexts:
             known[wanted.name] = Value(buffer, Layout(0, (), (), torch.uint8))
         return known[wanted.name]
 
+    def _descriptors(self, writer: PlanWriter, launch: Launch) -> Value:
+        """Memory for a launch's descriptors; launches follow each other, so all use the same. It is
+        torch's own, whose addresses are multiples of more than the arena's."""
+        if self._described is None:
+            self._described = writer.buffer("output", 0)
+        self._most = sympy.Max(self._most, launch.descriptor_bytes)
+        known = writer.buffers[self._described]
+        bytes = writer.sizes.slot(int(self._most) if self._most.is_Integer else self._most)
+        writer.buffers[self._described] = replace(known, bytes=bytes)
+        return Value(self._described, Layout(0, (), (), torch.uint8))
+
     def _kernel(self, launch: Launch, arguments: Sequence[Value | Size | float]) -> int:
         """The number of the kernel in the plan."""
-        unaligned = frozenset(
-            i
-            for i, a in enumerate(arguments)
-            if isinstance(a, Value)
-            and not is_multiple(a.layout.offset * a.layout.dtype.itemsize, ALIGNMENT)
-        )
+        unaligned = frozenset(i for i, a in enumerate(arguments) if not _is_aligned(a))
         divisible = tuple(d and i not in unaligned for i, d in enumerate(launch.divisible))
         constants = tuple(sorted((k, repr(v)) for k, v in launch.constants.items()))
         text = (launch.source, launch.entry, launch.signature, divisible, constants)
@@ -111,16 +124,24 @@ class LaunchTexts:
             DeviceKernel(
                 library=text.name,
                 entry=text.launch.entry,
-                arguments=tuple(map(argument_kind, text.launch.signature)),
+                arguments=argument_kinds(text.launch),
                 threads=text.launch.warps * self.target.vector_bits // 32,
             )
             for text in self.kernels.values()
         )
 
 
-def argument_kind(type: str) -> str:
-    """How a plan calls an argument of a Triton type."""
-    return "pointer" if type.startswith("*") else type
+def argument_kinds(launch: Launch) -> tuple[str, ...]:
+    """What the machine code of a launch takes, as a plan says it."""
+    kinds = ["pointer" if type.startswith("*") else type for type in launch.signature]
+    return (*kinds, *["pointer"] * (launch.descriptors > 0))
+
+
+def _is_aligned(argument: Value | Size | float) -> bool:
+    """False for an address that may be no multiple of what kernels are compiled for."""
+    if not isinstance(argument, Value):
+        return True
+    return is_multiple(argument.layout.offset * argument.layout.dtype.itemsize, ALIGNMENT)
 
 
 def _given(values: Mapping[str, Value | None], name: str, launch: Launch) -> Value:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from infopt.codegen import build
 from infopt.codegen.interpreted_device import InterpretedDevice
-from infopt.codegen.launches import KernelText, argument_kind
+from infopt.codegen.launches import KernelText, argument_kinds
 from infopt.codegen.lower import Lowered, lower
 from infopt.codegen.parallel import in_parallel
 from infopt.codegen.schedules import Schedules, usual
@@ -62,7 +62,7 @@ def _described(text: KernelText, of: Compiled) -> DeviceKernel:
     return DeviceKernel(
         library=text.name,
         entry=of.symbol,
-        arguments=tuple(map(argument_kind, of.signature)),
+        arguments=argument_kinds(text.launch),
         threads=of.threads,
         shared=of.shared,
         absent=of.hidden,

@@ -17,7 +17,7 @@ from threading import RLock
 from typing import Any
 
 from infopt.codegen.gpu.interpret import module
-from infopt.codegen.launch import ALIGNMENT, Launch
+from infopt.codegen.launch import ALIGNMENT, DESCRIPTOR, Launch
 from infopt.compiler.errors import InfoptError
 from infopt.compiler.target_gpu import ROWS, Gpu
 
@@ -54,7 +54,7 @@ class Compiled:
 
     kind       "cubin" or "hsaco"; symbol: the function in it
     signature  types of the arguments as in Launch.signature, constants left out
-    hidden     how many null pointers follow the arguments
+    hidden     how many null pointers follow the arguments, and the memory of descriptors if any
     threads    of a block; shared: dynamic shared memory of a block in bytes
     """
 
@@ -142,8 +142,13 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
             f"{launch.entry} for {arch}: {meta.shared} bytes of shared memory, "
             f"expected at most {gpu.shared}: choose smaller tiles or fewer stages"
         )
-    if any(getattr(meta, f"{of}_scratch_size", 0) for of in ("global", "profile")):
-        raise CannotCompile(f"{launch.entry} for {arch}: needs memory of Triton's own")
+    asked = [getattr(meta, f"global_scratch_{of}", 0) for of in ("size", "align")]
+    given = DESCRIPTOR * launch.descriptors, DESCRIPTOR
+    if asked[0] != given[0] or asked[1] > given[1] or getattr(meta, "profile_scratch_size", 0):
+        raise CannotCompile(
+            f"{launch.entry} for {arch}: asks for {asked[0]} bytes of memory at multiples of "
+            f"{asked[1]}, {launch.descriptors} descriptors have {given[0]}"
+        )
     kind = "cubin" if gpu.platform == "cuda" else "hsaco"
     # warps may be more than asked for where Triton makes some of its own
     threads = launch.warps * gpu.warp
@@ -154,7 +159,7 @@ def _compile(launch: Launch, arch: str, divisible: tuple[bool, ...]) -> Compiled
         binary=made.asm[kind],
         symbol=meta.name,
         signature=launch.signature,
-        hidden=2,
+        hidden=2 - (launch.descriptors > 0),
         threads=threads,
         shared=meta.shared,
         resources=Resources(

@@ -55,7 +55,8 @@ class Buffer:
     """Memory of `bytes` bytes. index: which input ("input") or constant ("const"), else 0.
 
     "arena": placed by liveness in the call's scratch memory. "output": fresh torch storage, handed
-    to the caller. "torch": the storage of an aten step's result.
+    to the caller, or of the call's own where an arena's alignment does not do. "torch": the storage
+    of an aten step's result.
     """
 
     kind: str
@@ -120,8 +121,8 @@ class DeviceKernel:
 
     library     name of the file that holds it; entry: its symbol there
     arguments   what it takes, in order: "pointer", "i32", "i64" or "fp32"
-    absent      so many null pointers come after those: memory that such code may ask for, but ours
-                never does
+    absent      so many null pointers come after those: memory that such code may ask for. Code
+                that makes tensor descriptors has a pointer for theirs as its last argument
     threads     of one block; shared: bytes of dynamic shared memory
     registers, spills  of one thread, spills in bytes; for people
     """

@@ -51,7 +51,8 @@ def usual_block(
     """The largest block of which nothing is spilled; a mask takes registers for its addresses, a
     window for one more loop, a cache for where each sequence stands."""
     if dtype is torch.float32:  # summed without tensor cores, from registers
-        return "32x32 w4 s2" if depth <= 64 else "16x16 w4 s2"
+        crowded = masked if target.arch == "sm100" else target.arch == "sm90" and depth > 128
+        return f"{'32x32' if depth <= 64 else '16x16'} w{8 if crowded else 4} s2"
     if depth > 128:
         return "64x32 w8 s2"
     if target.arch == "sm80":

@@ -9,6 +9,7 @@ import sympy
 import torch
 from sympy import And, Gt, Le, Min
 
+from infopt.codegen.gpu.descriptors import describable, grid_for
 from infopt.codegen.gpu.linear_source import FEW_SOURCE, SOURCE
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.gpu.tiles import Tile
@@ -38,7 +39,8 @@ TILES_SPACE = {
         "64x64x64 w4 s4",
     ),
     "few": ("usual", "16x256 w4 s3", "8x512 w4 s4", "32x256 w8 s3"),
-    "persistent": ("usual", True, False),
+    "persistent": ("usual", True, False, "flat"),
+    "loads": ("pointers", "descriptors"),
 }
 
 
@@ -141,13 +143,20 @@ def _tiles(
         # of wider ones something is spilled on sm80
         most = 64 if target.arch == "sm80" else 128
         tile = replace(tile, n=min(most, tile.n // 2))
+    matrices = ((m, k, sizes["x_stride"]), (n, k, sizes["weight_stride"]))
+    described = cfg.loads == "descriptors" and all(describable(*s, dtype, target) for s in matrices)
     count = ceil_div(m, tile.m) * ceil_div(n, tile.n)
     persistent = cfg.persistent
     if persistent == "usual":
         persistent = isinstance(count, int) and count > 2 * target.cores
+    elif isinstance(count, int) and count <= target.cores:
+        persistent = False  # each has one
     if sides == 2 and target.arch == "sm100" and tile.m <= 64:
         persistent = False  # something is spilled around a loop over such tiles
+    flat = described and persistent == "flat"
     programs = Min(count, target.cores) if persistent else count
+    if described:
+        programs = grid_for(m, programs)
     return launch(
         SOURCE,
         "linear_tiles",
@@ -158,7 +167,9 @@ def _tiles(
         **sizes,
         **end,
         **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k},
-        **{"EVEN_K": divides(tile.k, k), "GROUP": GROUP, "PERSISTENT": persistent},
+        **{"EVEN_K": divides(tile.k, k), "GROUP": GROUP, "PERSISTENT": bool(persistent)},
+        **{"DESCRIPTORS": described, "FLAT": flat},
+        descriptors=(1 + sides) * described,
         PIECES=pieces(tile, sides),
         work=Work(
             steps=ceil_div(k, tile.k),
@@ -168,6 +179,7 @@ def _tiles(
             values=sides * tile.m * tile.n,
             stores=tile.m * tile.n * dtype.itemsize,
             units=count,
+            flat=flat,
         ),
     )
 

@@ -116,24 +116,48 @@ def product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride, GATE
 
 
 @triton.jit
+def described_product(x, weight, up, row, column, k, GATED: tl.constexpr, BLOCK_M: tl.constexpr,
+                      BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """`product` of operands given as tensor descriptors, which are 0 outside."""
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc_up = acc
+    for start in range(0, k, BLOCK_K):
+        a = x.load([row, start])
+        acc = tl.dot(a, weight.load([column, start]).T, acc, input_precision="ieee")
+        if GATED:
+            acc_up = tl.dot(a, up.load([column, start]).T, acc_up, input_precision="ieee")
+    return acc, acc_up
+
+
+@triton.jit
 def linear_tiles(x, weight, up, bias, up_bias, residual, out, m, n, k, x_stride, weight_stride,
                  residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                  EVEN_K: tl.constexpr, GROUP: tl.constexpr, PERSISTENT: tl.constexpr,
-                 PIECES: tl.constexpr):
+                 PIECES: tl.constexpr, DESCRIPTORS: tl.constexpr, FLAT: tl.constexpr):
     """act(x weightT + bias) * (x upT + up_bias) + residual; a program makes one tile, or several
     where there are fewer programs than tiles."""
+    if DESCRIPTORS:
+        x = tl.make_tensor_descriptor(x, [m, k], [x_stride, 1], [BLOCK_M, BLOCK_K])
+        weight = tl.make_tensor_descriptor(weight, [n, k], [weight_stride, 1], [BLOCK_N, BLOCK_K])
+        if GATED:
+            up = tl.make_tensor_descriptor(up, [n, k], [weight_stride, 1], [BLOCK_N, BLOCK_K])
     m_tiles, n_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     if PERSISTENT:
         last = m_tiles * n_tiles
     else:
         last = tl.program_id(0) + 1
-    for tile in tl.range(tl.program_id(0), last, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), last, tl.num_programs(0), flatten=FLAT):
         row, column = place(tile, m_tiles, n_tiles, GROUP)
         rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
         columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
-        acc, acc_up = product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride,
-                              GATED, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
+        if DESCRIPTORS:
+            acc, acc_up = described_product(x, weight, up, (row * BLOCK_M).to(tl.int32),
+                                            (column * BLOCK_N).to(tl.int32), k, GATED, BLOCK_M,
+                                            BLOCK_N, BLOCK_K)
+        else:
+            acc, acc_up = product(x, weight, up, rows, columns, m, n, k, x_stride, weight_stride,
+                                  GATED, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
         finish_tile(acc, acc_up, bias, up_bias, residual, out, rows, column * BLOCK_N, m, n,
                     residual_stride, out_stride, ACTIVATION, GATED, PIECES)
 '''

@@ -67,6 +67,7 @@ def launch(
     stages: int = 3,
     exact: bool = False,
     work: Work | None = None,
+    descriptors: int = 0,
     **named: Argument | str | bool | None,
 ) -> Launch:
     """A launch with every parameter of the function by name, in the function's order.
@@ -84,4 +85,5 @@ def launch(
         stages,
         exact,
         work,
+        descriptors,
     )

@@ -25,6 +25,8 @@ LATENCY = 0.75e-6  # seconds from a load to its data, on a busy GPU
 SHARED_PER_CLOCK = 128  # bytes of shared memory that a multiprocessor reads or writes
 CACHE_PER_CLOCK = 48  # bytes that it draws from the second cache (A100's white paper: 5120 of all)
 ADDRESSES = 40  # registers of a thread beside the values that are kept
+FEW_ADDRESSES = 24  # where descriptors know the addresses of operands
+ISSUE = 0.25  # operations of a byte that a thread loads: 16 bytes an instruction, and its address
 MOST_REGISTERS = 255  # of a thread; AMD's have 512, half of them for products
 
 
@@ -64,7 +66,7 @@ def estimate(
 def _resident(launch: Launch, work: Work, gpu: Gpu) -> int | str:
     """Blocks on one multiprocessor at once, or why not even one."""
     threads = launch.warps * gpu.warp
-    registers = ADDRESSES + -(-work.values // threads)
+    registers = (FEW_ADDRESSES if launch.descriptors else ADDRESSES) + -(-work.values // threads)
     most = MOST_REGISTERS if gpu.platform == "cuda" else 2 * MOST_REGISTERS
     if registers > most:
         return f"{registers} registers of a thread, there are {most}"
@@ -90,24 +92,28 @@ def _busy(
     each = -(-units // programs)  # of one program, which are run one after the other
     steps = max(1, substitute(work.steps, sizes)) * each
 
+    # what is loaded first is waited for, and before it descriptors that are made
+    begun = LATENCY * ((1 if work.flat else each) + (launch.descriptors > 0))
+
     def wave(count: int) -> float:
         at_once = -(-count // target.cores)
-        turn = _turn(work, gpu, target, at_once, launch.stages)
+        turn = _turn(launch, work, gpu, target, at_once)
         stored = each * at_once * work.stores / (target.bandwidth * 1e9 / target.cores)
-        return LATENCY + steps * turn + stored
+        return begun + steps * turn + stored
 
     whole, rest = divmod(programs, blocks * target.cores)
     return whole * wave(blocks * target.cores) + (wave(rest) if rest else 0.0)
 
 
-def _turn(work: Work, gpu: Gpu, target: Target, at_once: int, stages: int) -> float:
+def _turn(launch: Launch, work: Work, gpu: Gpu, target: Target, at_once: int) -> float:
     """Seconds of a turn of all blocks that a multiprocessor has at once."""
     clock = gpu.clock * 1e9
     products = at_once * work.flops / (target.peak_of(work.dtype) * 1e9 / target.cores)
-    others = at_once * work.vector / (target.peak_of("f32") * 1e9 / target.cores)
+    issued = 0.0 if launch.descriptors else ISSUE * work.loads
+    others = at_once * (work.vector + issued) / (target.peak_of("f32") * 1e9 / target.cores)
     # one block multiplies or does the rest, two of them both
     arithmetic = products + others if at_once == 1 else max(products, others)
     shared = at_once * 2 * work.loads / (SHARED_PER_CLOCK * clock) if work.flops else 0.0
     cached = at_once * work.loads / (CACHE_PER_CLOCK * clock)
-    waited = LATENCY / max(1, stages - 1)
+    waited = LATENCY / max(1, launch.stages - 1)
     return max(arithmetic, shared, cached, waited)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from infopt.codegen.gpu.descriptors import ARCHITECTURES
 from infopt.codegen.gpu.linear import TILES_SPACE
 from infopt.codegen.kernels.linear import ACTIVATIONS, gated_linear, linear_act
 from infopt.compiler.ops import aten
@@ -12,6 +13,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 LINEAR = aten("linear.default")
 # The smallest tiles, so that a case has several: results do not depend on the choice.
 SMALL = {"tile": "16x64x32 w4 s2", "few": "8x32 w4 s2", "persistent": "usual"}
+SMALL["loads"] = "pointers"
 
 
 def entries(launches):
@@ -132,9 +134,12 @@ def test_every_schedule_compiles(arch, form, dtype):
     args = [
         torch.empty(s, dtype=dtype, device="meta") for s in ((4000, 4096), (4096, 4096), (4096,))
     ]
+    ways = [(False, "pointers"), (True, "pointers")]
+    if arch in ARCHITECTURES and dtype is torch.bfloat16:
+        ways += [(way, "descriptors") for way in (False, True, "flat")]
     for tile in TILES_SPACE["tile"]:
-        for persistent in (False, True):
-            choice = {"tile": tile, "few": "usual", "persistent": persistent}
+        for persistent, loads in ways:
+            choice = {"tile": tile, "few": "usual", "persistent": persistent, "loads": loads}
             if form == "gated":
                 given = (gated_linear, (args[0], args[1], args[1]), {"activation": "silu"})
             else:
@@ -143,7 +148,7 @@ def test_every_schedule_compiles(arch, form, dtype):
             launches, _ = launches_of(*given, gpu(arch, cores=132), choice, opened)
             compiles(launches, arch)
     for few in TILES_SPACE["few"]:
-        choice = {"tile": "usual", "few": few, "persistent": "usual"}
+        choice = SMALL | {"tile": "usual", "few": few}
         x = torch.empty(1, 4096, dtype=dtype, device="meta")
         attrs, target = {"activation": "gelu"}, gpu(arch, cores=132)
         launches, _ = launches_of(linear_act, (x, *args[1:]), attrs, target, choice)
