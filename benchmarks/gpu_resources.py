@@ -18,10 +18,12 @@ import infopt.codegen.gpu  # noqa: F401  declares the kernels
 from infopt.codegen.kernel import Config, emitters
 from infopt.codegen.launch import Launch
 from infopt.codegen.triton_compile import ARCHITECTURES, compile_launch
-from infopt.codegen.weight_formats.formats import FORMATS
+from infopt.codegen.weight_formats.weight_format import weight_format
 from infopt.compiler.ops import find
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
+
+_FORMATS = ("int8", "int4-g32", "int4-g128", "fp8-e4m3", "lut3-g128", "lut4", "int4-g128+0.5%")
 
 
 def main(arguments: list[str]) -> int:
@@ -91,24 +93,29 @@ def kernels() -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     ids = t(32, 128, dtype=torch.int64)
     tables = (ids, t(30522, 768), ids, t(2, 768), None, t(128, 768), t(768), t(768))
     yield "embedding and norm", "embedding_norm", tables, {"eps": 1e-12}
-    for name in ("int8", "int4-g32", "int4-g128"):
+    for name in _FORMATS:
+        stored = weight_format(name)
+        held = {k: t(*s, dtype=d) for k, (s, d) in stored.types(4096, 4096).items()}
+        weight, entries = (held["values"], held["scales"], held["sums"]), held.get("remainder")
+        by_bytes = stored.dense.takes_bytes and entries is None
         for rows in (512, 1):
-            for activations in ("none", "int8"):
-                stored = FORMATS[name]
-                values = t(4096, 4096 if stored.bits == 8 else 2048, dtype=torch.int8)
-                if stored.bits == 4:
-                    values = values.with_dtype(torch.uint8)
-                scales = t(4096, stored.groups(4096), dtype=stored.scale_dtype)
-                sums = t(4096, dtype=torch.float32)
-                attrs = {"format": name, "activations": activations, "activation": "none"}
+            for activations in ("none", "int8") if by_bytes else ("none",):
+                attrs = {"format": stored.dense.name, "activations": activations}
+                attrs |= {"activation": "none", "out": torch.bfloat16}
                 label = f"{name}, activations {activations}, {rows} rows"
-                args = (t(rows, 4096), values, scales, sums, None, None)
-                yield label, "quantized_linear", args, attrs | {"out": torch.bfloat16}
+                args = (t(rows, 4096), *weight, None, None, entries)
+                yield label, "quantized_linear", args, attrs
+    attrs = {"format": stored.dense.name, "width": 4096, "out": torch.bfloat16}
+    args = (t(32, 128, dtype=torch.int64), *weight[:2], entries)
+    yield f"rows of a table in {name}", "quantized_embedding", args, attrs
 
 
 def launches(name: str, types: tuple[Any, ...], attrs: dict[str, Any], arch: str) -> list[Launch]:
-    """The launches of an op in its usual schedule."""
+    """The launches of an op in its usual schedule; what is left out is as the op has it."""
     op = find(name)
+    tensors = [p for p in op.parameters if p.is_tensor]
+    types += (None,) * (len(tensors) - len(types))
+    attrs = {p.name: p.default for p in op.parameters if not (p.is_tensor or p.required)} | attrs
     target = Target.parse(f"{ARCHITECTURES[arch].platform}:{arch}")
     emitter = next(e for e in emitters(op.name) if e.kind == "gpu")
     reason = emitter.reason_against(target, types, attrs)

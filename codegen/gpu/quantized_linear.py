@@ -1,7 +1,8 @@
-"""Linear layers with weights in few bits on a GPU: integers are unpacked in registers.
+"""Linear layers with weights in few bits on a GPU: numbers are made of them in registers.
 
 The product is weight xT, the narrow weight on the left; a factor is applied once to the sum of its
-group. Activations in bytes are made by a launch of their own, and their products are of integers.
+group. Activations in bytes are made by a launch of their own, and their products are of integers;
+so is what entries beside a weight add (remainder.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from sympy import Gt, Le
 
 from infopt.codegen.gpu.linear import divides, shares, work_of_sum
 from infopt.codegen.gpu.quantized_linear_source import SOURCE
-from infopt.codegen.gpu.row_blocks import row_blocks
+from infopt.codegen.gpu.remainder import rest_launches
+from infopt.codegen.gpu.row_bytes import bytes_of
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.gpu.tiles import Tile
 from infopt.codegen.kernel import Config
@@ -36,18 +38,24 @@ from infopt.compiler.types import Size, TensorType
 
 FEW_ROWS = 16  # up to so many rows share one block, and k is cut for all to have work
 SUM_BLOCK = 512
-_UNPACKING = 4  # operations that make a number of a stored weight
+_UNPACKING = {19: 12, 20: 10}  # operations that make a number of a stored weight, by layout
+_USUAL_UNPACKING = 4
+_CONVERTING = ("sm90", "sm100")  # whose own floats of 8 bits are these; gfx942 has another e4m3
 # "columns x rows" of a block for many rows, the usual first
 QUANTIZED_SPACE = {"block": ("usual", "128x64 w8 s3", "64x64 w4 s3", "64x32 w4 s3")}
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer's tensors by role: pointers, or None; strides are those of both sides' matrices."""
+    """A layer's tensors by role: pointers, or None; strides are those of both sides' matrices.
+
+    remainders  by the role of what they add: "rest", "up_rest", each with its length
+    """
 
     format: Integers
     compute: str
     tensors: dict[str, Pointer | None]
+    remainders: dict[str, tuple[Pointer, Size]]
     value_stride: Size
     scale_stride: Size
 
@@ -73,7 +81,8 @@ def quantized_launches(
         codes = Pointer(Scratch("codes", m * x_stride), torch.int8)
         tensors |= {"x": codes, "steps": Pointer(Scratch("steps", 4 * m), torch.float32)}
         tensors |= {"zeros": Pointer(Scratch("zeros", 4 * m), torch.int32)}
-        made.append(_bytes_of(x, rows, tensors, x_stride))
+        into = {"codes": codes, "steps": tensors["steps"], "zeros": tensors["zeros"]}
+        made.append(bytes_of(x, rows, into, x_stride))
     tensors |= layer.tensors | {"out": Pointer("out", cfg.out.dtype)}
     sizes = {"m": m, "n": n, "k": k, "x_stride": x_stride, "value_stride": layer.value_stride}
     sizes |= {"scale_stride": layer.scale_stride, "residual_stride": r.stride if r else 0}
@@ -81,6 +90,12 @@ def quantized_launches(
     end = {"ACTIVATION": activation, "GATED": tensors["up"] is not None}
     wide = layer.compute == "f32"
     few = sympy.false if target.batch_invariant else Le(m, FEW_ROWS)
+    if layer.remainders:
+        narrow = layer.compute == "bf16"
+        source = Pointer("x", x.dtype)
+        before, rests = rest_launches(source, rows, n, layer.remainders, narrow, few, FEW_ROWS)
+        made += before
+        tensors |= rests
     block = ("32x64 w4 s3" if wide else "128x64 w8 s3") if cfg.block == "usual" else cfg.block
     count, rest = block.split("x", 1)
     many = Tile.parse(f"{rest.split()[0]}x{count}x1 {rest.split(' ', 1)[1]}")
@@ -101,7 +116,7 @@ def _tiles(
 ) -> list[Launch]:
     m, n, k = (sizes[name] for name in "mnk")
     group = layer.format.group
-    depth = max(group, 64 if layer.format.bits == 4 else 32) or 64
+    depth = max(group, 32 if layer.format.bits == 8 else 64)
     if not group:
         depth = 64 if layer.compute == "f32" else 128
     held = tensors["x"].dtype.itemsize
@@ -123,13 +138,14 @@ def _tiles(
         parts=parts,
         **sizes,
         **end,
-        **{"BITS": layer.format.bits, "GROUP": group, "COMPUTE": layer.compute},
+        **{"LAYOUT": layer.format.layout, "GROUP": group, "COMPUTE": layer.compute},
+        NATIVE=target.arch in _CONVERTING,
         **{"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": depth},
         **{"EVEN_K": divides(depth, k), "SPLIT": split, "STAGES": tile.stages},
         work=Work(
             steps=ceil_div(ceil_div(k, depth), split) * sides,  # one side after the other
             flops=2 * tile.m * tile.n * depth,
-            vector=_UNPACKING * tile.n * depth,
+            vector=_UNPACKING.get(layer.format.layout, _USUAL_UNPACKING) * tile.n * depth,
             loads=tile.m * depth * held + tile.n * depth * layer.format.bits // 8,
             dtype={"int8": "i8"}.get(layer.compute, layer.compute),
             values=sides * tile.m * tile.n,
@@ -152,44 +168,23 @@ def _tiles(
     return [first, last]
 
 
-def _bytes_of(x: TensorType, rows: Any, tensors: dict[str, Any], stride: Size) -> Launch:
-    blocks = row_blocks(rows.width if isinstance(rows.width, int) else 4096)
-    return launch(
-        SOURCE,
-        "quantize_rows",
-        grid=blocks.grid(rows.count),
-        warps=blocks.warps,
-        exact=True,
-        x=Pointer("x", x.dtype),
-        codes=tensors["x"],
-        **{name: tensors[name] for name in ("steps", "zeros")},
-        **{"m": rows.count, "k": rows.width, "x_stride": rows.stride, "code_stride": stride},
-        **blocks.constants,
-        work=Work(
-            steps=ceil_div(rows.width, blocks.block) * (1 if blocks.whole else 2),
-            flops=0,
-            vector=8 * blocks.rows * blocks.block,
-            loads=blocks.rows * blocks.block * x.dtype.itemsize,
-            dtype="f32",
-            values=blocks.rows * blocks.block,
-            stores=blocks.rows * blocks.block,
-        ),
-    )
-
-
 def _compute(x: TensorType, activations: str) -> str:
     if activations == "int8":
         return "int8"
     return "bf16" if activations == "bf16" or x.dtype is torch.bfloat16 else "f32"
 
 
+def _lengths(**given: tuple[str, TensorType | None]) -> dict[str, tuple[Pointer, Size]]:
+    """Remainders that there are, by role, with their lengths."""
+    return {r: (Pointer(n, t.dtype), t.shape[0]) for r, (n, t) in given.items() if t is not None}
+
+
+# in the order of the kernel's parameters
+_ROLES = (
+    *("values", "scales", "sums", "up", "up_scales", "up_sums", "rest", "up_rest"),
+    *("bias", "up_bias", "residual"),
+)
 _ROUNDED = ("none", "bf16", "int8")
-
-
-def _not_yet(format: str, remainder: TensorType | None) -> str | None:
-    if stored_format(format).layout not in (4, 8):
-        return f"weights in {format}"
-    return None if remainder is None else "a remainder"
 
 
 def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs: Any) -> str | None:
@@ -197,9 +192,6 @@ def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs:
         return f"rows rounded as {activations}"
     if attrs["out_step"]:
         return "results rounded to bytes"
-    reason = _not_yet(attrs["format"], rest[-2])
-    if reason:
-        return reason
     return quantized_legal(target, x, *rest, activations=activations, **attrs)
 
 
@@ -224,11 +216,11 @@ def _quantized_linear(
 ) -> list[Launch]:
     given = {"values": values, "scales": scales, "sums": sums, "bias": bias, "residual": residual}
     found = {name: t and Pointer(name, t.dtype) for name, t in given.items()}
-    roles = ("values", "scales", "sums", "up", "up_scales", "up_sums", "bias", "up_bias")
     layer = StoredLayer(
         stored_format(format),
         _compute(x, activations),
-        {role: found.get(role) for role in (*roles, "residual")},
+        {role: found.get(role) for role in _ROLES},
+        _lengths(rest=("remainder", remainder)),
         row_stride(values),
         row_stride(scales),
     )
@@ -241,9 +233,6 @@ def _gated_legal(
     up, up_scales = rest[1], rest[2]
     if attrs["activations"] not in _ROUNDED:
         return f"rows rounded as {attrs['activations']}"
-    reason = _not_yet(attrs["format"], rest[-1])
-    if reason:
-        return reason
     if (row_stride(gate), row_stride(gate_scales)) != (row_stride(up), row_stride(up_scales)):
         return "rows of gate and up that lie differently"
     return quantized_gated_legal(target, x, gate, gate_scales, *rest, **attrs)
@@ -280,14 +269,13 @@ def _quantized_gated(
     given |= {"up_scales": up_scales, "up_sums": up_sums}
     given |= {"gate_bias": gate_bias, "up_bias": up_bias}
     found = {name: t and Pointer(name, t.dtype) for name, t in given.items()}
-    names = ("gate", "gate_scales", "gate_sums", "up", "up_scales", "up_sums", "gate_bias")
-    roles = ("values", "scales", "sums", "up", "up_scales", "up_sums", "bias")
-    tensors: dict[str, Any] = {role: found[name] for role, name in zip(roles, names, strict=True)}
-    tensors |= {"up_bias": found["up_bias"], "residual": None}
+    found |= {"values": found["gate"], "scales": found["gate_scales"], "sums": found["gate_sums"]}
+    found |= {"bias": found["gate_bias"]}
     layer = StoredLayer(
         stored_format(format),
         _compute(x, activations),
-        tensors,
+        {role: found.get(role) for role in _ROLES},
+        _lengths(rest=("gate_remainder", gate_remainder), up_rest=("up_remainder", up_remainder)),
         row_stride(gate),
         row_stride(gate_scales),
     )

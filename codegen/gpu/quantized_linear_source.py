@@ -1,6 +1,7 @@
-"""The Triton source of linear layers with weights in few bits, and of rows as bytes."""
+"""The Triton source of linear layers with weights in few bits."""
 
 from infopt.codegen.gpu.linear_source import EPILOGUE, FEW, PLACE
+from infopt.codegen.gpu.stored_source import DECODE
 from infopt.codegen.gpu.text import ACTIVATE, HEADER
 
 PRODUCTS = '''
@@ -28,20 +29,43 @@ def take(x_at, depth, k, EVEN_K: tl.constexpr):
 
 
 @triton.jit
-def group_sum(x_at, w_at, scale_at, start, k, BITS: tl.constexpr, GROUP: tl.constexpr,
-              COMPUTE: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
+def stored_bytes(w_at, byte, last, EVEN_K: tl.constexpr):
+    """Bytes of the weight's rows, which stream by; 0 behind the last."""
+    if EVEN_K:
+        w = tl.load(w_at + byte[None, :], eviction_policy="evict_first")
+    else:
+        w = tl.load(w_at + byte[None, :], mask=(byte < last)[None, :], other=0,
+                    eviction_policy="evict_first")
+    return w
+
+
+@triton.jit
+def group_sum(x_at, w_at, scale_at, a, b, c, d, start, k, LAYOUT: tl.constexpr,
+              GROUP: tl.constexpr, COMPUTE: tl.constexpr, NATIVE: tl.constexpr,
+              BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
     """BLOCK_K of k: products summed, and each group's sum times its factor."""
-    if BITS == 8:
+    if LAYOUT == 8 or LAYOUT >= 43:
         depth = start + tl.arange(0, BLOCK_K)
-        a = take(x_at, depth, k, EVEN_K)
-        if EVEN_K:
-            w = tl.load(w_at + depth[None, :], eviction_policy="evict_first")
-        else:
-            w = tl.load(w_at + depth[None, :], mask=(depth < k)[None, :], other=0,
-                        eviction_policy="evict_first")
-        y = multiply(w, a, COMPUTE)
-        if GROUP > 0:
-            y = y.to(tl.float32) * tl.load(scale_at + start // GROUP).to(tl.float32)[:, None]
+        w = stored_bytes(w_at, depth, k, EVEN_K)
+        if LAYOUT >= 43:
+            w = float_of(w, LAYOUT, NATIVE)
+        y = multiply(w, take(x_at, depth, k, EVEN_K), COMPUTE)
+    elif LAYOUT == 19:
+        # 16 lanes of a block of 64 hold four codes each: a byte, and half of another
+        lane = tl.arange(0, BLOCK_K // 4)
+        block = start // 64 * 24 + lane // 16 * 24
+        lane %= 16
+        last = tl.cdiv(k, 64) * 24
+        codes = stored_bytes(w_at, 8 + block + lane, 8 + last, EVEN_K).to(tl.int32)
+        upper = 8 + block + 16 + lane % 2 * 4 + lane // 4
+        rest = stored_bytes(w_at, upper, 8 + last, EVEN_K).to(tl.int32)
+        codes |= (rest >> (lane // 2 % 2 * 4)[None, :] & 15) << 8
+        even = tl.join(entry_of(codes, a, b, c, d, LAYOUT),
+                       entry_of(codes >> 6, a, b, c, d, LAYOUT))
+        odd = tl.join(entry_of(codes >> 3, a, b, c, d, LAYOUT),
+                      entry_of(codes >> 9, a, b, c, d, LAYOUT))
+        w = tl.reshape(tl.join(even, odd), (codes.shape[0], BLOCK_K))
+        y = multiply(w, take(x_at, start + tl.arange(0, BLOCK_K), k, EVEN_K), COMPUTE)
     else:
         # byte j of a block of 64 holds integers j and j + 32
         byte = tl.arange(0, BLOCK_K // 2)
@@ -49,41 +73,47 @@ def group_sum(x_at, w_at, scale_at, start, k, BITS: tl.constexpr, GROUP: tl.cons
         # a row ends with a whole block: the bytes are there
         last = tl.cdiv(k, 64) * 32
         byte += start // 2
-        if EVEN_K:
-            packed = tl.load(w_at + byte[None, :], eviction_policy="evict_first")
+        if LAYOUT == 4:
+            packed = stored_bytes(w_at, byte, last, EVEN_K)
+            low = (packed & 15).to(tl.int8) - 8
+            high = (packed >> 4).to(tl.int8) - 8
         else:
-            packed = tl.load(w_at + byte[None, :], mask=(byte < last)[None, :], other=0,
-                             eviction_policy="evict_first")
-        low = (packed & 15).to(tl.int8) - 8
-        high = (packed >> 4).to(tl.int8) - 8
-        y = multiply(low, take(x_at, depth, k, EVEN_K), COMPUTE).to(tl.float32)
-        other = multiply(high, take(x_at, depth + 32, k, EVEN_K), COMPUTE).to(tl.float32)
+            packed = stored_bytes(w_at, 16 + byte, 16 + last, EVEN_K).to(tl.int32)
+            low = entry_of(packed, a, b, c, d, LAYOUT)
+            high = entry_of(packed >> 4, a, b, c, d, LAYOUT)
+        y = multiply(low, take(x_at, depth, k, EVEN_K), COMPUTE)
+        other = multiply(high, take(x_at, depth + 32, k, EVEN_K), COMPUTE)
         if GROUP == 32:
-            y *= tl.load(scale_at + start // 32).to(tl.float32)[:, None]
             # behind the last group there are no products
             following = tl.minimum(start // 32 + 1, tl.cdiv(k, 32) - 1)
-            y += other * tl.load(scale_at + following).to(tl.float32)[:, None]
+            other = other.to(tl.float32) * tl.load(scale_at + following).to(tl.float32)[:, None]
+            y = y.to(tl.float32) * tl.load(scale_at + start // 32).to(tl.float32)[:, None] + other
         else:
-            y = (y + other) * tl.load(scale_at + start // GROUP).to(tl.float32)[:, None]
+            y += other
+    if GROUP > 32 or (GROUP == 32 and (LAYOUT == 8 or LAYOUT >= 43)):
+        y = y.to(tl.float32) * tl.load(scale_at + start // GROUP).to(tl.float32)[:, None]
     return y
 
 
 @triton.jit
-def stored_product(x, steps, zeros, values, scales, sums, rows, columns, m, n, k, begin, end,
-                   x_stride, value_stride, scale_stride, BITS: tl.constexpr,
-                   GROUP: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-                   STAGES: tl.constexpr):
-    """x[rows] weight[columns]T over a part of k, in f32, [rows, columns]."""
+def stored_product(x, steps, zeros, values, scales, sums, rest, rows, columns, m, n, k, begin, end,
+                   x_stride, value_stride, scale_stride, LAYOUT: tl.constexpr,
+                   GROUP: tl.constexpr, COMPUTE: tl.constexpr, NATIVE: tl.constexpr,
+                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                   EVEN_K: tl.constexpr, STAGES: tl.constexpr):
+    """x[rows] weight[columns]T over a part of k, in f32, [rows, columns]; the first part has what
+    entries beside the weight give, rest [n, m]."""
     near = tl.where(columns < n, columns, 0).to(tl.int64)
     rows = tl.where(rows < m, rows, 0).to(tl.int64)
     x_at = x + rows[None, :] * x_stride
     w_at = values + near[:, None] * value_stride
     scale_at = scales + near * scale_stride
+    a, b, c, d = table_of(w_at, LAYOUT)
     exact: tl.constexpr = COMPUTE == "int8" and GROUP == 0
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32 if exact else tl.float32)
     for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
-        acc += group_sum(x_at, w_at, scale_at, start, k, BITS, GROUP, COMPUTE, BLOCK_K, EVEN_K)
+        acc += group_sum(x_at, w_at, scale_at, a, b, c, d, start, k, LAYOUT, GROUP, COMPUTE,
+                         NATIVE, BLOCK_K, EVEN_K)
     if COMPUTE == "int8":
         if begin == 0:  # codes stand for themselves less the zero point of their row
             total = tl.load(sums + near)[:, None]
@@ -97,16 +127,21 @@ def stored_product(x, steps, zeros, values, scales, sums, rows, columns, m, n, k
         y *= tl.load(scale_at).to(tl.float32)[:, None]
     if COMPUTE == "int8":
         y *= tl.load(steps + rows)[None, :]
+    if rest is not None:
+        if begin == 0:
+            y += tl.load(rest + near[:, None] * m + rows[None, :])
     return tl.trans(y)
 
 
 @triton.jit
-def quantized_tiles(x, steps, zeros, values, scales, sums, up, up_scales, up_sums, bias, up_bias,
-                    residual, out, parts, m, n, k, x_stride, value_stride, scale_stride,
-                    residual_stride, out_stride, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-                    BITS: tl.constexpr, GROUP: tl.constexpr, COMPUTE: tl.constexpr,
-                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                    EVEN_K: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr):
+def quantized_tiles(x, steps, zeros, values, scales, sums, up, up_scales, up_sums, rest,
+                    up_rest, bias, up_bias, residual, out, parts, m, n, k, x_stride, value_stride,
+                    scale_stride, residual_stride, out_stride, ACTIVATION: tl.constexpr,
+                    GATED: tl.constexpr,
+                    LAYOUT: tl.constexpr, GROUP: tl.constexpr, COMPUTE: tl.constexpr,
+                    NATIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
+                    STAGES: tl.constexpr):
     """act(x weightT + bias) * (x upT + up_bias) + residual; one tile, one of SPLIT shares of k."""
     row, column = place(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), 8)
     rows = row * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -114,14 +149,15 @@ def quantized_tiles(x, steps, zeros, values, scales, sums, up, up_scales, up_sum
     share = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT) * BLOCK_K
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, k)
-    acc = stored_product(x, steps, zeros, values, scales, sums, rows, columns, m, n, k, begin, end,
-                         x_stride, value_stride, scale_stride, BITS, GROUP, COMPUTE, BLOCK_M,
-                         BLOCK_N, BLOCK_K, EVEN_K, STAGES)
+    acc = stored_product(x, steps, zeros, values, scales, sums, rest, rows, columns, m, n, k,
+                         begin, end, x_stride, value_stride, scale_stride, LAYOUT, GROUP,
+                         COMPUTE, NATIVE, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STAGES)
     acc_up = acc
     if GATED:
-        acc_up = stored_product(x, steps, zeros, up, up_scales, up_sums, rows, columns, m, n, k,
-                                begin, end, x_stride, value_stride, scale_stride, BITS, GROUP,
-                                COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, STAGES)
+        acc_up = stored_product(x, steps, zeros, up, up_scales, up_sums, up_rest, rows, columns,
+                                m, n, k, begin, end, x_stride, value_stride, scale_stride,
+                                LAYOUT, GROUP, COMPUTE, NATIVE, BLOCK_M, BLOCK_N, BLOCK_K,
+                                EVEN_K, STAGES)
     if SPLIT > 1:
         store_part(acc, parts, tl.program_id(1), rows, columns, m, n)
         if GATED:
@@ -130,46 +166,6 @@ def quantized_tiles(x, steps, zeros, values, scales, sums, up, up_scales, up_sum
         finish(acc, acc_up, bias, up_bias, residual, out, rows, columns, m, n,
                residual_stride, out_stride, ACTIVATION, GATED)
 
-
-@triton.jit
-def nearest(x):
-    """The nearest whole number, the even one of two, for |x| < 2**22."""
-    return (x + 12582912.0) - 12582912.0
-
-
-@triton.jit
-def quantize_rows(x, codes, steps, zeros, m, k, x_stride, code_stride, ROWS: tl.constexpr,
-                  BLOCK: tl.constexpr):
-    """A row as bytes: step * (code - zero), both less 128 to be signed; see the op. A row with NaN
-    or an infinity gets a step of NaN."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    in_rows = rows < m
-    at = x + rows.to(tl.int64)[:, None] * x_stride
-    low = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-    high = low
-    bad = low
-    for start in range(0, k, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        inside = in_rows[:, None] & (columns < k)[None, :]
-        v = tl.load(at + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        low = tl.minimum(low, v)
-        high = tl.maximum(high, v)
-        bad = tl.where(tl.abs(v) < float("inf"), bad, 1.0)
-    least = tl.min(low, axis=1)
-    width = tl.max(high, axis=1) - least
-    inverse = tl.where(width > 1e-35, 255.0 / tl.where(width > 1e-35, width, 1.0), 0.0)
-    zero = nearest(-least * inverse)
-    step = tl.where(tl.max(bad, axis=1) > 0, float("nan"), width / 255)
-    tl.store(steps + rows, step, mask=in_rows)
-    tl.store(zeros + rows, zero.to(tl.int32) - 128, mask=in_rows)
-    for start in range(0, k, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        inside = in_rows[:, None] & (columns < k)[None, :]
-        v = tl.load(at + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        code = nearest(tl.where(tl.abs(v) < float("inf"), v, 0.0) * inverse[:, None])
-        code = tl.minimum(tl.maximum(code + zero[:, None], 0.0), 255.0)
-        to = codes + rows.to(tl.int64)[:, None] * code_stride + columns[None, :]
-        tl.store(to, (code.to(tl.int32) - 128).to(tl.int8), mask=inside)
 '''
 
-SOURCE = HEADER + ACTIVATE + EPILOGUE + PLACE + FEW + PRODUCTS
+SOURCE = HEADER + ACTIVATE + EPILOGUE + PLACE + FEW + DECODE + PRODUCTS

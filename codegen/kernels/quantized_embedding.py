@@ -43,7 +43,7 @@ def quantized_embedding(ids, values, scales, remainder=None, *, format, width, o
     return rows.to(out).reshape(*ids.shape, width)
 
 
-def _legal(
+def stored_rows_legal(
     target: Target,
     ids: TensorType,
     values: TensorType,
@@ -58,16 +58,15 @@ def _legal(
     return None if attrs["out"] in (torch.float32, torch.bfloat16) else f"rows in {attrs['out']}"
 
 
-@quantized_embedding.kernel(
-    "cpu",
-    legal=_legal,
-    layouts={
-        "ids": contiguous,
-        "values": dense_last,
-        "scales": dense_last,
-        "remainder": dense_last,
-    },
-)
+TABLE_LAYOUTS = {
+    "ids": contiguous,
+    "values": dense_last,
+    "scales": dense_last,
+    "remainder": dense_last,
+}
+
+
+@quantized_embedding.kernel("cpu", legal=stored_rows_legal, layouts=TABLE_LAYOUTS)
 def _quantized_embedding(
     cfg: Config,
     target: Target,

@@ -1,4 +1,4 @@
-"""Linear layers with weights in few bits on a GPU, in every format."""
+"""Linear layers with weights in integers on a GPU; other formats: test_gpu_stored_formats.py."""
 
 import itertools
 
@@ -7,7 +7,6 @@ import torch
 
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.codegen.weight_formats.formats import FORMATS
-from infopt.codegen.weight_formats.remainder import SparseEntries
 from infopt.compiler.infer import Builder
 from infopt.compiler.integer_weight import ROW_ROUNDINGS
 from infopt.compiler.types import TensorType
@@ -150,20 +149,3 @@ def test_rows_rounded_by_torchaos_formula_have_no_kernel_here(rounding):
     for made in (single, gated):
         assert no_kernel(made, gpu(cores=1)) == f"rows rounded as {rounding}"
     assert no_kernel(o.call(quantized_linear, *parts, activations="int8"), gpu(cores=1)) == ""
-
-
-def test_tables_and_remainders_have_no_kernel_yet():
-    x, w = layer(3, format="lut4")
-    entries = SparseEntries(0.01)
-    rest = torch.randn(40, 200)
-    remainder = entries.encode(rest, entries.largest(rest.abs()))
-    _, plain = layer(3)
-    for format, args, kept, reason in (
-        ("lut4", (x, *w), None, "weights in lut4"),
-        ("int4-g32", (x, *plain), remainder, "a remainder"),
-    ):
-        o = Builder()
-        nodes = [o.input(f"x{i}", TensorType.of(a)) for i, a in enumerate(args)]
-        held = None if kept is None else o.input("kept", TensorType.of(kept))
-        made = o.call(quantized_linear, *nodes, remainder=held, format=format)
-        assert no_kernel(made, gpu()) == reason
