@@ -41,7 +41,7 @@ def _flops(node: Node) -> Size:
     return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (2 * q.shape[3] + 16)
 
 
-def _legal(
+def received_legal(
     target: Target, q: TensorType, k: TensorType, bias: TensorType | None, *, scale: float
 ) -> str | None:
     if q.dtype not in FLOATS or q.dtype != k.dtype:
@@ -53,7 +53,7 @@ def _legal(
 
 
 @attention_received.kernel(
-    "cpu", legal=_legal, layouts={"q": dense_last, "k": dense_last, "bias": contiguous}
+    "cpu", legal=received_legal, layouts={"q": dense_last, "k": dense_last, "bias": contiguous}
 )
 def _received(
     cfg: Config,

@@ -88,7 +88,7 @@ def conv_act(
     return y.to(x.dtype)
 
 
-def _legal(
+def conv_legal(
     target: Target,
     x: TensorType,
     weight: TensorType,
@@ -114,13 +114,13 @@ def _legal(
     return None
 
 
-def _plain_legal(
+def plain_legal(
     target: Target, x: TensorType, weight: TensorType, bias: TensorType | None, **attrs: Any
 ) -> str | None:
-    return _legal(target, x, weight, None, bias)
+    return conv_legal(target, x, weight, None, bias)
 
 
-def _by_tap(weight: TensorType) -> bool:
+def by_tap(weight: TensorType) -> bool:
     """Whether the weights of a feature lie by tap, then by channel: torch's channels_last."""
     _, channels, *kernel = weight.shape
     wanted = contiguous_strides((*kernel, channels))
@@ -131,7 +131,7 @@ def _by_tap(weight: TensorType) -> bool:
 
 def _weight_strides(weight: TensorType) -> tuple[Size, ...] | None:
     inner = TensorType(weight.shape[1:], weight.dtype, weight.strides[1:])
-    if contiguous(inner) is None or _by_tap(weight):
+    if contiguous(inner) is None or by_tap(weight):
         return None
     return contiguous_strides(weight.shape)
 
@@ -209,7 +209,7 @@ def convolution(
         *window.numbers(x, out),
         *plane_strides(x),
         weight.strides[0] if weight.shape[0] != 1 else depth,
-        int(_by_tap(weight)),
+        int(by_tap(weight)),
         per_task,
         panels_per_task,
         format_of(x),
@@ -237,7 +237,7 @@ LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
 LAYOUTS |= {"bias": contiguous, "residual": contiguous}
 
 
-@conv_act.kernel("cpu", legal=_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
+@conv_act.kernel("cpu", legal=conv_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
 def _conv_act(
     cfg: Config,
     target: Target,
@@ -277,7 +277,7 @@ def _conv_act(
     "conv2d.default",
     "conv1d.padding",
     "conv2d.padding",
-    legal=_plain_legal,
+    legal=plain_legal,
     layouts=LAYOUTS | {"input": neighbouring_columns},
 )
 def _conv(

@@ -14,12 +14,12 @@ from infopt.compiler.types import Size, TensorType
 _TASK = 4096  # elements
 _BITS = {1: "uint8_t", 2: "int16_t", 4: "int32_t", 8: "int64_t"}
 _INDEX = {torch.int64: "int64_t", torch.int32: "int32_t"}
-_RANK, _MOST = 6, 3
+RANK, MOST = 6, 3
 _ERROR = "index out of bounds: an index tensor points outside the dimension it selects from"
 
 
 def _padded(values: list[Size]) -> list[Size]:
-    return [0] * (_RANK - len(values)) + values
+    return [0] * (RANK - len(values)) + values
 
 
 def gather_call(
@@ -50,16 +50,16 @@ def _picking(
 ) -> Call:
     """loops: sizes, strides where there are no indices, and in x, which has the indexed dims."""
     shape, own, moves = loops
-    sizes: list[Size] = [*[1] * (_RANK - len(shape)), *shape]
+    sizes: list[Size] = [*[1] * (RANK - len(shape)), *shape]
     numbers = [_TASK, *sizes, *_padded(own), *_padded(moves), int(wrap)]
     for _, _, d, strides in indices:
         numbers += [x.shape[d], x.strides[d], *_padded(strides)]
-    numbers += [0] * (8 * (_MOST - len(indices)))
+    numbers += [0] * (8 * (MOST - len(indices)))
     t, index = _BITS[x.dtype.itemsize], _INDEX[indices[0][1].dtype]
     symbol = f"{function}_{t}_{index}"
     signature = f"INFOPT_EXPORT void {symbol}(const infopt_call *call, int64_t first, int64_t last)"
     names: list[str | None] = [i[0] for i in indices]
-    names += [None] * (_MOST - len(indices))
+    names += [None] * (MOST - len(indices))
     return Call(
         symbol,
         (name, *names, "out"),
@@ -78,18 +78,18 @@ def _aligned(index: TensorType, rank: int) -> list[Size]:
 
 
 def _reason(x: TensorType, indices: list[TensorType], rank: int) -> str | None:
-    if x.dtype.itemsize not in _BITS or x.rank == 0 or rank > _RANK:
+    if x.dtype.itemsize not in _BITS or x.rank == 0 or rank > RANK:
         return f"x is {x}"
-    if not 1 <= len(indices) <= _MOST or any(i.dtype != indices[0].dtype for i in indices):
+    if not 1 <= len(indices) <= MOST or any(i.dtype != indices[0].dtype for i in indices):
         return f"{len(indices)} index tensors"
     return None if indices[0].dtype in _INDEX else f"indices {indices[0]}"
 
 
-def _gather_legal(target: Target, x: TensorType, index: TensorType, **attrs: Any) -> str | None:
+def gather_legal(target: Target, x: TensorType, index: TensorType, **attrs: Any) -> str | None:
     return "a 0-d index" if index.rank == 0 else _reason(x, [index], index.rank)
 
 
-@aten_kernel("gather.default", legal=_gather_legal)
+@aten_kernel("gather.default", legal=gather_legal)
 def _gather(cfg: Config, target: Target, x: TensorType, index: TensorType, **attrs: Any) -> Call:
     d = attrs["dim"] % x.rank
     moves = [0 if i == d else s for i, s in enumerate(x.strides)]
@@ -97,11 +97,11 @@ def _gather(cfg: Config, target: Target, x: TensorType, index: TensorType, **att
     return gather_call(x, cfg.out, moves, picked, False, _ERROR)
 
 
-def _select_legal(target: Target, x: TensorType, index: TensorType, **attrs: Any) -> str | None:
+def select_legal(target: Target, x: TensorType, index: TensorType, **attrs: Any) -> str | None:
     return "a 0-d index" if index.rank != 1 else _reason(x, [index], x.rank)
 
 
-@aten_kernel("index_select.default", legal=_select_legal)
+@aten_kernel("index_select.default", legal=select_legal)
 def _index_select(
     cfg: Config, target: Target, x: TensorType, index: TensorType, **attrs: Any
 ) -> Call:
@@ -119,7 +119,7 @@ def _index_rank(x: TensorType, indices: tuple[TensorType | None, ...]) -> int:
     return x.rank - len(given) + max((i.rank for i in given), default=0)
 
 
-def _index_legal(
+def index_legal(
     target: Target, x: TensorType, indices: tuple[TensorType | None, ...]
 ) -> str | None:
     return _reason(x, [i for i in indices if i is not None], _index_rank(x, indices))
@@ -131,7 +131,7 @@ def _broadcast_size(tensors: list[TensorType], back: int) -> Size:
     return next((n for n in sizes if n != 1), 1)
 
 
-def _indexed(
+def indexed(
     x: TensorType, indices: tuple[TensorType | None, ...]
 ) -> tuple[list[Size], list[Size], list[tuple[str, TensorType, int, list[Size]]]]:
     """Sizes of x[indices], its strides in x where no index moves, and the indices' own."""
@@ -153,11 +153,11 @@ def _indexed(
     return shape, moves, picked
 
 
-@aten_kernel("index.Tensor", legal=_index_legal)
+@aten_kernel("index.Tensor", legal=index_legal)
 def _index(
     cfg: Config, target: Target, x: TensorType, indices: tuple[TensorType | None, ...]
 ) -> Call:
-    _, moves, picked = _indexed(x, indices)
+    _, moves, picked = indexed(x, indices)
     return gather_call(x, cfg.out, moves, picked, True, f"IndexError: {_ERROR}")
 
 
@@ -173,7 +173,7 @@ def _put_legal(
         return "values that are added"
     if values.dtype != x.dtype or x.dtype not in ELEMENT:
         return f"values {values}"
-    return _index_legal(target, x, indices)
+    return index_legal(target, x, indices)
 
 
 @aten_kernel("index_put.default", legal=_put_legal)
@@ -187,7 +187,7 @@ def _index_put(
     accumulate: bool,
 ) -> list[Call]:
     out = cfg.out
-    shape, moves, picked = _indexed(out, indices)
+    shape, moves, picked = indexed(out, indices)
     own = _aligned(values, len(shape))
     error = f"IndexError: {_ERROR}"
     put = _picking("scatter", "values", out, (shape, own, moves), picked, True, error, 1)
@@ -196,6 +196,6 @@ def _index_put(
 
 def _copied(x: TensorType, out: TensorType, target: Target) -> Call:
     """x as it was, where nothing is put."""
-    code, tasks, fill = ELEMENT[x.dtype], 4 * target.cores, [0] * (_RANK - x.rank)
+    code, tasks, fill = ELEMENT[x.dtype], 4 * target.cores, [0] * (RANK - x.rank)
     numbers = (x.rank, code, code, tasks, *x.shape, *fill, *x.strides, *fill, *out.strides, *fill)
     return Call("infopt_copy", ("self", "out"), numbers, tasks)

@@ -15,7 +15,7 @@ from infopt.compiler.types import Size, TensorType
 _CONTIGUOUS = dict.fromkeys(("input", "weight", "bias"), contiguous)
 
 
-def _legal(
+def group_norm_legal(
     target: Target, x: TensorType, weight: Any, bias: Any, *, num_groups: int, **attrs: Any
 ) -> str | None:
     if x.dtype not in FLOATS:
@@ -26,7 +26,7 @@ def _legal(
     return None
 
 
-@aten_kernel("group_norm.default", legal=_legal, layouts=_CONTIGUOUS)
+@aten_kernel("group_norm.default", legal=group_norm_legal, layouts=_CONTIGUOUS)
 def _group_norm(
     cfg: Config,
     target: Target,

@@ -38,7 +38,9 @@ def _reason(a: TensorType, b: TensorType) -> str | None:
     return None
 
 
-def _batches(a: TensorType, b: TensorType, out: TensorType) -> list[tuple[Size, Size, Size, Size]]:
+def batches_of(
+    a: TensorType, b: TensorType, out: TensorType
+) -> list[tuple[Size, Size, Size, Size]]:
     """(size, strides of a, b, out) of three batch dimensions."""
     rank = out.rank - 2
     found: list[tuple[Size, Size, Size, Size]] = []
@@ -73,10 +75,10 @@ def product_calls(
         weight = TensorType((n, k), b.dtype, (b.strides[1], 1))
         used = {"x": names[0], "w": names[1], "bias": names[2] if added is not None else None}
         return products(a, Config((out,), USUAL_TILING), weight, used, "none", target)
-    m, batches = a.shape[-2], _batches(a, b, out)
+    m, batches = a.shape[-2], batches_of(a, b, out)
     d_strides: list[Size] = [0] * 5
     if added is not None:
-        d_strides = _broadcast_strides(added, out)
+        d_strides = broadcast_strides(added, out)
     fmt = _FORMAT[a.dtype]
 
     def strides(t: TensorType, which: int) -> list[Size]:
@@ -105,7 +107,7 @@ def product_calls(
     return [Call(f"infopt_matmul_{SHORT[a.dtype]}", pointers, numbers, tasks, scratch=scratch)]
 
 
-def _broadcast_strides(t: TensorType, out: TensorType) -> list[Size]:
+def broadcast_strides(t: TensorType, out: TensorType) -> list[Size]:
     """row, column and three batch strides of a tensor that is added to a product."""
     row = t.strides[-2] if t.rank > 1 and t.shape[-2] != 1 else 0
     batch: list[Size] = []
@@ -117,12 +119,12 @@ def _broadcast_strides(t: TensorType, out: TensorType) -> list[Size]:
     return [row, 1, *[0] * (3 - len(batch)), *batch]
 
 
-def _legal(target: Target, a: TensorType, b: TensorType) -> str | None:
+def product_legal(target: Target, a: TensorType, b: TensorType) -> str | None:
     return _reason(a, b)
 
 
 def _declare(name: str, first: str, second: str) -> None:
-    @aten_kernel(name, legal=_legal)
+    @aten_kernel(name, legal=product_legal)
     def emit(cfg: Config, target: Target, a: TensorType, b: TensorType) -> list[Call]:
         return product_calls(a, b, cfg.out, (first, second, None), target)
 
@@ -132,7 +134,7 @@ _declare("bmm.default", "self", "mat2")
 _declare("matmul.default", "self", "other")
 
 
-def _added_legal(
+def added_legal(
     target: Target, added: TensorType, a: TensorType, b: TensorType, *, beta: Any, alpha: Any
 ) -> str | None:
     if (
@@ -148,7 +150,7 @@ def _added_legal(
     return _reason(a, b)
 
 
-@aten_kernel("addmm.default", legal=_added_legal, layouts={"self": dense_last})
+@aten_kernel("addmm.default", legal=added_legal, layouts={"self": dense_last})
 def _addmm(
     cfg: Config,
     target: Target,
@@ -162,7 +164,7 @@ def _addmm(
     return product_calls(a, b, cfg.out, ("mat1", "mat2", "self"), target, added, alpha, beta)
 
 
-@aten_kernel("baddbmm.default", legal=_added_legal, layouts={"self": dense_last})
+@aten_kernel("baddbmm.default", legal=added_legal, layouts={"self": dense_last})
 def _baddbmm(
     cfg: Config,
     target: Target,

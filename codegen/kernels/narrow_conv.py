@@ -63,7 +63,7 @@ def narrow_conv(
     return y.to(out)
 
 
-def _legal(
+def narrow_conv_legal(
     target: Target,
     x: TensorType,
     weight: TensorType,
@@ -92,7 +92,7 @@ def _legal(
     return None
 
 
-@narrow_conv.kernel("cpu", legal=_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
+@narrow_conv.kernel("cpu", legal=narrow_conv_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
 def _narrow_conv(
     cfg: Config,
     target: Target,

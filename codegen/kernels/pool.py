@@ -26,7 +26,7 @@ def _legal(target: Target, x: TensorType, **attrs: Any) -> str | None:
     return None
 
 
-def _batched(axes: int) -> Any:
+def batched(axes: int) -> Any:
     def legal(target: Target, x: TensorType, **attrs: Any) -> str | None:
         if x.rank != axes + 2:
             return f"x is {x}: expected a batch of {'lines' if axes == 1 else 'images'}"
@@ -35,7 +35,7 @@ def _batched(axes: int) -> Any:
     return legal
 
 
-def _pooled(attrs: Mapping[str, Any], axes: int) -> Window:
+def pooled(attrs: Mapping[str, Any], axes: int) -> Window:
     kernel = pair(attrs["kernel_size"], axes, 1)
     stride = pair(attrs["stride"], axes, 1) if attrs.get("stride") else kernel
     padding, dilation = attrs.get("padding", 0), attrs.get("dilation", 1)
@@ -61,16 +61,16 @@ def _call(x: TensorType, out: TensorType, window: Window, *how: Size) -> Call:
 
 
 def _declare(axes: int) -> None:
-    @aten_kernel(f"max_pool{axes}d.default", legal=_batched(axes), layouts=_LAYOUTS)
+    @aten_kernel(f"max_pool{axes}d.default", legal=batched(axes), layouts=_LAYOUTS)
     def maximum(cfg: Config, target: Target, x: TensorType, **attrs: Any) -> Call:
-        return _call(x, cfg.out, _pooled(attrs, axes), _MAXIMUM, 0, 0)
+        return _call(x, cfg.out, pooled(attrs, axes), _MAXIMUM, 0, 0)
 
-    @aten_kernel(f"avg_pool{axes}d.default", legal=_batched(axes), layouts=_LAYOUTS)
+    @aten_kernel(f"avg_pool{axes}d.default", legal=batched(axes), layouts=_LAYOUTS)
     def average(cfg: Config, target: Target, x: TensorType, **attrs: Any) -> Call:
         counted, divisor = int(attrs["count_include_pad"]), attrs.get("divisor_override") or 0
-        return _call(x, cfg.out, _pooled(attrs, axes), _AVERAGE, counted, divisor)
+        return _call(x, cfg.out, pooled(attrs, axes), _AVERAGE, counted, divisor)
 
-    @aten_kernel(f"adaptive_avg_pool{axes}d.default", legal=_parts_legal(axes), layouts=_LAYOUTS)
+    @aten_kernel(f"adaptive_avg_pool{axes}d.default", legal=parts_legal(axes), layouts=_LAYOUTS)
     def parts(cfg: Config, target: Target, x: TensorType, **attrs: Any) -> Call:
         window = Window((1, 1), (1, 1), (0, 0), (1, 1))
         return Call(
@@ -81,11 +81,11 @@ def _declare(axes: int) -> None:
         )
 
 
-def _parts_legal(axes: int) -> Any:
+def parts_legal(axes: int) -> Any:
     def legal(target: Target, x: TensorType, **attrs: Any) -> str | None:
         if not all(is_positive(n) for n in x.shape[2:]):
             return f"x is {x}: its planes may be empty"
-        return _batched(axes)(target, x, **attrs)
+        return batched(axes)(target, x, **attrs)
 
     return legal
 

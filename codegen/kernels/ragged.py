@@ -95,31 +95,29 @@ def ragged_attention(q, k, v, starts, *, longest, scale):
     return torch.where(real[:, None, None], out[0].transpose(0, 1), 0.0)
 
 
-def _mask_legal(target: Target, mask: TensorType, **attrs: Any) -> str | None:
+def mask_legal(target: Target, mask: TensorType, **attrs: Any) -> str | None:
     return None if mask.dtype is torch.bool and mask.rank == 2 else f"a mask {mask}"
 
 
-@row_index.kernel("cpu", legal=_mask_legal, layouts={"mask": contiguous})
+@row_index.kernel("cpu", legal=mask_legal, layouts={"mask": contiguous})
 def _row_index(cfg: Config, target: Target, mask: TensorType, *, rows: Size) -> Call:
     return Call("infopt_row_index", ("mask", "out"), (mask.numel, rows), 1)
 
 
-@row_starts.kernel("cpu", legal=_mask_legal, layouts={"mask": contiguous})
+@row_starts.kernel("cpu", legal=mask_legal, layouts={"mask": contiguous})
 def _row_starts(cfg: Config, target: Target, mask: TensorType) -> Call:
     return Call("infopt_row_starts", ("mask", "out"), mask.shape, 1)
 
 
-def _unpack_legal(
-    target: Target, x: TensorType, mask: TensorType, starts: TensorType
-) -> str | None:
+def unpack_legal(target: Target, x: TensorType, mask: TensorType, starts: TensorType) -> str | None:
     if x.dtype not in ELEMENT or x.rank < 2:
         return f"rows {x}"
-    return _mask_legal(target, mask)
+    return mask_legal(target, mask)
 
 
 @unpack_rows.kernel(
     "cpu",
-    legal=_unpack_legal,
+    legal=unpack_legal,
     layouts={"x": contiguous, "mask": contiguous, "starts": contiguous},
 )
 def _unpack_rows(
@@ -132,7 +130,7 @@ def _unpack_rows(
     return Call("infopt_unpack_rows", ("x", "mask", "starts", "out"), numbers, mask.shape[0])
 
 
-def _attention_legal(
+def ragged_legal(
     target: Target, q: TensorType, k: TensorType, v: TensorType, starts: TensorType, **attrs: Any
 ) -> str | None:
     if q.dtype not in FLOATS or not q.dtype == k.dtype == v.dtype:
@@ -149,7 +147,7 @@ def _attention_legal(
 
 @ragged_attention.kernel(
     "cpu",
-    legal=_attention_legal,
+    legal=ragged_legal,
     layouts={"q": dense_last, "k": dense_last, "v": dense_last, "starts": contiguous},
 )
 def _ragged_attention(

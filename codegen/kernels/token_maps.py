@@ -105,13 +105,15 @@ def _match_flops(node: Node) -> Size:
     return 3 * batch * tokens * tokens * depth // 2
 
 
-def _legal(target: Target, x: TensorType, size: TensorType | None, **attrs: Any) -> str | None:
+def tokens_legal(
+    target: Target, x: TensorType, size: TensorType | None, **attrs: Any
+) -> str | None:
     if x.dtype not in FLOATS or (size is not None and size.dtype is not torch.float32):
         return f"{x}, sizes {size}"
     return None if all(map(is_positive, x.shape)) else f"{x} may be empty"
 
 
-@match_tokens.kernel("cpu", legal=_legal, layouts={"metric": contiguous, "size": contiguous})
+@match_tokens.kernel("cpu", legal=tokens_legal, layouts={"metric": contiguous, "size": contiguous})
 def _match(
     cfg: Config,
     target: Target,
@@ -135,7 +137,7 @@ def _match(
     return Call("infopt_match_tokens", pointers, (tokens, keep, first, batch), batch, scratch)
 
 
-@rank_tokens.kernel("cpu", legal=_legal, layouts={"score": contiguous, "size": contiguous})
+@rank_tokens.kernel("cpu", legal=tokens_legal, layouts={"score": contiguous, "size": contiguous})
 def _rank(
     cfg: Config,
     target: Target,

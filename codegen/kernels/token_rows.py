@@ -77,7 +77,7 @@ def unmerge_rows(y, place, old=None):
     return rows if old is None else torch.where((place < 0)[..., None], old, rows)
 
 
-def _merge_legal(
+def merge_legal(
     target: Target, x: TensorType, place: TensorType, size: TensorType | None, *, keep: Size
 ) -> str | None:
     if x.dtype not in FLOATS or (size is not None and size.dtype is not torch.float32):
@@ -86,7 +86,7 @@ def _merge_legal(
 
 
 @merge_rows.kernel(
-    "cpu", legal=_merge_legal, layouts={"x": contiguous, "place": contiguous, "size": contiguous}
+    "cpu", legal=merge_legal, layouts={"x": contiguous, "place": contiguous, "size": contiguous}
 )
 def _merge(
     cfg: Config,
@@ -114,14 +114,14 @@ def _sizes(
     return Call("infopt_merge_sizes", names, (tokens, keep), batch)
 
 
-def _unmerge_legal(
+def unmerge_legal(
     target: Target, y: TensorType, place: TensorType, old: TensorType | None
 ) -> str | None:
     return None if y.dtype in ELEMENT else f"rows {y}"
 
 
 @unmerge_rows.kernel(
-    "cpu", legal=_unmerge_legal, layouts={"y": contiguous, "place": contiguous, "old": contiguous}
+    "cpu", legal=unmerge_legal, layouts={"y": contiguous, "place": contiguous, "old": contiguous}
 )
 def _unmerge(
     cfg: Config, target: Target, y: TensorType, place: TensorType, old: TensorType | None
