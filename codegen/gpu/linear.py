@@ -151,7 +151,7 @@ def _tiles(
         persistent = isinstance(count, int) and count > 2 * target.cores
     elif isinstance(count, int) and count <= target.cores:
         persistent = False  # each has one
-    if sides == 2 and target.arch == "sm100" and tile.m <= 64:
+    if target.arch == "sm100" and tile.m <= 64 and (sides == 2 or persistent == "flat"):
         persistent = False  # something is spilled around a loop over such tiles
     flat = described and persistent == "flat"
     programs = Min(count, target.cores) if persistent else count

@@ -95,6 +95,13 @@ def test_without_descriptors_it_is_the_launch_by_pointers():
     assert made.descriptor_bytes == DESCRIPTOR * 2 * made.grid[0] and not plain.descriptor_bytes
 
 
+def test_loops_over_low_tiles_are_not_flat_where_they_spill():
+    choice = DESCRIBED | {"tile": "64x64x64 w4 s4", "persistent": "flat"}
+    for arch, flat in (("sm90", True), ("sm100", False)):
+        made = tiles(launches_of(LINEAR, operands(2000, 256, 512), {}, gpu(arch), choice)[0])
+        assert [made.constants[name] for name in ("PERSISTENT", "FLAT")] == [flat, flat]
+
+
 @described
 @pytest.mark.parametrize("persistent", [False, "flat"])
 def test_compiles(arch, persistent):
