@@ -117,7 +117,9 @@ def _tiles(
     m, n, k = (sizes[name] for name in "mnk")
     group = layer.format.group
     depth = max(group, 32 if layer.format.bits == 8 else 64)
-    if not group:
+    if layer.format.layout == 19:
+        depth = 64  # codes of 128 and what they become take every register that there is
+    elif not group:
         depth = 64 if layer.compute == "f32" else 128
     held = tensors["x"].dtype.itemsize
     tile = Tile(tile.m, tile.n, depth, tile.warps, tile.stages)
