@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from infopt.codegen.gpu.attention import FLASH_SPACE, attention_launches, on_gpu, power_of_two
-from infopt.codegen.gpu.text import HEADER, launch
+from infopt.codegen.gpu.attention import FLASH_SPACE, attention_launches, on_gpu
+from infopt.codegen.gpu.kv_stores import append_launch
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.attention import by_token
 from infopt.codegen.kernels.kv_cache import (
@@ -14,33 +14,9 @@ from infopt.codegen.kernels.kv_cache import (
     kv_attention,
     kv_attention_legal,
 )
-from infopt.codegen.kernels.rows import ceil_div
-from infopt.codegen.launch import Launch, Pointer
+from infopt.codegen.launch import Launch
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
-
-SOURCE = (
-    HEADER
-    + '''
-
-@triton.jit
-def append_rows(x, starts, counts, out, heads, tokens, room, x_batch, x_head, x_stride,
-                out_batch, out_head, out_stride, D: tl.constexpr, BLOCK_D: tl.constexpr,
-                TOKENS: tl.constexpr):
-    """TOKENS rows of one head of one sequence, behind those that the cache has of it."""
-    batch = (tl.program_id(0) // heads).to(tl.int64)
-    head = (tl.program_id(0) % heads).to(tl.int64)
-    rows = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
-    place = tl.load(starts + batch) + rows
-    new = (rows < tokens) & (rows < tl.load(counts + batch)) & (place >= 0) & (place < room)
-    columns = tl.arange(0, BLOCK_D)
-    inside = new[:, None] & (columns < D)[None, :]
-    x += batch * x_batch + head * x_head
-    out += batch * out_batch + head * out_head
-    values = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=inside)
-    tl.store(out + place[:, None] * out_stride + columns[None, :], values, mask=inside)
-'''
-)
 
 
 @kv_append.kernel("gpu", legal=appends(None, 4), layouts=APPENDED, tokens=(4, 1, 16))
@@ -52,21 +28,7 @@ def _append(
     starts: TensorType,
     counts: TensorType,
 ) -> Launch:
-    b, h, room, d = store.shape
-    strides = {
-        f"{name}_{what}": stride
-        for name, type in (("x", x), ("out", cfg.out))
-        for what, stride in zip(("batch", "head", "stride"), type.strides[:3], strict=True)
-    }
-    tensors = {"x": x, "starts": starts, "counts": counts, "out": cfg.out}
-    return launch(
-        SOURCE,
-        "append_rows",
-        grid=(b * h, ceil_div(x.shape[2], cfg.tokens)),
-        **{name: Pointer(name, type.dtype) for name, type in tensors.items()},
-        **{"heads": h, "tokens": x.shape[2], "room": room, **strides},
-        **{"D": d, "BLOCK_D": power_of_two(d), "TOKENS": cfg.tokens},
-    )
+    return append_launch(cfg, store, x, cfg.tokens, None, 0)
 
 
 @kv_attention.kernel(

@@ -72,9 +72,9 @@ def compile_causal_lm(
     max_length  the room of the cache: tokens of a prompt and of what follows
     batch       the most sequences at once
     kv          how the cache is kept: infopt.KV, or a policy such as infopt.kv.Quest; without it
-                exactly as the model computes it
+                exactly as the model computes it. Policies are for CPUs
     compact     an infopt.Compaction: long prompts are cut to the tokens that matter, which keep
-                their positions; max_length is the room for what is left of them
+                their positions; max_length is the room for what is left of them. For CPUs
     target      "native", or a machine such as "cpu:avx2" or "cuda:sm90" (Target.parse). The model
                 is on the CPU; its weights and the cache go to the GPU
     device      the GPU to run on (runtime/device.py); None: the first of that architecture. Without
@@ -107,9 +107,8 @@ def compile_causal_lm(
     machine = target if isinstance(target, Target) else Target.parse(target)
     report = Report(target=machine.name)
     policy = kv if isinstance(kv, Policy) else _policy_of(kv or KV())
-    if machine.kind == "gpu" and (policy != Contiguous() or compact is not None):
-        found = f"kv={kv!r} and compact={compact!r}"
-        raise BadOption(f"a GPU keeps the whole cache as the model computes it: found {found}")
+    if machine.kind == "gpu" and (reason := _no_form_on_gpu(policy, compact)):
+        raise BadOption(f"{reason}: found kv={kv!r} and compact={compact!r}")
     with torch_threads(), torch.no_grad():
         forward = _forward_of(model)
         layers, vocabulary, windows = _shapes(forward, model)
@@ -151,6 +150,13 @@ def compile_causal_lm(
         return CausalLM(spec, compiled, compiled.save)
     save = partial(save_with, compiled, filter, FILTER, ("causal_lm", "filter"))
     return CausalLM(spec, compiled, save, filter)
+
+
+def _no_form_on_gpu(policy: Policy, compact: Compaction | None) -> str | None:
+    """Why a GPU has no kernels for such a cache."""
+    if type(policy) not in (Contiguous, Paged) or compact is not None:
+        return "a GPU keeps the whole cache, of whole prompts"
+    return None
 
 
 def _policy_of(kv: KV) -> Policy:

@@ -49,7 +49,7 @@ class CausalLM:
     ) -> None:
         self.spec, self.program, self.filter, self._save = spec, program, filter, save
         self._where: torch.device = program.where
-        self._pool = spec.pool() if spec.page else None
+        self._pool = spec.pool(self._where) if spec.page else None
         # a GPU computes the next step while a token is read; pages wait for who goes on
         self._ahead = self._where.type != "cpu" and not spec.page
 

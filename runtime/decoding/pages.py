@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from infopt.runtime.door import CPU
 
 
 class PagePool:
     """stores: tensors [1, heads, pages * page, width]; more pages are made when none is free.
 
     kinds: of every store, (heads, width, dtype); page: tokens of one; pages: to begin with, memory
-    that is touched as tokens come. `lock` is held while the stores are read or written.
+    that is touched as tokens come; where: the program's device. `turn` while the stores are read or
+    written.
     """
 
     def __init__(
-        self, kinds: Sequence[tuple[int, int, torch.dtype]], page: int, pages: int
+        self,
+        kinds: Sequence[tuple[int, int, torch.dtype]],
+        page: int,
+        pages: int,
+        where: torch.device = CPU,
     ) -> None:
-        self.page, self.lock = page, threading.RLock()
-        self.stores = [torch.zeros(1, h, pages * page, w, dtype=dtype) for h, w, dtype in kinds]
+        self.page, self.where, self.lock = page, where, threading.RLock()
+        self.stores = [
+            torch.zeros(1, h, pages * page, w, dtype=dtype, device=where) for h, w, dtype in kinds
+        ]
+        self._stream: Any = None  # of a GPU, the one that used the stores last
         self._owners = [0] * pages
         self._free = list(range(pages))  # a heap: neighbours in a text become neighbours here
 
@@ -46,6 +57,17 @@ class PagePool:
         page = heapq.heappop(self._free)
         self._owners[page] = 1
         return page
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The stores are this caller's; work on a GPU comes after that of the turn before."""
+        with self.lock:
+            if self.where.type == "cuda":
+                stream = torch.cuda.current_stream(self.where)
+                if self._stream is not None and self._stream != stream:
+                    stream.wait_stream(self._stream)
+                self._stream = stream
+            yield
 
     def share(self, pages: Sequence[int]) -> None:
         """One more owner of each."""
@@ -90,6 +112,7 @@ class PagedMemory:
 
     def __init__(self, pool: PagePool, table: Tensor, pages: list[list[int]]) -> None:
         self.pool, self.table, self._pages = pool, table, pages
+        self._there: Tensor | None = None  # the table on the program's device, while it is as here
         self._room = [0] * len(pages)  # before which token pages are there that nobody else has
 
     @classmethod
@@ -107,9 +130,11 @@ class PagedMemory:
         return len({n for pages in self._pages for n in pages}) * self.pool.page_bytes
 
     def run(self, program: Any, given: list[Tensor], starts: Tensor, ends: Tensor) -> list[Tensor]:
-        with self.pool.lock:
+        with self.pool.turn():
             self.make_room(starts, ends)
-            made: list[Tensor] = program.run([*given, self.table, *self.pool.stores])
+            if self._there is None:
+                self._there = self.table.to(self.pool.where)
+            made: list[Tensor] = program.run([*given, self._there, *self.pool.stores])
         return made
 
     def make_room(self, starts: Tensor, ends: Tensor) -> None:
@@ -119,6 +144,7 @@ class PagedMemory:
             start = int(starts[row]) if end > self._room[row] else end
             if start >= end:
                 continue
+            self._there = None
             pages, last = self._pages[row], (end - 1) // size
             for number in range(start // size, last + 1):
                 if number < len(pages):

@@ -83,9 +83,9 @@ class CausalSpec:
             made.append(zeros(sizes, dtype=dtype, device=where))
         return made
 
-    def pool(self) -> PagePool:
+    def pool(self, where: torch.device = CPU) -> PagePool:
         """Pages for a batch of full sequences; more are made where more texts are kept."""
         kinds = [
             (heads, width, dtype_of(name, "stores")) for (heads, _, width), name, _ in self.stores
         ]
-        return PagePool(kinds, self.page, self.batch * -(-self.max_length // self.page))
+        return PagePool(kinds, self.page, self.batch * -(-self.max_length // self.page), where)

@@ -9,6 +9,8 @@ from infopt.codegen.interpreted_device import InterpretedDevice
 from infopt.compiler.errors import BadOption
 from infopt.models.decoder import SMALL, Decoder
 from infopt.runtime.errors import DeviceMissing
+from tests.codegen.gpu.launched import most
+from tests.compiler.decoding.causal_families import build
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6, 5]]
 
@@ -48,7 +50,41 @@ def test_saved_without_a_gpu(model, tmp_path):
     )
 
 
-def test_only_the_plain_cache(model):
-    for kv in (infopt.KV("int8"), infopt.kv.Quest()):
-        with pytest.raises(BadOption, match="whole cache"):
-            compiled(model, target="cuda:sm90", kv=kv)
+@pytest.fixture(scope="module")
+def llama():
+    pytest.importorskip("transformers")
+    return build("llama")
+
+
+KINDS = [
+    infopt.KV("int8"),
+    infopt.KV("int8", page=4),
+    infopt.KV("int4"),
+    *most(infopt.KV(page=4)),
+]
+
+
+@pytest.mark.parametrize("kv", KINDS, ids=str)
+def test_other_caches_give_the_processors_tokens(llama, kv):
+    device = InterpretedDevice()
+    on_gpu = compiled(llama, kv=kv, target="cuda:sm90", device=device, cuda_graphs=True)
+    on_cpu = compiled(llama, kv=kv)
+    prompts = [[5, 8, 2, 9] * 7 + PROMPTS[0], PROMPTS[1]] if kv.format == "int4" else PROMPTS
+    expected, _ = on_cpu.decode(on_cpu.prefill(prompts), 5)
+    found, state = on_gpu.decode(on_gpu.prefill(prompts), 5)
+    assert torch.equal(found, expected) and state.lengths[1] == 7
+    kernels = {"append_rows", "attend_cached"} | {"append_pages", "append_ring", "attend_int4"}
+    assert len(kernels & set(device.launched)) == (3 if kv.format == "int4" else 2)
+    if kv.page:  # the second goes on alone, on pages of the same pool
+        one = on_gpu.step(on_gpu.keep(on_gpu.prefill(PROMPTS), [1]), [int(found[1, 0])])
+        assert torch.equal(one.logits.argmax(-1), found[1:, 1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kv": infopt.kv.Ring()}, {"kv": infopt.kv.Quest()}, {"compact": infopt.Compaction()}],
+    ids=str,
+)
+def test_caches_without_kernels(model, options):
+    with pytest.raises(BadOption, match="a GPU keeps"):
+        compiled(model, target="cuda:sm90", **options)

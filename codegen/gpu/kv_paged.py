@@ -1,0 +1,79 @@
+"""The cache in pages on a GPU: a table says where each sequence's keys lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from infopt.codegen.gpu.kv_stores import WORD, append_launch, attention_launches, unreadable
+from infopt.codegen.kernel import Config
+from infopt.codegen.kernels.kv_cache import APPENDED
+from infopt.codegen.kernels.kv_paged import (
+    _append_legal,
+    _attention_legal,
+    _out,
+    kv_append_paged,
+    kv_attention_paged,
+)
+from infopt.codegen.kernels.rows import contiguous, dense_last
+from infopt.codegen.launch import Launch
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+
+
+def _appends(
+    target: Target, store: TensorType, x: TensorType, *rest: Any, **attrs: Any
+) -> str | None:
+    reason = _append_legal(target, store, x, *rest, **attrs)
+    return reason or unreadable(store.dtype is torch.int8, x.shape[3])
+
+
+@kv_append_paged.kernel(
+    "gpu", legal=_appends, layouts=APPENDED | {"table": contiguous}, tokens=(4, 1, 16)
+)
+def _append(
+    cfg: Config,
+    target: Target,
+    store: TensorType,
+    x: TensorType,
+    starts: TensorType,
+    counts: TensorType,
+    table: TensorType,
+    *,
+    page: int,
+) -> Launch:
+    return append_launch(cfg, store, x, cfg.tokens, table, page)
+
+
+def _attends(
+    target: Target, q: TensorType, keys: TensorType, values: TensorType, *rest: Any, **attrs: Any
+) -> str | None:
+    reason = _attention_legal(target, q, keys, values, *rest, **attrs)
+    in_bytes = keys.dtype is torch.int8
+    return reason or unreadable(in_bytes, q.shape[3], values.shape[3] - WORD * in_bytes)
+
+
+@kv_attention_paged.kernel(
+    "gpu",
+    legal=_attends,
+    layouts={
+        "q": dense_last,
+        "keys": contiguous,
+        "values": contiguous,
+        "starts": contiguous,
+        "table": contiguous,
+    },
+    out=_out,
+)
+def _attention(
+    cfg: Config,
+    target: Target,
+    q: TensorType,
+    keys: TensorType,
+    values: TensorType,
+    starts: TensorType,
+    table: TensorType,
+    **attrs: Any,
+) -> list[Launch]:
+    return attention_launches(cfg, target, q, keys, values, table, **attrs)
