@@ -11,7 +11,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 MM, BMM, MATMUL = (aten(f"{name}.default") for name in ("mm", "bmm", "matmul"))
 ADDMM, BADDBMM = aten("addmm.default"), aten("baddbmm.default")
 # The smallest tiles, so that a case has several: results do not depend on the choice.
-SMALL = {"tile": "16x32x32 w4 s2", "few": "usual", "persistent": "usual"}
+SMALL = {"tile": "16x32x32 w4 s2", "few": "usual", "persistent": "usual", "loads": "pointers"}
 ONCE = {"beta": 1, "alpha": 1}
 
 
@@ -115,7 +115,7 @@ def test_every_schedule_compiles(arch, dtype, k):
     turned = empty(4, k, 4000, dtype=dtype).mT, empty(4, 4096, k, dtype=dtype).mT
     target = gpu(arch, cores=132)
     for tile in TILES_SPACE["tile"]:
-        choice = {"tile": tile, "few": "usual", "persistent": "usual"}
+        choice = {"tile": tile, "few": "usual", "persistent": "usual", "loads": "pointers"}
         for x in (a, turned[0]):
             for y in (b, turned[1]):
                 compiles(launches_of(BADDBMM, (added, x, y), ONCE, target, choice)[0], arch)
