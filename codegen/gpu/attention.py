@@ -117,8 +117,8 @@ def attention_launches(
     made = []
     narrow = q.dtype is torch.float32 or mask is not None
     block = "16x32 w4 s2" if narrow else "16x64 w4 s3"
-    tile = _tile(block, d, dv, q.dtype, target)
-    split = _shares(b * kv, s, tile.n, target)
+    tile = fitted_tile(block, d, dv, q.dtype, target)
+    split = shares_of_keys(b * kv, s, tile.n, target)
     parts = None
     if split > 1:
         parts = Scratch("parts", 4 * b * kv * split * together * (dv + 2))
@@ -155,7 +155,7 @@ def attention_launches(
             *(max(d, dv), mask is not None, window > 0, starts is not None),
             *(q.dtype, target),
         )
-    tile = _tile(block, d, dv, q.dtype, target)
+    tile = fitted_tile(block, d, dv, q.dtype, target)
     steps_of_keys = ceil_div(s, tile.n)
     if causal:
         steps_of_keys = ceil_div(steps_of_keys + 1, 2)
@@ -192,7 +192,7 @@ def _work(m: int, n: int, wide: dict[str, int], dtype: torch.dtype, steps: Size)
     )
 
 
-def _tile(block: str, d: int, dv: int, dtype: torch.dtype, target: Target) -> Tile:
+def fitted_tile(block: str, d: int, dv: int, dtype: torch.dtype, target: Target) -> Tile:
     """The block "128x64 w4 s3" as a tile of queries and keys, with the stages that fit."""
     rows, rest = block.split("x")
     tile = Tile.parse(f"{rows}x{rest.replace(' ', 'x1 ', 1)}")
@@ -201,7 +201,7 @@ def _tile(block: str, d: int, dv: int, dtype: torch.dtype, target: Target) -> Ti
     return tile.fitted(target, tile.n * a_key, queries)
 
 
-def _shares(programs: Size, keys: Size, block: int, target: Target) -> int:
+def shares_of_keys(programs: Size, keys: Size, block: int, target: Target) -> int:
     """Into how many parts the keys are cut, a power of two; open sizes count as few and long."""
     heads = programs if isinstance(programs, int) else 16
     steps = -(-keys // block) if isinstance(keys, int) else 64

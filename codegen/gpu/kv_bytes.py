@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
-from infopt.codegen.gpu.kv_stores import WORD, append_launch, attention_launches, unreadable
+from infopt.codegen.gpu.kv_stores import append_launch, attention_launches, unreadable
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.kv_cache import (
     APPENDED,
-    _attention_int8_legal,
-    _by_token_int8,
+    ATTENDED_WHOLE,
+    FACTOR_BYTES,
     appends,
+    attention_int8_legal,
+    by_token_int8,
     kv_append_int8,
     kv_attention_int8,
 )
-from infopt.codegen.kernels.rows import contiguous, dense_last
 from infopt.codegen.launch import Launch
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -45,15 +46,15 @@ def _append(
 def _legal(
     target: Target, q: TensorType, keys: TensorType, values: TensorType, *rest: Any, **attrs: Any
 ) -> str | None:
-    reason = _attention_int8_legal(target, q, keys, values, *rest, **attrs)
-    return reason or unreadable(True, q.shape[3], values.shape[3] - WORD)
+    reason = attention_int8_legal(target, q, keys, values, *rest, **attrs)
+    return reason or unreadable(True, q.shape[3], values.shape[3] - FACTOR_BYTES)
 
 
 @kv_attention_int8.kernel(
     "gpu",
     legal=_legal,
-    layouts={"q": dense_last, "keys": contiguous, "values": contiguous, "starts": contiguous},
-    out=_by_token_int8,
+    layouts=ATTENDED_WHOLE,
+    out=by_token_int8,
 )
 def _attention(
     cfg: Config,

@@ -11,18 +11,18 @@ from infopt.codegen.gpu.kv_int4_source import APPEND, ATTENTION
 from infopt.codegen.gpu.kv_stores import Form, form_launches, named_strides, unreadable
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.kernel import Config
-from infopt.codegen.kernels.kv_cache import APPENDED, appends
+from infopt.codegen.kernels.kv_cache import APPENDED, ATTENDED_WHOLE, appends
 from infopt.codegen.kernels.kv_int4 import (
     GROUP,
     RING,
-    _attention_legal,
-    _by_token,
-    _pages_in,
-    _wide,
+    attention_int4_legal,
+    by_token_int4,
     kv_append_int4,
     kv_attention_int4,
+    pages_in,
+    wide_of,
 )
-from infopt.codegen.kernels.rows import ceil_div, contiguous, dense_last
+from infopt.codegen.kernels.rows import ceil_div, contiguous
 from infopt.codegen.launch import Launch, Pointer
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -34,7 +34,7 @@ _in_pages = appends(torch.uint8, 3)
 def _ring_at(store: TensorType, depth: int) -> int:
     """Where in a head's bytes the ring begins."""
     assert isinstance(store.shape[2], int)
-    return _pages_in(store.shape[2], depth) * 20 * _wide(depth)
+    return pages_in(store.shape[2], depth) * 20 * wide_of(depth)
 
 
 def _append_legal(
@@ -64,7 +64,7 @@ def _append(
         "out": Pointer("out", torch.uint8),
         "heads": h,
         "tokens": t,
-        "room": _pages_in(size, d) * GROUP,
+        "room": pages_in(size, d) * GROUP,
         "ring_at": _ring_at(store, d),
         **named_strides(x=x),
         **dict(zip(("out_batch", "out_head"), cfg.out.strides[:2], strict=True)),
@@ -75,7 +75,7 @@ def _append(
         grid=(b * h, ceil_div(t, GROUP) + 1),
         exact=True,  # as the op multiplies and rounds
         **shared,
-        **{"PER_TOKEN": per_token, "D": d, "WIDE": _wide(d), "HALF": _half(d)},
+        **{"PER_TOKEN": per_token, "D": d, "WIDE": wide_of(d), "HALF": _half(d)},
     )
     ring = launch(
         APPEND,
@@ -89,7 +89,7 @@ def _append(
 
 def _half(depth: int) -> int:
     """A block's features in the low bits: half of all, and 16 or more for a product."""
-    return power_of_two(_wide(depth) // 2)
+    return power_of_two(wide_of(depth) // 2)
 
 
 def _legal(
@@ -101,21 +101,15 @@ def _legal(
     width: int,
     **attrs: Any,
 ) -> str | None:
-    reason = _attention_legal(target, q, keys, values, *rest, width=width, **attrs)
+    reason = attention_int4_legal(target, q, keys, values, *rest, width=width, **attrs)
     return reason or unreadable(False, q.shape[3], width)
 
 
 @kv_attention_int4.kernel(
     "gpu",
     legal=_legal,
-    layouts={
-        "q": dense_last,
-        "keys": contiguous,
-        "values": contiguous,
-        "starts": contiguous,
-        "counts": contiguous,
-    },
-    out=_by_token,
+    layouts=ATTENDED_WHOLE | {"counts": contiguous},
+    out=by_token_int4,
 )
 def _attention(
     cfg: Config,
@@ -139,7 +133,7 @@ def _attention(
         "attend_int4",
         keys.shape[1],
         width,
-        _pages_in(size, d) * GROUP,
+        pages_in(size, d) * GROUP,
         ("16x32 w4 s2", many),
         {
             "keys": Pointer("keys", torch.uint8),
@@ -154,7 +148,12 @@ def _attention(
             for what, stride in zip(("batch", "head"), type.strides[:2], strict=True)
         },
         {
-            **{"WINDOW": window, "SOFTCAP": softcap, "WIDE_D": _wide(d), "WIDE_V": _wide(width)},
+            **{
+                "WINDOW": window,
+                "SOFTCAP": softcap,
+                "WIDE_D": wide_of(d),
+                "WIDE_V": wide_of(width),
+            },
             **{"HALF_D": _half(d), "HALF_V": _half(width)},
         },
     )

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from infopt.codegen.gpu.kv_stores import WORD, append_launch, attention_launches, unreadable
+from infopt.codegen.gpu.kv_stores import append_launch, attention_launches, unreadable
 from infopt.codegen.kernel import Config
-from infopt.codegen.kernels.kv_cache import APPENDED
+from infopt.codegen.kernels.kv_cache import APPENDED, ATTENDED_WHOLE, FACTOR_BYTES
 from infopt.codegen.kernels.kv_paged import (
-    _append_legal,
-    _attention_legal,
-    _out,
+    append_paged_legal,
+    attention_paged_legal,
+    by_token_paged,
     kv_append_paged,
     kv_attention_paged,
 )
-from infopt.codegen.kernels.rows import contiguous, dense_last
+from infopt.codegen.kernels.rows import contiguous
 from infopt.codegen.launch import Launch
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -25,7 +25,7 @@ from infopt.compiler.types import TensorType
 def _appends(
     target: Target, store: TensorType, x: TensorType, *rest: Any, **attrs: Any
 ) -> str | None:
-    reason = _append_legal(target, store, x, *rest, **attrs)
+    reason = append_paged_legal(target, store, x, *rest, **attrs)
     return reason or unreadable(store.dtype is torch.int8, x.shape[3])
 
 
@@ -49,22 +49,16 @@ def _append(
 def _attends(
     target: Target, q: TensorType, keys: TensorType, values: TensorType, *rest: Any, **attrs: Any
 ) -> str | None:
-    reason = _attention_legal(target, q, keys, values, *rest, **attrs)
+    reason = attention_paged_legal(target, q, keys, values, *rest, **attrs)
     in_bytes = keys.dtype is torch.int8
-    return reason or unreadable(in_bytes, q.shape[3], values.shape[3] - WORD * in_bytes)
+    return reason or unreadable(in_bytes, q.shape[3], values.shape[3] - FACTOR_BYTES * in_bytes)
 
 
 @kv_attention_paged.kernel(
     "gpu",
     legal=_attends,
-    layouts={
-        "q": dense_last,
-        "keys": contiguous,
-        "values": contiguous,
-        "starts": contiguous,
-        "table": contiguous,
-    },
-    out=_out,
+    layouts=ATTENDED_WHOLE | {"table": contiguous},
+    out=by_token_paged,
 )
 def _attention(
     cfg: Config,

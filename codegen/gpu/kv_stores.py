@@ -9,20 +9,23 @@ import torch
 from sympy import Le
 from torch.utils._sympy.functions import FloorDiv
 
-from infopt.codegen.gpu.attention import DEEPEST, FEW_ROWS, power_of_two
-from infopt.codegen.gpu.attention import _shares as shares
-from infopt.codegen.gpu.attention import _tile as fitted_tile
+from infopt.codegen.gpu.attention import (
+    DEEPEST,
+    FEW_ROWS,
+    fitted_tile,
+    power_of_two,
+    shares_of_keys,
+)
 from infopt.codegen.gpu.attention_source import SOURCE as MERGING
 from infopt.codegen.gpu.kv_source import APPEND, ATTENTION
 from infopt.codegen.gpu.text import launch
 from infopt.codegen.kernel import Config
+from infopt.codegen.kernels.kv_cache import FACTOR_BYTES
 from infopt.codegen.kernels.linear import only_if
 from infopt.codegen.kernels.rows import ceil_div
 from infopt.codegen.launch import Launch, Pointer, Scratch
 from infopt.compiler.target import Target
 from infopt.compiler.types import Size, TensorType
-
-WORD = 4  # bytes of the factor behind a row
 
 
 def unreadable(in_bytes: bool, *widths: Size) -> str | None:
@@ -30,8 +33,8 @@ def unreadable(in_bytes: bool, *widths: Size) -> str | None:
     for width in widths:
         if not isinstance(width, int) or width > DEEPEST:
             return f"heads of {width}, expected at most {DEEPEST}"
-        if in_bytes and width % WORD:
-            return f"rows of {width} bytes, expected a multiple of {WORD}"
+        if in_bytes and width % FACTOR_BYTES:
+            return f"rows of {width} bytes, expected a multiple of {FACTOR_BYTES}"
     return None
 
 
@@ -112,7 +115,7 @@ def form_launches(
     if target.batch_invariant or groups > 64:
         few = Le(1, 0)
     small, large = (fitted_tile(block, d, dv, q.dtype, target) for block in form.blocks)
-    split = shares(b * kv, form.room, small.n, target)
+    split = shares_of_keys(b * kv, form.room, small.n, target)
     parts = None
     if split > 1:
         parts = Scratch("parts", 4 * b * kv * split * together * (dv + 2))
@@ -174,7 +177,7 @@ def attention_launches(
 ) -> list[Launch]:
     """Over keys and values as they are or in bytes, with a table of pages or without."""
     in_bytes = keys.dtype is torch.int8
-    d, dv = q.shape[3], values.shape[3] - WORD * in_bytes
+    d, dv = q.shape[3], values.shape[3] - FACTOR_BYTES * in_bytes
     assert isinstance(d, int) and isinstance(dv, int)
     form = Form(
         ATTENTION,

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from infopt.codegen.gpu.attention import DEEPEST, FLASH_SPACE, power_of_two, usual_block
-from infopt.codegen.gpu.attention import _tile as tile_of_block
+from infopt.codegen.gpu.attention import (
+    DEEPEST,
+    FLASH_SPACE,
+    fitted_tile,
+    power_of_two,
+    usual_block,
+)
 from infopt.codegen.gpu.attention_source import SOURCE as ATTENTION_SOURCE
 from infopt.codegen.gpu.row_blocks import row_blocks
 from infopt.codegen.gpu.text import HEADER, launch
@@ -222,7 +227,7 @@ def _ragged_attention(
     block = cfg.block
     if block == "usual":
         block = usual_block(max(d, dv), False, False, True, q.dtype, target)
-    tile = tile_of_block(block, d, dv, q.dtype, target)
+    tile = fitted_tile(block, d, dv, q.dtype, target)
     sequences = starts.shape[0] - 1
     tensors = {"q": q, "k": k, "v": v, "starts": starts, "out": cfg.out}
     return launch(

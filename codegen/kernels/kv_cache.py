@@ -42,7 +42,7 @@ def kv_append(store, x, starts, counts):
     return torch.where(new[:, None, :, None], rows, store)
 
 
-def _attention_cases() -> Any:
+def attention_cases() -> Any:
     starts = torch.tensor([0, 7, 28])
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in (1, 4, 20):
@@ -52,7 +52,7 @@ def _attention_cases() -> Any:
             yield (q, k, v, starts), {"scale": 0.25, "window": 6, "softcap": 5.0}
 
 
-@kernel_op(cases=_attention_cases, tolerance=Exact())
+@kernel_op(cases=attention_cases, tolerance=Exact())
 def kv_attention(q, keys, values, starts, *, scale, window=0, softcap=0.0):
     """softmax(scale q kᵀ) v over a cache; query t of sequence b sees keys 0 to starts[b] + t.
 
@@ -75,10 +75,10 @@ def kv_attention(q, keys, values, starts, *, scale, window=0, softcap=0.0):
     return torch.where(seen.any(-1, True), weights @ values.float(), 0.0).to(q.dtype)
 
 
-_FACTOR = 4  # bytes of the f32 behind the integers of a row
+FACTOR_BYTES = 4  # bytes of the f32 behind the integers of a row
 
 
-def _bytes_of(x: torch.Tensor) -> torch.Tensor:
+def as_bytes(x: torch.Tensor) -> torch.Tensor:
     """Rows [..., D] as int8 [..., D + 4]: integers, and the factor that makes numbers of them."""
     largest = x.float().abs().amax(-1, keepdim=True)
     inverse = 127.0 / largest
@@ -87,39 +87,41 @@ def _bytes_of(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((codes, (largest / 127.0).view(torch.int8)), -1)
 
 
-def _numbers_of(store: torch.Tensor) -> torch.Tensor:
+def from_bytes(store: torch.Tensor) -> torch.Tensor:
     """The f32 rows [..., D] that int8 [..., D + 4] stands for."""
-    factors = store[..., -_FACTOR:].contiguous().view(torch.float32)
-    return store[..., :-_FACTOR].float() * factors
+    factors = store[..., -FACTOR_BYTES:].contiguous().view(torch.float32)
+    return store[..., :-FACTOR_BYTES].float() * factors
 
 
 def _append_int8_cases() -> Any:
     for (store, x, *places), attrs in _append_cases():
         x[0, 0, 0] = 0.0
-        yield (_bytes_of(store), x, *places), attrs
+        yield (as_bytes(store), x, *places), attrs
 
 
 @kernel_op(cases=_append_int8_cases, tolerance=Exact(), in_place="store")
 def kv_append_int8(store, x, starts, counts):
     """kv_append into bytes: rows of x [B, H, T, D] become int8 [D + 4] with a factor per row."""
-    return kv_append.reference(store, _bytes_of(x), starts, counts)
+    return kv_append.reference(store, as_bytes(x), starts, counts)
 
 
 def _attention_int8_cases() -> Any:
-    for (q, k, v, starts), attrs in _attention_cases():
-        yield (q, _bytes_of(k), _bytes_of(v), starts), attrs
+    for (q, k, v, starts), attrs in attention_cases():
+        yield (q, as_bytes(k), as_bytes(v), starts), attrs
 
 
 @kernel_op(cases=_attention_int8_cases, tolerance=Exact())
 def kv_attention_int8(q, keys, values, starts, *, scale, window=0, softcap=0.0):
     """kv_attention over keys and values in bytes, int8 [B, H / groups, S, D + 4]."""
-    k, v = (_numbers_of(store).to(q.dtype) for store in (keys, values))
+    k, v = (from_bytes(store).to(q.dtype) for store in (keys, values))
     return kv_attention.reference(q, k, v, starts, scale=scale, window=window, softcap=softcap)
 
 
 # what every append reads beside its store
 APPENDED = {"x": dense_last, "starts": contiguous, "counts": contiguous}
 ATTENDED = {"q": dense_last, "keys": dense_last, "values": dense_last, "starts": contiguous}
+# stores whose rows are more than their numbers
+ATTENDED_WHOLE = ATTENDED | {"keys": contiguous, "values": contiguous}
 
 
 def appends(stored: torch.dtype | None, rank: int) -> Callable[..., str | None]:
@@ -211,10 +213,10 @@ def _append_int8(
 
 def _as_numbers(store: TensorType, dtype: torch.dtype) -> TensorType:
     """What a store in bytes stands for, in the store's strides."""
-    return TensorType((*store.shape[:3], store.shape[3] - _FACTOR), dtype, store.strides)
+    return TensorType((*store.shape[:3], store.shape[3] - FACTOR_BYTES), dtype, store.strides)
 
 
-def _attention_int8_legal(
+def attention_int8_legal(
     target: Target,
     q: TensorType,
     keys: TensorType,
@@ -227,7 +229,7 @@ def _attention_int8_legal(
     return attention_reason(q, _as_numbers(keys, q.dtype), _as_numbers(values, q.dtype), None)
 
 
-def _by_token_int8(
+def by_token_int8(
     q: TensorType, keys: TensorType, values: TensorType, *_: Any, **__: Any
 ) -> TensorType:
     return by_token(q, _as_numbers(keys, q.dtype), _as_numbers(values, q.dtype))
@@ -235,9 +237,9 @@ def _by_token_int8(
 
 @kv_attention_int8.kernel(
     "cpu",
-    legal=_attention_int8_legal,
-    layouts={"q": dense_last, "keys": contiguous, "values": contiguous, "starts": contiguous},
-    out=_by_token_int8,
+    legal=attention_int8_legal,
+    layouts=ATTENDED_WHOLE,
+    out=by_token_int8,
 )
 def _attention_int8(
     cfg: Config,

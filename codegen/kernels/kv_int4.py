@@ -16,8 +16,14 @@ from torch import Tensor
 
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.attention import attention_call, attention_reason, by_token
-from infopt.codegen.kernels.kv_cache import APPENDED, _attention_cases, appends, kv_attention
-from infopt.codegen.kernels.rows import SHORT, contiguous, dense_last
+from infopt.codegen.kernels.kv_cache import (
+    APPENDED,
+    ATTENDED_WHOLE,
+    appends,
+    attention_cases,
+    kv_attention,
+)
+from infopt.codegen.kernels.rows import SHORT, contiguous
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -25,13 +31,13 @@ from infopt.compiler.types import TensorType
 GROUP, RING = 32, 64  # tokens of a page and features of a range; tokens in full precision
 
 
-def _wide(depth: int) -> int:
+def wide_of(depth: int) -> int:
     return -(-depth // GROUP) * GROUP
 
 
-def _pages_in(size: int, depth: int) -> int:
+def pages_in(size: int, depth: int) -> int:
     """How many pages a store of `size` bytes per head has."""
-    return (size - RING * depth * 4) // (20 * _wide(depth))
+    return (size - RING * depth * 4) // (20 * wide_of(depth))
 
 
 def _to_pages(rows: Tensor, per_token: bool) -> Tensor:
@@ -68,7 +74,7 @@ def _from_pages(pages: Tensor, wide: int, per_token: bool) -> Tensor:
 
 def _parts(store: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Pages uint8 [B, H, P, 20 wide] and ring f32 [B, H, 64, D] of a store."""
-    pages, size = _pages_in(store.shape[2], depth), 20 * _wide(depth)
+    pages, size = pages_in(store.shape[2], depth), 20 * wide_of(depth)
     ring = store[..., pages * size :].contiguous().view(torch.float32)
     return store[..., : pages * size].unflatten(-1, (pages, size)), ring.unflatten(
         -1, (RING, depth)
@@ -78,7 +84,7 @@ def _parts(store: Tensor, depth: int) -> tuple[Tensor, Tensor]:
 def _append_int4_cases() -> Any:
     for per_token in (False, True):
         for depth, dtype in ((16, torch.float32), (40, torch.bfloat16), (64, torch.float16)):
-            size = 3 * 20 * _wide(depth) + RING * depth * 4
+            size = 3 * 20 * wide_of(depth) + RING * depth * 4
             store = kv_append_int4(
                 torch.zeros(3, 2, size, dtype=torch.uint8),
                 torch.randn(3, 2, 50, depth).to(dtype),
@@ -98,7 +104,7 @@ def kv_append_int4(store, x, starts, counts, *, per_token):
     of 32 tokens that they complete becomes a page, with a range per token (values) or per channel
     (keys).
     """
-    depth, tokens, wide = x.shape[3], x.shape[2], _wide(x.shape[3])
+    depth, tokens, wide = x.shape[3], x.shape[2], wide_of(x.shape[3])
     pages, ring = _parts(store, depth)
     room = pages.shape[2] * GROUP
     starts, ends = starts[:, None], (starts + counts.clamp(max=tokens)).clamp(max=room)[:, None]
@@ -123,12 +129,12 @@ def kv_append_int4(store, x, starts, counts, *, per_token):
 
 def _attention_int4_cases() -> Any:
     starts, counts = torch.tensor([0, 7, 63]), torch.tensor([1, 3, 20])
-    for (q, k, v, _), attrs in _attention_cases():
+    for (q, k, v, _), attrs in attention_cases():
         k, v = (F.pad(x, (0, 16 * n, 0, 63)) + 0.5 for n, x in enumerate((k, v)))
         stores = []
         for n, x in enumerate((k, v)):
             depth = x.shape[3]
-            size = 3 * 20 * _wide(depth) + RING * depth * 4
+            size = 3 * 20 * wide_of(depth) + RING * depth * 4
             empty = torch.zeros(3, 2, size, dtype=torch.uint8)
             first = torch.zeros_like(starts)
             stores.append(kv_append_int4(empty, x, first, starts + counts, per_token=bool(n)))
@@ -144,7 +150,7 @@ def kv_attention_int4(q, keys, values, starts, counts, *, scale, width, window=0
     stores = []
     for store, depth, per_token in ((keys, q.shape[3], False), (values, width, True)):
         pages, ring = _parts(store, depth)
-        coded = _from_pages(pages, _wide(depth), per_token)[..., :depth].flatten(2, 3)
+        coded = _from_pages(pages, wide_of(depth), per_token)[..., :depth].flatten(2, 3)
         place = torch.arange(coded.shape[2], device=q.device)
         end = (starts + counts.clamp(max=q.shape[2]))[:, None]
         in_page = place < end - end % GROUP
@@ -166,11 +172,11 @@ def _append(
 ) -> Call:
     (b, h, t, d), size = x.shape, store.shape[2]
     assert isinstance(d, int) and isinstance(size, int)
-    room = _pages_in(size, d) * GROUP
+    room = pages_in(size, d) * GROUP
     numbers = (b, h, t, room, d, *x.strides[:3], *cfg.out.strides[:2], int(per_token))
     symbol = f"infopt_kv_append_int4_{SHORT[x.dtype]}"
     pointers = ("x", "starts", "counts", "out")
-    return Call(symbol, pointers, numbers, b * h, scratch=GROUP * _wide(d) * 4)
+    return Call(symbol, pointers, numbers, b * h, scratch=GROUP * wide_of(d) * 4)
 
 
 def _as_numbers(store: TensorType, depth: int, dtype: torch.dtype) -> TensorType:
@@ -178,10 +184,10 @@ def _as_numbers(store: TensorType, depth: int, dtype: torch.dtype) -> TensorType
     b, h, size = store.shape
     assert isinstance(size, int)
     strides = (*store.strides[:2], 0, 1)
-    return TensorType((b, h, _pages_in(size, depth) * GROUP, depth), dtype, strides)
+    return TensorType((b, h, pages_in(size, depth) * GROUP, depth), dtype, strides)
 
 
-def _attention_legal(
+def attention_int4_legal(
     target: Target,
     q: TensorType,
     keys: TensorType,
@@ -198,7 +204,7 @@ def _attention_legal(
     return attention_reason(q, k, v, None)
 
 
-def _by_token(
+def by_token_int4(
     q: TensorType, keys: TensorType, values: TensorType, *_: Any, width: int, **__: Any
 ) -> TensorType:
     return by_token(q, keys, _as_numbers(values, width, q.dtype))
@@ -206,15 +212,9 @@ def _by_token(
 
 @kv_attention_int4.kernel(
     "cpu",
-    legal=_attention_legal,
-    layouts={
-        "q": dense_last,
-        "keys": contiguous,
-        "values": contiguous,
-        "starts": contiguous,
-        "counts": contiguous,
-    },
-    out=_by_token,
+    legal=attention_int4_legal,
+    layouts=ATTENDED_WHOLE | {"counts": contiguous},
+    out=by_token_int4,
 )
 def _attention(
     cfg: Config,

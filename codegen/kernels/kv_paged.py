@@ -15,15 +15,16 @@ from torch.utils._sympy.functions import FloorDiv
 from infopt.codegen.kernel import Call, Config, kernel_op
 from infopt.codegen.kernels.attention import attention_call, attention_reason, by_token
 from infopt.codegen.kernels.kv_cache import (
-    _FACTOR,
     APPENDED,
-    _attention_cases,
-    _bytes_of,
-    _numbers_of,
+    ATTENDED_WHOLE,
+    FACTOR_BYTES,
     appends,
+    as_bytes,
+    attention_cases,
+    from_bytes,
     kv_attention,
 )
-from infopt.codegen.kernels.rows import SHORT, contiguous, dense_last
+from infopt.codegen.kernels.rows import SHORT, contiguous
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
@@ -32,9 +33,9 @@ from infopt.compiler.types import TensorType
 def _append_cases() -> Any:
     table = torch.tensor([[3, 1, 0], [2, 5, 6], [4, 4, -1]])
     for dtype in (torch.float32, torch.bfloat16):
-        for bytes_of in (False, True):
+        for stored_as_bytes in (False, True):
             store, x = torch.randn(1, 2, 24, 16, dtype=dtype), torch.randn(3, 2, 5, 16, dtype=dtype)
-            given = _bytes_of(store) if bytes_of else store
+            given = as_bytes(store) if stored_as_bytes else store
             yield (given, x, torch.tensor([0, 3, 6]), torch.tensor([5, 4, 2]), table), {"page": 4}
             one = torch.ones(3, dtype=torch.int64)
             yield (given, x[:, :, :1], torch.tensor([11, 12, 8]), one, table), {"page": 4}
@@ -57,7 +58,7 @@ def kv_append_paged(store, x, starts, counts, table, *, page):
     row = at * page + place % page
     inside = inside & (at >= 0) & (row < store.shape[2])
     row = torch.where(inside, row, store.shape[2]).flatten()  # the last one is cut off again
-    rows = _bytes_of(x) if store.dtype is torch.int8 else x
+    rows = as_bytes(x) if store.dtype is torch.int8 else x
     rows = rows.transpose(0, 1).flatten(1, 2)[None]
     longer = torch.cat((store, torch.zeros_like(store[:, :, :1])), 2)
     return longer.index_copy(2, row, rows)[:, :, :-1].contiguous()
@@ -65,11 +66,11 @@ def kv_append_paged(store, x, starts, counts, table, *, page):
 
 def _attention_paged_cases() -> Any:
     table = torch.tensor([[0, 1, 5], [2, 2, 4], [7, 3, 6]])
-    for (q, k, v, starts), attrs in _attention_cases():
+    for (q, k, v, starts), attrs in attention_cases():
         k, v = (x[:1].repeat(1, 1, 4, 1)[:, :, : 12 * 8].contiguous() for x in (k, v))
         yield (q, k, v, starts - starts // 24, table), {"page": 12, **attrs}
-        bytes_of = _bytes_of(k), _bytes_of(v)
-        yield (q, *bytes_of, starts - starts // 24, table), {"page": 12, **attrs}
+        stores = as_bytes(k), as_bytes(v)
+        yield (q, *stores, starts - starts // 24, table), {"page": 12, **attrs}
 
 
 @kernel_op(cases=_attention_paged_cases, tolerance=Exact())
@@ -81,14 +82,14 @@ def kv_attention_paged(q, keys, values, starts, table, *, scale, page, window=0,
     row = (pages[:, :, None] * page + torch.arange(page, device=q.device)).flatten(1)
 
     def of_sequences(store: Tensor) -> Tensor:
-        rows = _numbers_of(store).to(q.dtype) if store.dtype is torch.int8 else store
+        rows = from_bytes(store).to(q.dtype) if store.dtype is torch.int8 else store
         return rows[0].transpose(0, 1)[row].transpose(1, 2)
 
     k, v = of_sequences(keys), of_sequences(values)
     return kv_attention.reference(q, k, v, starts, scale=scale, window=window, softcap=softcap)
 
 
-def _append_legal(
+def append_paged_legal(
     target: Target,
     store: TensorType,
     x: TensorType,
@@ -102,7 +103,7 @@ def _append_legal(
     return appends(torch.int8 if store.dtype is torch.int8 else None, 4)(target, store, x)
 
 
-@kv_append_paged.kernel("cpu", legal=_append_legal, layouts=APPENDED | {"table": contiguous})
+@kv_append_paged.kernel("cpu", legal=append_paged_legal, layouts=APPENDED | {"table": contiguous})
 def _append(
     cfg: Config,
     target: Target,
@@ -128,11 +129,11 @@ def _of_sequences(
 ) -> TensorType:
     """What a store is to its readers: as many keys for each sequence as the table has room for."""
     (_, h, _, d), (b, pages) = store.shape, table.shape
-    width = d - _FACTOR if store.dtype is torch.int8 else d
+    width = d - FACTOR_BYTES if store.dtype is torch.int8 else d
     return TensorType((b, h, pages * page, width), dtype, (0, *store.strides[1:]))
 
 
-def _attention_legal(
+def attention_paged_legal(
     target: Target,
     q: TensorType,
     keys: TensorType,
@@ -156,22 +157,18 @@ def _attention_legal(
     return attention_reason(q, k, v, None)
 
 
-def _out(q: TensorType, keys: TensorType, values: TensorType, *_: Any, **__: Any) -> TensorType:
-    width = values.shape[3] - _FACTOR if values.dtype is torch.int8 else values.shape[3]
+def by_token_paged(
+    q: TensorType, keys: TensorType, values: TensorType, *_: Any, **__: Any
+) -> TensorType:
+    width = values.shape[3] - FACTOR_BYTES if values.dtype is torch.int8 else values.shape[3]
     return by_token(q, keys, TensorType((*values.shape[:3], width), q.dtype, values.strides))
 
 
 @kv_attention_paged.kernel(
     "cpu",
-    legal=_attention_legal,
-    layouts={
-        "q": dense_last,
-        "keys": contiguous,
-        "values": contiguous,
-        "starts": contiguous,
-        "table": contiguous,
-    },
-    out=_out,
+    legal=attention_paged_legal,
+    layouts=ATTENDED_WHOLE | {"table": contiguous},
+    out=by_token_paged,
 )
 def _attention(
     cfg: Config,

@@ -19,7 +19,7 @@ from infopt.codegen.kernels.attention import (
     attention_reason,
     by_token,
 )
-from infopt.codegen.kernels.kv_cache import _attention_cases
+from infopt.codegen.kernels.kv_cache import attention_cases
 from infopt.codegen.kernels.rows import contiguous, dense_last
 from infopt.compiler.accuracy import Exact
 from infopt.compiler.target import Target
@@ -28,7 +28,7 @@ from infopt.compiler.types import TensorType
 
 def _pages_cases() -> Any:
     lists = torch.tensor([[[0, 1, 3], [0, 2, 3]], [[0, 1, 2], [2, 3, 4]], [[0, 6, 7], [1, 3, 7]]])
-    for (q, k, v, starts), attrs in _attention_cases():
+    for (q, k, v, starts), attrs in attention_cases():
         k, v = (x[:, :, :32].contiguous() for x in (k, v))
         yield (q, k, v, starts, lists), {"page": 4, **attrs}
     q = torch.randn(3, 10, 1, 16)

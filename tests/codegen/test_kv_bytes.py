@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infopt.codegen.kernels.kv_cache import _numbers_of, kv_append_int8
+from infopt.codegen.kernels.kv_cache import from_bytes, kv_append_int8
 from tests.codegen.kernel_call import call_kernel, every_level
 
 
@@ -21,7 +21,7 @@ def test_a_row_shows_a_number_that_is_none(level: str, odd: float, place: int) -
     torchs = kv_append_int8.reference(native, x, starts, counts)
     numbers = 1, 2, 4, 6, 40, *x.stride()[:3], *native.stride()[:3]
     call_kernel(level, "infopt_kv_append_int8_f32", (x, starts, counts, native), numbers, 2, 0)
-    for found in map(_numbers_of, (native, torchs)):
+    for found in map(from_bytes, (native, torchs)):
         assert found[0, 1, 3].isnan().all()  # the factor tells it, of the whole row
         found[0, 1, 3] = x[0, 1, 2] = 0
         error = (found[:, :, 1:5] - x).abs().amax(-1)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from infopt.codegen.gpu.interpret import interpret
-from infopt.codegen.kernels.kv_cache import _bytes_of, kv_append_int8, kv_attention_int8
+from infopt.codegen.kernels.kv_cache import as_bytes, kv_append_int8, kv_attention_int8
 from infopt.codegen.kernels.kv_int4 import (
     RING,
     _from_pages,
     _parts,
-    _wide,
     kv_append_int4,
     kv_attention_int4,
+    wide_of,
 )
 from infopt.codegen.kernels.kv_paged import kv_append_paged, kv_attention_paged
 from tests.codegen.gpu.launched import (
@@ -91,17 +91,17 @@ def cached(tokens, starts, heads=4, kv_heads=2, d=16, v=16, room=96, dtype=torch
 def test_sequences_of_different_lengths_and_widths(tokens, window):
     q, k, v, starts = cached(tokens, [0, 16, 56], heads=6, d=20, v=36)
     attrs = {"scale": 0.25, "window": window}
-    check(kv_attention_int8, (q, _bytes_of(k), _bytes_of(v), starts), attrs)
+    check(kv_attention_int8, (q, as_bytes(k), as_bytes(v), starts), attrs)
     table = torch.randperm(24).view(3, 8)
     k, v = (x[:1].repeat(1, 1, 3, 1) for x in (k, v))
-    for of in (lambda x: x, _bytes_of):
+    for of in (lambda x: x, as_bytes):
         check(kv_attention_paged, (q, of(k), of(v), starts, table), {"page": 12, **attrs})
 
 
 def test_shares_of_a_long_cache():
     q, k, v, starts = cached(1, [0, 300, 699], heads=2, kv_heads=1, room=700)
     launches = check(
-        kv_attention_int8, (q, _bytes_of(k), _bytes_of(v), starts), {"scale": 0.25}, gpu(cores=64)
+        kv_attention_int8, (q, as_bytes(k), as_bytes(v), starts), {"scale": 0.25}, gpu(cores=64)
     )
     assert [launch.entry for launch in launches] == ["attend_cached", "flash_merge"]
 
@@ -109,7 +109,7 @@ def test_shares_of_a_long_cache():
 def test_what_no_row_sees_is_not_read():
     """Keys behind the text, blocks before the window: their factors are NaN."""
     q, k, v, starts = cached(1, [0, 90], room=160)
-    stores = [_bytes_of(x) for x in (k, v)]
+    stores = [as_bytes(x) for x in (k, v)]
     attrs = {"scale": 0.25, "window": 16}
     launches, tensors = launches_of(kv_attention_int8, (q, *stores, starts), attrs, gpu(cores=1))
     expected = kv_attention_int8.reference(q, *stores, starts, **attrs)
@@ -124,7 +124,7 @@ def test_what_no_row_sees_is_not_read():
 @named("width", [18, 264])
 def test_rows_that_it_cannot_read_are_declined(width):
     q, k, v, starts = cached(1, [0], d=width, v=width)
-    given = [type_of(x) for x in (q, _bytes_of(k), _bytes_of(v), starts)]
+    given = [type_of(x) for x in (q, as_bytes(k), as_bytes(v), starts)]
     attrs = {"scale": 1.0, "window": 0, "softcap": 0.0}
     reason = emitter_of(kv_attention_int8).reason_against(gpu(), given, attrs)
     assert reason in (
@@ -160,7 +160,7 @@ def test_pages_and_rings_of_long_texts():
     stores = []
     for depth, per_token in ((20, False), (36, True)):
         x = torch.randn(3, 1, 360, depth)
-        empty = torch.zeros(3, 1, 12 * 20 * _wide(depth) + RING * depth * 4, dtype=torch.uint8)
+        empty = torch.zeros(3, 1, 12 * 20 * wide_of(depth) + RING * depth * 4, dtype=torch.uint8)
         first = torch.zeros_like(starts), starts + counts
         stores.append(kv_append_int4.reference(empty, x, *first, per_token=per_token))
     q = torch.randn(3, 5, 1, 20)
@@ -187,7 +187,7 @@ def every_form(arch, depth, dtype, tokens, window, softcap):
         empty(1, 2, 8192, depth, dtype=dtype),
         empty(1, 2, 8192, depth + 4, dtype=torch.int8),
     )
-    int4 = empty(1, 2, 256 * 20 * _wide(depth) + RING * depth * 4, dtype=torch.uint8)
+    int4 = empty(1, 2, 256 * 20 * wide_of(depth) + RING * depth * 4, dtype=torch.uint8)
     attrs = {"scale": 0.125, "softcap": softcap, "window": window}
     paged, wide = {"page": 16, **attrs}, {"width": depth, **attrs}
     for op, given, options in (
