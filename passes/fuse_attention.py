@@ -338,6 +338,8 @@ class _Reader:
         k, v = self.grouped(k), self.grouped(v)
         if k.shape[1] != v.shape[1]:
             raise _Declined(f"{k.shape[1]} key heads and {v.shape[1]} value heads")
+        if not _equal(k.shape[2:3], v.shape[2:3]):  # torch reads past the end of the shorter one
+            raise _Declined(f"{k.shape[2]} keys and {v.shape[2]} values")
         if mask is not None and mask.tensor_type.rank > 4:
             raise _Declined(f"the mask is {mask.type}")
         mask, causal, window = self.band(mask, causal)

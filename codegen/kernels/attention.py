@@ -80,6 +80,8 @@ def attention_reason(
         return f"{heads} heads of {kv_heads}"
     if not (is_positive(q.shape[3]) and is_positive(v.shape[3]) and is_positive(heads)):
         return "an empty head"
+    if not same(k.shape[2], v.shape[2]):
+        return f"{k.shape[2]} keys and {v.shape[2]} values"
     if not is_positive(k.shape[2]):
         return "keys that may be none"
     if mask is not None and (mask.dtype not in _MASK_KIND or mask.rank > 4):

@@ -16,6 +16,7 @@ from infopt.compiler.testing import check_pass, graph_of, run_pass
 from infopt.compiler.types import Dim, TensorType
 from infopt.passes.fuse_attention import FuseAttention
 from tests.compiler.tracing.traced import names
+from tests.conformance.harness import check
 
 Q, K, V = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 7, 16), torch.randn(2, 4, 7, 16)
 KV = torch.randn(2, 2, 7, 16)
@@ -346,6 +347,7 @@ DECLINED = {
         lambda o, q, k, v: product(o, q, k, repeated(o, v)),
         [Q, K, KV],
     ),
+    "7 keys and 6 values": (sdpa, [Q, K, V[:, :, :-1].contiguous()]),
     "the mask is torch.bfloat16, q is torch.float32": (
         lambda o, q, k, v, m: o.matmul(softmax(o, o.add(o.matmul(q, swap(o, k)), m)), v),
         [Q, K, V, MASK.bfloat16()],
@@ -511,3 +513,7 @@ def test_a_size_that_is_open_gives_no_scale() -> None:
     scaled = Graph((q,), (o.matmul(softmax(o, scores), q),), dims=o.dims)
     _, report = run_pass(FuseAttention(), scaled)
     assert report.declined[0].reason == "the scale w is a size"
+
+
+def test_a_call_with_fewer_values_than_keys_is_torchs():
+    check(torch.nn.functional.scaled_dot_product_attention, (Q, K, V[:, :, :-1].contiguous()))
