@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPassBase
+from torch._inductor.custom_graph_pass import CustomGraphModulePass, CustomGraphPass
 
 from infopt.compiler.accuracy import Accuracy, Exact
 from infopt.compiler.content import Content, content_of
@@ -22,7 +22,9 @@ from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
 
 _EXACT = Exact()
-FxFunction = Callable[[fx.GraphModule], "fx.GraphModule | None"] | CustomPassBase
+FxFunction = (
+    Callable[[fx.GraphModule], "fx.GraphModule | None"] | CustomGraphPass | CustomGraphModulePass
+)
 
 
 @dataclass(frozen=True, init=False)

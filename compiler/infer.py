@@ -206,7 +206,8 @@ def overloads(name: str) -> tuple[Op, ...]:
 
 
 def kinds_fit(op: Op, args: tuple, attrs: dict, tensor_kinds: tuple[type, ...] = (Node,)) -> bool:
-    """Tensors where tensors are due, numbers where numbers are: add.Tensor or add.Scalar."""
+    """Tensors where tensors are due, names where names are: add.Tensor or add.Scalar, and no
+    softmax.Dimname."""
     given = dict(attrs)
     positional = [p for p in op.parameters if not p.keyword]
     given.update({p.name: v for p, v in zip(positional, args, strict=False)})
@@ -220,6 +221,8 @@ def kinds_fit(op: Op, args: tuple, attrs: dict, tensor_kinds: tuple[type, ...] =
         if p.is_tensor != isinstance(first, tensor_kinds):
             return False
         if p.is_tensor and p.kind and ("List" in p.kind) != isinstance(value, list | tuple):
+            return False
+        if "str" in p.kind and not isinstance(first, str):
             return False
     return True
 

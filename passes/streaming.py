@@ -246,9 +246,15 @@ class Streaming:
         assert axis is not None
         return _extent(node, axis) - self.length * (_extent(twin, axis) - _extent(node, axis))
 
+    def moving(self, arg: Any) -> Flow:
+        """The flow of the operand over which an op that grows with the signal runs."""
+        if arg not in self.flows:
+            raise CannotStream("it grows with the signal, what it is made of does not")
+        return self.flows[arg]
+
     def flow(self, arg: Any) -> Flow:
         """An argument whose position 0 has come or will come."""
-        return self.ready(self.flows[arg])
+        return self.ready(self.moving(arg))
 
     def ready(self, flow: Flow) -> Flow:
         """The flow, with what lies before it in it."""

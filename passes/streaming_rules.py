@@ -154,7 +154,7 @@ def sliced(s: Streaming, node: Node, twin: Node) -> Flow:
 
 def padded(s: Streaming, node: Node, twin: Node) -> Flow:
     """What stands before the signal delays nothing: it is what the state begins with."""
-    flow, rank = s.flows[node.args[0]], node.tensor_type.rank
+    flow, rank = s.moving(node.args[0]), node.tensor_type.rank
     fill, pad = 0.0, list(node.attr("pad"))
     mode = "constant"
     if node.op.name == "aten.pad.default":

@@ -136,7 +136,7 @@ def _spatial(s: Streaming, node: Node, x: Any, axes: int) -> tuple[Flow | None, 
     """The signal and which of the op's axes time is; None where it is the batch's axis."""
     if len([a for a in node.inputs if a in s.flows]) > 1:
         raise CannotStream("its weights depend on the signal")
-    flow, rank = s.flows[x], x.tensor_type.rank
+    flow, rank = s.moving(x), x.tensor_type.rank
     at = flow.axis - (rank - axes)
     if at >= 0:
         return flow, at

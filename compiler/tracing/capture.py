@@ -63,8 +63,8 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
 def _untraced(error: Exception) -> TraceDeclined:
     if isinstance(error, TraceDeclined):
         return error
-    reason = str(error).strip().splitlines()
-    return TraceDeclined(f"torch could not trace it: {reason[0] if reason else error!r}")
+    reason = (str(error).strip().splitlines() or [repr(error)])[0]
+    return TraceDeclined(f"torch could not trace it: {reason}")
 
 
 def _same_tensor(x: Any, p: float, train: bool) -> Any:

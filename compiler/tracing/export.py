@@ -302,16 +302,17 @@ def _bind(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> tuple[Graph, lis
 def _promised_ranges(program: ExportedProgram, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """The ranges the caller asked for. torch traces as if every dynamic size were 2 or more; a
     lower bound of 0 or 1 (`torch.export.Dim("batch", min=1)`) holds only if the program gives the
-    same types there, which a run on fake tensors of that size tells."""
+    same types there and at what lies between, which runs on fake tensors of those sizes tell."""
     ranged = []
     for dim in dims:
         bounds = program.range_constraints.get(dim.symbol)
         lo = int(bounds.lower) if bounds is not None and bounds.lower.is_Integer else dim.lo
         hi = bounds.upper if bounds is not None else dim.hi
         upper = int(hi) if isinstance(hi, int | sympy.Integer) and hi < 2**62 else None
-        while lo < 2 and not _same_types_at(program, dims, dim, lo):
-            lo += 1
-        ranged.append(replace(dim, lo=lo, hi=upper))
+        least = 2
+        while lo < least and _same_types_at(program, dims, dim, least - 1):
+            least -= 1
+        ranged.append(replace(dim, lo=max(lo, least), hi=upper))
     return tuple(ranged)
 
 

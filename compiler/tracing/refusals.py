@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from infopt.compiler.errors import TraceDeclined
-from infopt.compiler.types import as_size
+from infopt.compiler.types import TensorType, as_size
 
 aten = torch.ops.aten
 
@@ -25,6 +25,16 @@ _TRAINING_ARGUMENT = {
 # Ops whose shape rule in torch gives other strides than the operator itself (found by the operator
 # database): what a caller would see of them cannot be promised.
 _WRONG_STRIDES = {aten.max_unpool2d.default, aten.max_unpool3d.default}
+# The same, where the operand is not contiguous.
+_WRONG_STRIDES_OF_VIEWS = {
+    *(getattr(aten.upsample_nearest1d, o) for o in ("default", "vec")),
+    *(getattr(aten._upsample_nearest_exact1d, o) for o in ("default", "vec")),
+}
+if torch.__version__ < "2.13":
+    _WRONG_STRIDES_OF_VIEWS |= {
+        *(getattr(aten.upsample_nearest3d, o) for o in ("default", "vec")),
+        *(getattr(aten._upsample_nearest_exact3d, o) for o in ("default", "vec")),
+    }
 
 
 def check_tensor(name: str, value: torch.Tensor) -> None:
@@ -47,7 +57,10 @@ def check_call(node: fx.Node, inputs: Collection[fx.Node]) -> None:
     overload = node.target
     if overload is aten.as_strided.default and node.args[0] not in inputs:
         raise TraceDeclined(f"{overload} reads the memory layout of an intermediate value")
-    if overload in _WRONG_STRIDES:
+    if overload in _WRONG_STRIDES or (
+        overload in _WRONG_STRIDES_OF_VIEWS
+        and not TensorType.of(node.args[0].meta["val"]).is_contiguous  # type: ignore[union-attr]
+    ):
         raise TraceDeclined(f"{overload}: its shape rule in torch promises other strides")
     position = _TRAINING_ARGUMENT.get(overload)  # type: ignore[call-overload]
     if position is not None and node.args[position]:

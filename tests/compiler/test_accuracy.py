@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infopt.compiler.accuracy import Bounded, Close, Error, Exact, compare
+from infopt.compiler.accuracy import Bounded, Close, Error, Exact, Moved, compare
 
 
 def noisy(x: torch.Tensor, steps: float) -> torch.Tensor:
@@ -153,3 +153,63 @@ def test_how_much_worse_than_a_float64_run(dtype: torch.dtype, count: int, facto
         actual = (exact - off * times).to(dtype)
         assert (Exact().accepts(expected, actual, exact) is None) == fits
     assert Exact().accepts(expected, expected - 1, exact[:-1]) is not None
+
+
+def test_a_difference_in_pattern_is_told_as_such() -> None:
+    x = torch.ones(3)
+    for other in (x[:2], x.double(), torch.tensor([1.0, 1.0, math.nan])):
+        error = compare(x, other)
+        assert str(error) == error.pattern != ""
+        assert error.max_abs == error.max_rel == error.rms_rel == error.cosine == math.inf
+        assert Exact().describe(x, other) == error.pattern
+    assert str(compare(x, x[:2])) == "shape (2,), expected (3,)"
+    assert str(compare(x, x.long())) == "dtype torch.int64, expected torch.float32"
+
+
+def test_how_far_a_result_moved() -> None:
+    result = torch.tensor([1.0, 2.0, math.inf, math.nan])
+    others = [result + torch.tensor([0.5, 0.0, 0.0, 0.0]), result - torch.tensor([0.0, 1.5, 0, 0])]
+    found = Moved.between(result, others)
+    assert found.largest == 1.5 and found.rms == pytest.approx(math.sqrt((0.25 + 2.25) / 4))
+    once = result.clone()
+    once[0] = math.inf  # a place counts where it is finite in all of them
+    assert Moved.between(result, [others[0], once]) == Moved(0.0, 0.0)
+    assert Moved.between(torch.zeros(0), [torch.zeros(0)]) == Moved()
+
+
+def test_what_is_all_cancellation_may_be_off_by_how_far_it_moves() -> None:
+    """Four times that, for the largest difference and for the whole."""
+    zeros, one = torch.zeros(100), torch.zeros(100)
+    one[3] = 1e-3
+    for moved, fits in (
+        (Moved(0.2501e-3, 1.0), True), (Moved(0.2499e-3, 1.0), False),
+        (Moved(1.0, 0.2501e-4), True), (Moved(1.0, 0.2499e-4), False),
+    ):  # fmt: skip
+        assert (Exact().accepts(zeros, one, moved=moved) is None) == fits, moved
+
+
+def test_close_is_relative_and_absolute() -> None:
+    e = torch.tensor([0.0, 100.0], dtype=torch.float64)
+    contract = Close(rtol=0.01, atol=0.5)
+    for difference, wrong in (([0.5, 0.0], 0), ([0.51, 0.0], 1), ([0.0, 1.5], 0), ([1.0, -1.6], 2)):
+        reason = contract.accepts(e, e + torch.tensor(difference))
+        assert reason is None if not wrong else reason.startswith(f"{wrong} of 2 elements outside")
+    same = torch.tensor([math.nan, math.inf])
+    assert contract.accepts(same, same.clone()) is None
+
+
+@pytest.mark.parametrize("metric", ["max_abs", "max_rel", "rms_rel", "cosine"])
+def test_a_bound_is_of_one_metric(metric: str) -> None:
+    e, a = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])
+    found = getattr(compare(e, a), metric)
+    assert Bounded(metric, found).accepts(e, a) is None
+    assert f"{metric} is " in str(Bounded(metric, found * 0.999).accepts(e, a))
+
+
+def test_reasons_say_how_many_times_too_far() -> None:
+    ones = torch.ones(10_000)
+    one = ones.clone()
+    one[0] += 1280 * torch.finfo(torch.float32).eps  # 10 times 2 * 64 steps
+    assert "10 times what rounding explains in torch.float32" in str(Exact().accepts(ones, one))
+    all_off = ones + 64 * torch.finfo(torch.float32).eps  # 4 times 16 steps
+    assert "4 times what rounding explains" in str(Exact().accepts(ones, all_off))

@@ -13,7 +13,16 @@ from torch._dynamo.utils import counters
 
 import infopt
 from infopt.compiler import dynamo
-from infopt.compiler.errors import BadOption, CannotInfer
+from infopt.compiler.errors import BadOption, CannotInfer, FallbackRefused
+from infopt.compiler.graph import Graph
+from infopt.compiler.infer import Builder
+from infopt.compiler.machine import Machine
+from infopt.compiler.options import Options
+from infopt.compiler.report import Report
+from infopt.compiler.target import Target
+from infopt.compiler.types import TensorType
+from infopt.runtime.errors import InputOverlap, InputUnaligned, PlanError
+from tests.compiler.elsewhere import there
 
 
 @pytest.fixture(autouse=True)
@@ -236,3 +245,109 @@ def test_parameters_and_buffers_are_weights_and_times_are_kept():
     assert sorted(node.attr("weight") for node in entry.graph.inputs) == [False, True, True]
     assert {n.shape for n in entry.graph.inputs if n.attr("weight")} == {(4,)}
     assert list(entry.report.phases) == ["trace", "passes", "lower", "build"]
+
+
+def without_tensors(**kwargs):
+    """A call of the backend that it declines."""
+    return dynamo.infopt(torch.fx.symbolic_trace(lambda v: torch.relu(v)), [3], **kwargs)
+
+
+def test_what_is_declined_runs_as_torch_runs_it_or_is_refused() -> None:
+    run = without_tensors()
+    assert torch.equal(run(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+    assert dynamo._entries[-1].report.declined == "the program has no tensor inputs"
+    assert counters["infopt"]["eager_graphs"] == counters["infopt"]["graphs"] == 1
+    with pytest.raises(FallbackRefused, match="cannot be compiled: the program has no tensor"):
+        without_tensors(options={"strict": True})
+
+
+def test_graphs_between_passes_are_kept_of_the_newest(monkeypatch) -> None:
+    dynamo.reset()
+    monkeypatch.setattr(dynamo, "_KEPT_HISTORIES", 2)
+    for _ in range(4):
+        without_tensors()
+        dynamo._entries[-1].report.history.append("a step")
+    kept = [len(entry.report.history) for entry in dynamo._entries]
+    assert kept == [0, 0, 1, 1]
+
+
+def test_torch_runs_the_operators_that_strict_refuses() -> None:
+    report = Report(fallbacks={"aten.b": "late", "aten.a": "early"})
+    dynamo.refuse_fallbacks(Options.parse({}), report)
+    dynamo.refuse_fallbacks(Options.parse({"strict": True}), Report())
+    with pytest.raises(FallbackRefused, match=r"have to run aten.a: early; aten.b: late$"):
+        dynamo.refuse_fallbacks(Options.parse({"strict": True}), report)
+
+
+def test_inputs_come_in_the_order_of_the_graph() -> None:
+    for order, found in (([0, 1, 2], "abc"), ([2, 0, 1], "cab"), ([1, 0, 2], "bac"), ([0], "abc")):
+        run = dynamo.Compiled("".join, order, print, Report(), False)
+        assert run("a", "b", "c") == found
+    assert dynamo.Compiled("".join, [2, 0], print, Report(), False)("a", "b", "c") == "ca"
+
+
+def test_a_plan_that_fails_is_not_run_again(caplog) -> None:
+    calls = []
+
+    def program(args):
+        calls.append(args)
+        raise PlanError("step 3 made f32[2]")
+
+    run = dynamo.Compiled(program, [0], torch.relu, Report(), False)
+    x = torch.tensor([-1.0, 2.0])
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(run(x), torch.relu(x)) and torch.equal(run(x), torch.relu(x))
+    assert len(calls) == 1 and "as torch runs it from now on" in caplog.text
+    assert run.report.declined == "at run time: step 3 made f32[2]"
+
+
+@pytest.mark.parametrize("error", [InputOverlap("shared"), InputUnaligned("odd"), PlanError("no")])
+def test_torch_draws_the_numbers_that_the_program_would_have_drawn(error) -> None:
+    def program(_):
+        torch.rand(5)
+        raise error
+
+    def torchs(*_):
+        return torch.rand(3)
+
+    for random in (True, False):
+        run = dynamo.Compiled(program, [0], torchs, Report(), random)
+        torch.manual_seed(4)
+        expected = torchs()
+        torch.manual_seed(4)
+        assert torch.equal(run(torch.ones(1)), expected) == random
+    assert bool(run.report.declined) == isinstance(error, PlanError)
+
+
+def test_the_numbers_of_a_gpu_are_its_own(monkeypatch) -> None:
+    where, states = torch.device("cuda", 1), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: ("state of", device))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: states.append(given))
+
+    def program(_):
+        raise InputOverlap("shared")
+
+    before = torch.get_rng_state()
+    dynamo.Compiled(program, [0], torch.rand, Report(), True, where)(3)
+    assert states == [(("state of", where), where)]
+    assert not torch.equal(torch.get_rng_state(), before)  # not set back
+
+
+def test_constants_and_samples_of_a_gpu_program(monkeypatch) -> None:
+    o = Builder()
+    x, w = (TensorType.dense(s, torch.float32) for s in ((2, 3), (4, 3)))
+    const = there(torch.randn(4, 3))
+    made = o.linear(o.input("x", x), o.const("w", w))
+    graph, sample = Graph((made.args[0],), (made,), {"w": const}), (there(torch.randn(2, 3)), 7)
+    plain, lossy = Options.parse({}), Options.parse({"weights": "int8"})
+    here = Machine(Target.parse("cpu:scalar"))
+    assert dynamo._off_gpu(graph, [sample], plain, here) == (graph, [sample])
+    gpu = Machine(Target.parse("cuda:sm90"))
+    found, kept = dynamo._off_gpu(graph, [sample], plain, gpu)
+    assert type(found.consts["w"]) is torch.Tensor and torch.equal(found.consts["w"], const.cpu())
+    assert found.outputs == graph.outputs and kept == []
+    for options, check in ((lossy, "0"), (plain, "1")):
+        monkeypatch.setenv("INFOPT_CHECK", check)
+        _, [(tensor, number)] = dynamo._off_gpu(graph, [sample], options, gpu)
+        assert type(tensor) is torch.Tensor and number == 7
+        assert torch.equal(tensor, sample[0].cpu())

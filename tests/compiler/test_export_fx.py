@@ -1,9 +1,11 @@
 """Graph -> fx.GraphModule: it runs, and it reads back."""
 
+import pytest
 import sympy
 import torch
 from torch import fx
 
+from infopt.compiler.errors import IllegalGraph
 from infopt.compiler.fx_pass import from_references
 from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
@@ -68,3 +70,47 @@ def test_what_an_fx_pass_gets_comes_back_the_same() -> None:
     for graph in (static_graph(), dynamic_graph()):
         again = from_references(graph.to_fx(), graph, Builder(graph.dims))
         assert again.key == graph.key
+
+
+def test_a_size_that_no_input_has() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    o = Builder((Dim(s, 2, None, 5),))
+    x = o.input("x", TensorType.dense((2 * s,), F32))
+    with pytest.raises(IllegalGraph, match="the dim s0 is not the size of any input"):
+        Graph((x,), (x, s), dims=o.dims).to_fx()
+    module = Graph((x,), (x, 2 * s), dims=o.dims, scalars=(s,)).to_fx()
+    assert module(torch.ones(6), 3)[1] == 6
+
+
+def test_sizes_that_are_counted() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    o = Builder((Dim(s, 2, None, 5, counts="mask"),))
+    x, mask = (
+        o.input("x", TensorType.dense((8,), F32)),
+        o.input("mask", TensorType.dense((8,), F32)),
+    )
+    module = Graph((x, mask), (o.neg(x), s, 2 * s + 1), dims=o.dims).to_fx()
+    x = torch.arange(8.0)
+    for mask, count in (([1, 0, 2, -3, 0, 0, 0, 1], 4), ([0, 0, 0, 5, 0, 0, 0, 0], 2)):
+        found, *sizes = module(x, torch.tensor(mask))
+        assert sizes == [count, 2 * count + 1] and torch.equal(found, -x)
+
+
+def test_inputs_have_names_of_their_own() -> None:
+    o = Builder()
+    names = ["a.b", "1st", "class?", "x"]
+    inputs = tuple(o.input(n, TensorType.dense((2,), F32)) for n in names)
+    module = Graph(inputs, inputs).to_fx()
+    found = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+    assert found == ["a_b", "input_1", "class_", "x"]
+    values = [torch.full((2,), float(i)) for i in range(4)]
+    assert all(a is b for a, b in zip(module(*values), values, strict=True))
+
+
+def test_a_constant_that_is_read_twice_is_one_buffer() -> None:
+    o = Builder()
+    c, d = (o.const(n, TensorType.dense((3,), F32)) for n in "cd")
+    graph = Graph((), (o.add(c, d), o.mul(c, c)), {"c": torch.arange(3.0), "d": torch.ones(3)})
+    module = graph.to_fx()
+    assert sorted(dict(module.named_buffers())) == ["c", "d"]
+    assert [t.tolist() for t in module()] == [[1, 2, 3], [0, 1, 4]]

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomGraphModulePass, CustomGraphPass
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import infopt
@@ -169,3 +170,39 @@ def test_in_inductor(dynamic: bool, hook: str) -> None:
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(state, net.state)
     assert found[1:] == expected[1:]
+
+
+def with_constants(*names: str) -> fx.GraphModule:
+    """sin(x) + sin(x) + the buffers of these names."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    graph, root, fake = fx.Graph(), nn.Module(), mode.from_tensor(torch.randn(5, 4))
+    x = graph.placeholder("x")
+    value = graph.call_function(
+        aten.add.Tensor, tuple(graph.call_function(aten.sin.default, (x,)) for _ in range(2))
+    )
+    for name in names:
+        root.register_buffer(name, torch.randn(5, 4))
+        value = graph.call_function(aten.add.Tensor, (value, graph.get_attr(name)))
+    graph.output([value])
+    for node in graph.nodes:
+        if node.op != "output":
+            node.meta["val"] = fake
+    return fx.GraphModule(root, graph)
+
+
+def test_constants_are_buffers_of_the_module() -> None:
+    """Of free names, however many there are."""
+    module, x = with_constants("first", "_infopt_constant0", "last"), torch.randn(5, 4)
+    [expected] = module(x)
+    before = dict(module.named_buffers())
+    infopt.InductorPass(SinTwice())(module.graph)
+    module.recompile()
+    assert targets(module).count(aten.sin.default) == 1
+    torch.testing.assert_close(module(x)[0], expected)
+    held = dict(module.named_buffers())
+    assert {f"_infopt_constant{i}" for i in range(4)} <= set(held)
+    assert held["_infopt_constant0"] is before["_infopt_constant0"]
+    for index, name in ((1, "first"), (2, "_infopt_constant0"), (3, "last")):
+        assert torch.equal(held[f"_infopt_constant{index}"], before[name])
+    read = [n for n in module.graph.nodes if n.op == "get_attr"]
+    assert len(read) == 3 and all(n.meta["val"].shape == (5, 4) for n in read)

@@ -4,9 +4,11 @@ import pytest
 import sympy
 import torch
 
-from infopt.compiler.errors import CannotInfer, DependsOnSize
+import infopt.codegen.kernels  # noqa: F401  # declares conv_act
+from infopt.compiler.errors import CannotInfer, DependsOnSize, UnknownOp
+from infopt.compiler.graph import Node
 from infopt.compiler.infer import Builder, FakeWorld, builder_for, shapes_of, types_of
-from infopt.compiler.ops import from_overload
+from infopt.compiler.ops import Op, Parameter, from_overload
 from infopt.compiler.types import Dim, TensorType
 
 S = sympy.Symbol("s0", integer=True, positive=True)
@@ -173,3 +175,108 @@ def test_open_sizes_have_no_end_where_none_is_given() -> None:
     assert o.call("aten.slice.Tensor", x, 0, 0, 2).shape == (2,)
     with pytest.raises(DependsOnSize):
         o.call("aten.expand.default", o.call("aten.slice.Tensor", x, 0, 0, 400), [S])
+
+
+GRADIENTS = "aten.native_layer_norm_backward.default"  # of which any may be left out
+
+
+def gradients(o: Builder, rows: int, asked: list[bool]) -> Node:
+    x, one, w = (
+        o.input(name, TensorType.dense(shape, F32))
+        for name, shape in (("x", (rows, 3)), ("one", (rows, 1)), ("w", (3,)))
+    )
+    return o.call(GRADIENTS, x, x, [3], one, one, w, w, asked)
+
+
+def test_a_result_that_is_not_asked_for_cannot_be_read(o: Builder) -> None:
+    made = gradients(o, 2, [True, False, True])
+    assert o.getitem(made, 0).shape == (2, 3) and o.getitem(made, 2).shape == (3,)
+    with pytest.raises(CannotInfer, match=f"result 1 of {GRADIENTS} is not a tensor"):
+        o.getitem(made, 1)
+    assert shapes_of(made) == (((2, 3), F32), None, ((3,), F32))
+
+
+def returning(result) -> Op:
+    return Op("odd", lambda x: result, (Parameter("x", True),), True, "odd")
+
+
+def test_what_a_reference_may_return(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((4,), F32))
+    assert o.call(returning(None), x).type == ()
+    real = torch.zeros(2, 3, dtype=torch.int64).t()  # made before, so no fake tensor
+    assert o.call(returning(real), x).type == TensorType.of(real)
+    for wrong, what in ((3.5, "float, expected a tensor"), ((1, "a"), r"\(1, 'a'\), expected ten")):
+        with pytest.raises(CannotInfer, match=f"odd returns {what}"):
+            Builder().call(returning(wrong), x)
+
+
+def test_lists_are_not_tensors(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((4,), F32))
+    with pytest.raises(CannotInfer, match="no form of 'cat' takes these arguments"):
+        o.cat(x)
+    with pytest.raises(CannotInfer, match="no form of 'relu' takes these arguments"):
+        o.relu([x])
+    with pytest.raises(UnknownOp, match="no_op_of_this_name"):
+        o.no_op_of_this_name(x)
+
+
+def test_refusals_name_all_operands(o: Builder) -> None:
+    x, y = (o.input(n, TensorType.dense((3, w), F32)) for n, w in (("x", 4), ("y", 5)))
+    with pytest.raises(CannotInfer, match=r"aten.cat.default\(f32\[3, 4\], f32\[3, 5\]\)"):
+        o.cat([x, y])
+
+
+def test_a_number_wins_over_a_tensor_where_one_is_given(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((4,), F32))
+    assert o.add(x, 2).op.name == "aten.add.Scalar" and o.add(x, x).op.name == "aten.add.Tensor"
+    assert o.linear(x, o.input("w", TensorType.dense((2, 4), F32)), None).shape == (2,)
+    assert o.linear(x, x, bias=None).shape == ()
+
+
+def test_sizes_that_are_numbers_after_all() -> None:
+    world = FakeWorld((Dim(S, 2, None, 5),))
+    found = world.size(sympy.Integer(3))
+    assert found == 3 and type(found) is int
+    assert world.size(2 * S + 1).node.hint == 11
+
+
+def test_small_hints_stand_for_two() -> None:
+    """0 and 1 would fix a size."""
+    for seen in (0, 1, 2):
+        world = FakeWorld((Dim(S, 0, None, seen),))
+        assert (
+            world.size(S).node.hint == 2 and world.fake_of(TensorType.dense((S, 3), F32)).dim() == 2
+        )
+    assert FakeWorld((Dim(S, 0, None, 3),)).size(S).node.hint == 3
+
+
+def test_ranges_of_sizes_decide() -> None:
+    """What holds in the whole range of a size is no question."""
+
+    def first(lo: int, hi: int | None, count: int) -> object:
+        o = Builder((Dim(S, lo, hi, 6),))
+        x = o.input("x", TensorType.dense((S,), F32))
+        return o.call("aten.slice.Tensor", x, 0, 0, count).shape[0]
+
+    assert first(4, None, 4) == 4 and first(2, 8, 9) == S
+    for lo, hi, count in ((4, None, 5), (2, 9, 9)):
+        with pytest.raises(DependsOnSize):
+            first(lo, hi, count)
+
+
+def test_impure_calls_are_apart_and_pure_ones_are_one(o: Builder) -> None:
+    x = o.input("x", TensorType.dense((4,), F32))
+    first, second = (o.call("aten.rand_like.default", x) for _ in range(2))
+    assert 0 < first.serial < second.serial and first is not second
+    assert o.relu(x) is o.relu(x) and o.relu(x).serial == 0
+    other = o.input("y", x.type)
+    assert o.rebuild(first, (other, *first.args[1:])).serial == first.serial
+    assert o.rebuild(first, first.args) is first
+
+
+def test_rebuilding_on_other_types_infers_anew(o: Builder) -> None:
+    x, y = (o.input(n, TensorType.dense(s, F32)) for n, s in (("x", (4, 6)), ("y", (5, 6))))
+    assert o.rebuild(o.relu(x), (y,)).shape == (5, 6)
+    parts = o.call("aten.topk.default", x, 2)
+    again = o.rebuild(parts, (y,))
+    assert o.rebuild(o.getitem(parts, 1), (again,)) is o.getitem(again, 1)

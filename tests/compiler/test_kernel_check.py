@@ -9,7 +9,8 @@ from torch import nn
 import infopt
 from infopt.codegen.build import find_compiler
 from infopt.codegen.kernel import Call, kernel_op
-from infopt.compiler.kernel_check import wrong_kernels
+from infopt.compiler.interpret import interpret
+from infopt.compiler.kernel_check import _alone, wrong_kernels
 from infopt.compiler.target import Target
 from infopt.compiler.testing import graph_of
 
@@ -54,3 +55,28 @@ def test_the_kernels_of_a_model_are_right() -> None:
     compiled = infopt.compile(net, (x,), dynamic_shapes={"input": {0: rows}})
     sample = compiled._exported.sample((x,), {})
     assert wrong_kernels(compiled.graph, sample, Target.detect()) == []
+
+
+def test_a_node_alone_has_the_results_that_there_are() -> None:
+    x, one, w = torch.randn(2, 3), torch.ones(2, 1), torch.ones(3)
+    name = "aten.native_layer_norm_backward.default"
+
+    def build(o, x, one, w):
+        made = o.call(name, o.neg(x), x, [3], one, one, w, w, [True, False, True])
+        return o.getitem(made, 2)
+
+    graph = graph_of(build, [x, one, w])
+    node = next(n for n in graph.nodes() if n.op.name == name)
+    alone, sources = _alone(graph, node)
+    assert [n.attr("index") for n in alone.outputs] == [0, 2]
+    assert sources == [node.args[0], *graph.inputs] and len(alone.inputs) == 4
+    found = interpret(alone, [-x, x, one, w])
+    torch.testing.assert_close(found[1], interpret(graph, [x, one, w])[0])
+
+
+def test_operations_alike_are_tried_once() -> None:
+    """A wrong kernel is told once, for the first of its nodes."""
+    x = torch.randn(3, 5)
+    twice = graph_of(lambda o, v: o.doubled_for_a_test(o.doubled_for_a_test(v)), [x])
+    (found,) = wrong_kernels(twice, [x], Target.detect())
+    assert found.node.startswith("%1 ")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import sympy
 import torch
+from torch.utils._sympy.functions import Max, Min
 
 from infopt.compiler.errors import IllegalGraph
 from infopt.compiler.graph import Graph, Node, Stage
@@ -204,3 +205,119 @@ def test_an_input_is_not_replaced_by_another_of_its_name(o: Builder) -> None:
     weight = o.input("x", dense(2), weight=True)
     with pytest.raises(IllegalGraph, match="another node of the same name"):
         verify_same_interface(graph, replace(graph, inputs=(weight,)))
+
+
+def test_a_stride_of_at_least_one_is_the_size_itself() -> None:
+    """torch writes max(1, n) in strides where a rewrite says n; at n = 0 nothing is stepped."""
+    n = sympy.Symbol("n", integer=True, nonnegative=True)
+    m = sympy.Symbol("m", integer=True, nonnegative=True)
+    o = Builder((Dim(m, 0, None, 4), Dim(n, 0, None, 5)))
+    x = o.input("x", dense(3, n))
+
+    def strided(step) -> Graph:
+        relu = Node(find("relu"), (x,), (), TensorType((3, n), F32, (step, 1)))
+        return Graph((x,), (relu,), dims=o.dims)
+
+    for step in (n, Max(1, n), sympy.Max(n, 1)):
+        verify(strided(step))
+    for step in (Max(2, n), Max(1, m), Max(1, n, m), Min(1, n), Max(m, n), n + 1):
+        with pytest.raises(IllegalGraph, match="its reference gives"):
+            verify(strided(step))
+
+
+def test_a_value_is_read_after_it_is_made(o: Builder) -> None:
+    x = o.input("x", dense(2))
+    inner = o.relu(x)
+    graph = Graph((x,), (o.gelu(inner),))
+    graph.__dict__["_order"] = (x, graph.outputs[0], inner)
+    with pytest.raises(IllegalGraph, match=r"gelu.* reads .*relu.*, which does not come before it"):
+        verify(graph)
+
+
+def test_results_that_are_no_tensors_are_compared(o: Builder) -> None:
+    """The gradients of a normalization, of which the second is not asked for."""
+    x, one, w = (o.input(*a) for a in (("x", dense(2, 3)), ("m", dense(2, 1)), ("w", dense(3))))
+    name = "aten.native_layer_norm_backward.default"
+    made = o.call(name, x, x, [3], one, one, w, w, [True, False, True])
+    first, second, third = made.type
+    assert second is None
+    verify(Graph((x, one, w), (o.getitem(made, 0), o.getitem(made, 2))))
+    for type in ((first, third, third), (first, None, None), (None, None, third)):
+        other = Node(made.op, made.args, made.attrs, type)
+        read = o.getitem(other, next(i for i, t in enumerate(type) if t is not None))
+        with pytest.raises(IllegalGraph, match="its reference gives"):
+            verify(Graph((x, one, w), (read,)))
+
+
+def test_the_interface_of_dims() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    t = sympy.Symbol("t0", integer=True, positive=True)
+    rows, counted = Dim(s, 2, None, 5), Dim(t, 2, None, 5, counts="x")
+    o = Builder((rows, counted))
+    x = o.input("x", dense(s))
+    graph = Graph((x,), (o.relu(x),), dims=(rows,))
+    verify_same_interface(graph, replace(graph, dims=(rows, counted)))  # a pass counts elements
+    with pytest.raises(IllegalGraph, match=r"the dims read from shapes changed: .*'t0'"):
+        verify_same_interface(graph, replace(graph, dims=(rows, replace(counted, counts=None))))
+    with pytest.raises(IllegalGraph, match="the dims changed"):
+        verify_same_interface(graph, replace(graph, dims=(replace(rows, lo=3),)))
+    with pytest.raises(IllegalGraph, match=r"^an input was replaced"):
+        verify_same_interface(graph, replace(graph, inputs=(o.input("x", x.type, weight=True),)))
+
+
+def test_the_interface_of_results(o: Builder) -> None:
+    x = o.input("x", dense(2))
+    graph = Graph((x,), (o.relu(x), None, 2), results=(x.type, None, None))
+    verify_same_interface(graph, replace(graph, stage=Stage.LAYOUT))
+    cases = {
+        "the number of results": (o.relu(x), None),
+        "result 0": (3, None, 2),
+        "result 1": (o.relu(x), o.relu(x), 2),
+        "result 2": (o.relu(x), None, 3),
+    }
+    for message, outputs in cases.items():
+        with pytest.raises(IllegalGraph, match=f"^{message} changed: expected "):
+            verify_same_interface(graph, replace(graph, outputs=outputs, results=graph.results))
+
+
+def test_what_an_updated_input_becomes(o: Builder) -> None:
+    """It keeps shape and dtype; strides are those of the caller's tensor."""
+    x = o.input("x", dense(2, 3))
+    turned = o.permute(o.call("aten.clone.default", o.permute(x, [1, 0])), [1, 0])
+    verify(Graph((x,), (), updates=((0, turned),)))
+    for wrong in (o.to(x, torch.float64), o.reshape(x, [3, 2]), o.reshape(x, [2, 3, 1])):
+        with pytest.raises(IllegalGraph, match=r"input 0 is .*, its update is"):
+            verify(Graph((x,), (), updates=((0, wrong),)))
+    for index in (-1, 1):
+        with pytest.raises(IllegalGraph, match=f"input {index} is updated, there are 1"):
+            verify(Graph((x,), (), updates=((index, x),)))
+
+
+def test_sizes_in_attributes_strides_and_integer_inputs_are_declared() -> None:
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    t = sympy.Symbol("t0", integer=True, positive=True)
+    o = Builder((Dim(s, 2, None, 5),))
+    x = o.input("x", dense(s, 4))
+    shown = {
+        "reshape.* mentions the size t0": Node(
+            find("reshape"), (x,), (("shape", (4, (t, s))),), dense(4, s)
+        ),
+        "input .* mentions the size t0": o.input("y", TensorType((s, 4), F32, (t, 1))),
+    }
+    for message, node in shown.items():
+        inputs = (node,) if node.op.name == "input" else (x,)
+        with pytest.raises(IllegalGraph, match=message):
+            verify(Graph(inputs, (node,), dims=o.dims), deep=False)
+    with pytest.raises(IllegalGraph, match="an integer input mentions the size t0"):
+        verify(Graph((x,), (x,), dims=o.dims, scalars=(s, t)))
+
+
+def test_the_grammar_of_a_stage_begins_after_it(o: Builder) -> None:
+    x = o.input("x", dense(2, 3))
+    for stage in Stage:
+        graph = Graph((x,), (o.t(x),), stage=stage)
+        if stage is Stage.NORMALIZE:
+            verify(graph)
+        else:
+            with pytest.raises(IllegalGraph, match=f"may not appear in stage {stage.name}"):
+                verify(graph)

@@ -361,6 +361,9 @@ class Scaled:
 
 @case(18, "pt#176851")
 def class_attribute_changed_between_calls() -> None:
+    if torch.__version__ < "2.13":
+        pytest.skip("dynamo keeps the first value, for every backend")
+
     def fn(x):
         return x * Scaled.factor
 

@@ -312,3 +312,17 @@ def test_a_detour_through_a_dtype_is_left_out_only_where_it_changes_nothing(star
     assert len(ways_back) == WAYS_BACK.get(start, 0)
     assert all((middle, torch.float32) in left_out for middle in ways_back)
     assert {end for _, end in left_out} <= {start, *(d for d in DTYPES if d.is_floating_point)}
+
+
+@pytest.mark.parametrize("start", [None, 0])
+def test_a_copy_whose_memory_is_read_stays(start) -> None:
+    """as_strided sees where a value lies: without the copy, in the middle of another."""
+
+    def build(o, x):
+        copy = o.clone(o.slice(x, 0, 1, 3))
+        return o.relu(o.call("aten.as_strided.default", copy, [4], [1], start))
+
+    x = torch.randn(5, 4)
+    graph = graph_of(build, [x], Canonicalize())
+    result, _ = run_pass(Canonicalize(), graph, [(x,)])
+    assert "aten.clone.default" in names(result)

@@ -171,3 +171,49 @@ def test_a_table_whose_length_only_guards_could_tell_is_declined_at_its_site() -
     (entry,) = [p for p in report.passes if p.name == "fuse-rotary"]
     assert not report.declined and entry.declined
     assert all("depending on a size" in site.reason for site in entry.declined)
+
+
+def test_rewrites_tables_that_are_wide_already() -> None:
+    def before(o, q, k, cos, sin):
+        return tuple(o.add(o.mul(x, cos), o.mul(half(o, x), sin)) for x in (q, k))
+
+    def after(o, q, k, cos, sin):
+        return fused(o, q, k, o.reshape(cos, [1, 5, 16]), o.reshape(sin, [1, 5, 16]))
+
+    check_pass(FuseRotary(), before, after, [Q, K, COS[:, None], SIN[:, None]])
+
+
+def test_features_in_front_of_those_that_are_turned_stay_apart() -> None:
+    """The kernel turns the first features of what it reads, and no others."""
+
+    def parts(o, x):
+        return o.slice(x, 3, 0, 16), o.slice(x, 3, 16, END)
+
+    def before(o, q, k, cos, sin):
+        split = [parts(o, x) for x in (q, k)]
+        return tuple(o.cat([rest, turn(o, part, cos, sin)], -1) for part, rest in split)
+
+    def after(o, q, k, cos, sin):
+        split = [parts(o, x) for x in (q, k)]
+        made = o.call(rotary, split[0][0], split[1][0], cos, sin)
+        turned = [o.getitem(made, i) for i in (0, 1)]
+        return tuple(o.cat([split[i][1], turned[i]], -1) for i in (0, 1))
+
+    check_pass(FuseRotary(), before, after, PARTIAL)
+
+
+def test_declines_a_result_of_another_type() -> None:
+    inputs = [Q.bfloat16(), K.bfloat16(), COS, SIN]  # f32 tables make it f32
+    graph = graph_of(both, inputs, FuseRotary())
+    result, report = run_pass(FuseRotary(), graph)
+    assert result is graph and [s.applied for s in report.sites] == [False]
+
+
+def test_declines_two_kinds_of_pairs() -> None:
+    def build(o, q, k, cos, sin):
+        return turn(o, q, cos, sin), neighbours(o, q, k, cos, sin)[1]
+
+    graph = graph_of(build, INPUTS, FuseRotary())
+    result, report = run_pass(FuseRotary(), graph)
+    reason = "one is turned in halves, the other in neighbours"
+    assert result is graph and report.declined[0].reason == reason

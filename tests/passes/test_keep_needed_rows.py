@@ -166,3 +166,28 @@ def test_gain() -> None:
     result, _ = run_pass(KeepNeededRows(), graph)
     target = Target.parse("cpu:avx512")
     assert graph_seconds(result, target) < graph_seconds(graph, target) / 2
+
+
+IDS, TABLE = torch.randint(0, 500, (2, 64)), torch.randn(500, 256)
+
+
+def test_rewrites_rows_of_a_table() -> None:
+    def before(o, ids, table, w, b):
+        return o.call("aten.select.int", block(o, o.embedding(table, ids), w, b), 1, 0)
+
+    def after(o, ids, table, w, b):
+        rows = o.embedding(table, o.slice(ids, 1, 0, 1))
+        return o.call("aten.select.int", block(o, rows, w, b), 1, 0)
+
+    check_pass(KeepNeededRows(), before, after, [IDS, TABLE, W, B])
+
+
+def test_declines_features_of_a_table() -> None:
+    def build(o, ids, table):
+        return o.slice(o.relu(o.embedding(table, ids)), 2, 0, 8)
+
+    # relu of fewer features, but every row is looked up
+    graph = graph_of(build, [IDS, TABLE], KeepNeededRows())
+    result, _ = run_pass(KeepNeededRows(), graph, [(IDS, TABLE)])
+    found = [n.shape for n in result.nodes() if n.op.name == "aten.embedding.default"]
+    assert found == [(2, 64, 256)]

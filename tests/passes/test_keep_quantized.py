@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import infopt
+from infopt.codegen.kernels.quantized_embedding import quantized_embedding
 from infopt.codegen.kernels.quantized_linear import quantized_gated_linear, quantized_linear
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import Builder
@@ -152,3 +153,43 @@ def test_what_the_format_was_chosen_by_is_held_and_the_rest_can_be_exchanged(x):
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
         with pytest.raises(infopt.WeightsMismatch, match="scales: other values"):
             compiled.load_weights({"scales": model.scales * 1.01})
+
+
+@pytest.mark.parametrize("groups,most,format", [(1, 127, "int8"), (4, 7, "int4-g32-f32")])
+def test_rows_of_a_table(groups, most, format):
+    ids = torch.randint(0, N, (3, 5))
+    start = graph_with(ids, lambda o, x, w: o.embedding(w, x), groups, most)
+    found, report = run_pass(KeepQuantized(), start, [(ids,)])
+    [node] = [n for n in found.nodes() if n.op is quantized_embedding]
+    assert node.attr("width") == K and [s.reason for s in report.applied] == [format]
+    torch.testing.assert_close(interpret(found, [ids])[0], interpret(start, [ids])[0])
+
+
+def gate_and_up(o, x, gate, up):
+    return o.call("gated_linear", x, gate, up, None, None, activation="silu")
+
+
+def test_one_product_has_one_format(x):
+    start = graph_with(x, gate_and_up, 4, 7, count=2)
+    start.consts["w1_integers"] = torch.randint(-127, 128, (N, K), dtype=torch.int8)
+    found, report = run_pass(KeepQuantized(), start, [(x,)])
+    assert [(s.where, s.applied, s.reason) for s in report.sites] == [
+        ("w0 and w1", False, "one product of two formats, int4-g32-f32 and int8-g32-f32")
+    ]
+    assert sorted(found.consts) == ["w0_decoded", "w1_decoded"]
+    torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
+
+
+def test_integers_that_are_inputs_stay(x):
+    o, scales = Builder(), torch.rand(N, 1)
+    node = o.input("x", TensorType.of(x))
+    integers = o.input("q", TensorType.dense((N, K), torch.int8))
+    matrix = o.call(
+        integer_weight, integers, o.const("s", TensorType.of(scales)), out=torch.float32
+    )
+    start = Graph((node, integers), (o.linear(node, matrix),), {"s": scales}, stage=Stage.FUSE)
+    found, report = run_pass(KeepQuantized(), start)
+    assert [(s.applied, s.reason) for s in report.sites] == [
+        (False, "its integers are not constants")
+    ]
+    assert integer_weight in {n.op for n in found.nodes()}

@@ -100,6 +100,18 @@ def test_prunes_by_attention_received_and_by_norm() -> None:
     assert len(ops(result, "rank_tokens")) == 3 and not ops(result, "attention_received")
 
 
+def test_likeness_may_be_that_of_keys() -> None:
+    """Their mean over heads, in place of the tokens' own rows."""
+    _, result, _ = merged(states, infopt.Tokens(0.5, score="keys", limit=2.0))
+    judged = [n.args[0] for n in ops(result, "match_tokens")]
+    assert [n.shape for n in judged] == [(B, n, D) for n in (64, 54, 43)]
+    assert [n.op.name for n in judged] == ["aten.mean.dim"] * 3
+    keys = [n.args[1] for n in ops(result, "attention")]
+    assert [n.args[0] for n in judged] == keys
+    _, result, _ = merged(states)
+    assert ops(result, "match_tokens")[0].args[0].shape == (B, 64, W)
+
+
 def test_early_layers_may_lose_most() -> None:
     _, result, _ = merged(states, infopt.Tokens(0.5, schedule="early", limit=2.0))
     assert [n.attr("keep") for n in ops(result, "match_tokens")] == [48, 38, 32]
@@ -144,9 +156,29 @@ def mixed(o, x, up, down, bias, mask):
     return three(o, o.cumsum(layer(o, x, up, down, bias), 1), up, down, bias)
 
 
+def turned_keys(o, x, up, down, bias, mask):
+    q = o.permute(o.reshape(x, [B, T, H, D]), [0, 2, 1, 3])
+    return o.call("attention", q, o.flip(q, (2,)), q, scale=1.0)
+
+
+def two_masks(o, x, up, down, bias, mask):
+    x = layer(o, x, up, down, bias, mask)
+    return three(o, x, up, down, bias, o.call("aten.bitwise_not.default", mask))
+
+
+def of_some_sequences(o, x, up, down, bias, mask):
+    q = o.permute(o.reshape(x, [B, T, H, D]), [0, 2, 1, 3])
+    seen = o.reshape(o.select(mask, 0, 1), [1, 1, 1, T])
+    y = o.call("attention", q, q, q, seen, scale=1.0)
+    return o.call("attention", q, q, q, o.reshape(mask, [B, 1, 1, T]), scale=1.0), y
+
+
 @pytest.mark.parametrize(
     ("build", "tokens", "reason"),
     [
+        (turned_keys, MERGE, "are not made token by token"),
+        (two_masks, MERGE, "its layers have different masks"),
+        (of_some_sequences, MERGE, "its layers have different masks"),
         (causal, MERGE, "is causal: a merged token would see what comes after its parts"),
         (by_query, MERGE, "is not over the keys alone"),
         (between, PRUNE, "reads all tokens of"),

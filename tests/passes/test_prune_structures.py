@@ -95,6 +95,18 @@ def stacked_attention(o, x, stacked, out, **_):
     return o.linear(o.reshape(o.permute(y, [0, 2, 1, 3]), [2, 5, HEADS * D]), out)
 
 
+def masked_attention(o, x, q, k8, v8, out, mask, **_):
+    """A mask of every head, and keys normed head by head."""
+
+    def split(y):
+        return o.permute(o.reshape(y, [2, 5, HEADS, D]), [0, 2, 1, 3])
+
+    qs, ks, vs = (split(o.linear(x, w)) for w in (q, k8, v8))
+    ks = o.layer_norm(ks, [D])
+    y = o.call(attention_op, qs, ks, vs, mask, scale=0.25, causal=False)
+    return o.linear(o.reshape(o.permute(y, [0, 2, 1, 3]), [2, 5, HEADS * D]), out)
+
+
 def cached_attention(o, x, q, k, v, unread, **_):
     """Four groups of two queries over a cache, whose keys and values keep their places."""
 
@@ -131,6 +143,8 @@ FUSED = {
     "both": torch.cat([W["gate"], *dead(["up"], 192).values()]),
 }
 
+HEADED = {"k8": W["q"].flip(0), "v8": dead(["q"], 4 * D)["q"], "mask": torch.randn(1, HEADS, 5, 5)}
+
 
 @pytest.mark.parametrize("score", ["sensitivity", "fluctuation"])
 @pytest.mark.parametrize(
@@ -154,6 +168,10 @@ FUSED = {
         (
             *(stacked_attention, {"stacked": FUSED["stacked"]}),
             *({"stacked": (12 * D, K), "out": (K, 4 * D)}, "4 of 8 heads"),
+        ),
+        (
+            *(masked_attention, HEADED),
+            *({"q": (4 * D, K), "k8": (4 * D, K), "mask": (1, 4, 5, 5)}, "4 of 8 heads"),
         ),
         (
             *(fused_gated, {"both": FUSED["both"]}),
@@ -253,6 +271,19 @@ def a_result(o, x, **w):
     return o.linear(y, w["down"]), y
 
 
+def normed_below(o, x, **w):
+    y = o.gelu(o.layer_norm(o.linear(x, w["up"]), [N]))
+    return o.linear(y, w["down"])
+
+
+def made_rows(o, x, **w):
+    return o.linear(o.linear(x, o.mul(w["up"], 2.0)), w["down"])
+
+
+def drawn(o, x, **w):
+    return o.linear(o.call("aten.rand_like.default", o.linear(x, w["up"])), w["down"])
+
+
 def made_weight(o, x, **w):
     return o.linear(o.linear(x, w["up"]), o.mul(w["down"], 2.0))
 
@@ -266,6 +297,9 @@ def made_weight(o, x, **w):
         (read_at_the_same_places, "is read twice at the same places"),
         (partly_read_otherwise, "is also read by aten.slice.Tensor"),
         (made_weight, "is not a constant"),
+        (made_rows, "is not a constant"),
+        (normed_below, "aten.layer_norm.default is not known to treat channels apart"),
+        (drawn, "aten.rand_like.default is not known to treat channels apart"),
         (lambda o, x, **w: o.linear(x, w["up"]), "is an input"),
     ],
 )

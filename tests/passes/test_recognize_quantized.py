@@ -155,3 +155,29 @@ def test_gain(x):
     """The matrix is an eighth of its floats, zero points included in integers of 5 bits."""
     found, _ = run_pass(RecognizeQuantized(), halves(x), [(x,)])
     assert sum(t.nbytes for t in found.consts.values()) < N * K * 4 / 3
+
+
+def test_integers_that_are_inputs_stay(x):
+    o, scales = Builder(), torch.rand(N, 1)
+    node = o.input("x", TensorType.of(x))
+    q = o.input("q", TensorType.dense((N, K), torch.int8), weight=True)
+    matrix = o.mul(o.to(q, torch.float32), o.const("s", TensorType.of(scales)))
+    start = Graph((node, q), (o.linear(node, matrix),), {"s": scales})
+    found, report = run_pass(RecognizeQuantized(), start)
+    told = [(s.where, s.applied, s.reason) for s in report.sites]
+    assert told == [("q", False, "its integers are inputs of the program")] and found is start
+
+
+def test_new_constants_take_names_that_are_free(x):
+    consts = {
+        "q": torch.randint(-127, 128, (N, K), dtype=torch.int8),
+        "s": torch.rand(N, 1),
+        "q_scales": torch.rand(5, N),
+    }
+
+    def build(o, x, q, s, other):
+        return o.add(o.linear(x, o.mul(o.to(q, torch.float32), s)), other)
+
+    found, _ = run_pass(RecognizeQuantized(), graph_with(x, consts, build), [(x,)])
+    assert sorted(found.consts) == ["q_integers", "q_scales", "q_scales_"]
+    assert torch.equal(found.consts["q_scales"], consts["q_scales"])

@@ -12,7 +12,7 @@ from infopt.compiler.graph import Graph
 from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
 from infopt.compiler.types import TensorType
-from infopt.passes.slicing_rules import Axis, cut_operands
+from infopt.passes.slicing_rules import Axis, cut_operands, part_attrs
 
 ROWS, BATCH = Axis("rows", 4), Axis("batch", 4)
 ACT, OUT = {"activation": "gelu"}, {"out": torch.float32}
@@ -92,3 +92,30 @@ def test_several_results_are_not_cut() -> None:
     x = o.input("x", TensorType.dense((4, 8), torch.float32))
     node = o.call("add_rms_norm", x, x, eps=1e-5)
     assert cut_operands(node, ROWS) is None and cut_operands(node, BATCH) is None
+
+
+def one(name: str, shape: tuple[int, ...], *args: Any) -> Any:
+    o = Builder()
+    return o.call(name, o.input("x", TensorType.dense(shape, torch.float32)), *args)
+
+
+def test_values_without_a_first_size_have_no_axis() -> None:
+    for axis in (ROWS, BATCH):
+        assert cut_operands(one("aten.sum.default", (4, 8)), axis) is None
+
+
+def test_sizes_of_parts() -> None:
+    """What attributes say of the whole follows the parts."""
+    reshaped = one("aten.reshape.default", (8, 6), [8, 2, 3])
+    assert dict(part_attrs(reshaped, BATCH, 1))["shape"] == (2, 2, 3)
+    expanded = one("aten.expand.default", (4, 1, 8), [4, 5, 8])
+    assert dict(part_attrs(expanded, BATCH, 3))["size"] == (3, 5, 8)
+    rows = one("aten.reshape.default", (2, 2, 8), [4, 8])
+    assert dict(part_attrs(rows, ROWS, 3))["shape"] == (3, 8)
+
+
+def test_rows_are_matrices_when_cut() -> None:
+    """So the last dimension, whatever it was, is 1; of a batch it stays."""
+    summed = one("aten.softmax.int", (2, 2, 8), -1)
+    assert dict(part_attrs(summed, ROWS, 3))["dim"] == 1
+    assert dict(part_attrs(one("aten.softmax.int", (4, 5, 8), -1), BATCH, 3))["dim"] == -1

@@ -159,3 +159,17 @@ def test_steps_and_prompts_of_a_decoder_agree() -> None:
 def test_zeros_of_a_row_are_kept_last() -> None:
     x = torch.tensor([[0.0, -3, 0, 1, 0]])
     assert keep_largest(x, keep=2).tolist() == [[0, -3, 0, 1, 0]]
+
+
+def test_turned_weights_take_names_that_are_free():
+    start = graph_with(lambda o, x, **w: o.linear(x, w["lone"]))
+    start = start.with_consts({"lone_turned": torch.ones(3)})
+    start = Graph(
+        start.inputs,
+        (*start.outputs, Builder().const("lone_turned", TensorType.of(torch.ones(3)))),
+        {**W, "lone_turned": torch.ones(3)},
+        stage=SparseActivations.stage,
+    )
+    found, _ = sparse(start)
+    assert {"lone_turned", "lone_turned_"} <= set(found.consts)
+    assert torch.equal(found.consts["lone_turned"], torch.ones(3))

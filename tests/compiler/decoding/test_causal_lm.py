@@ -3,13 +3,19 @@
 import gc
 import itertools
 import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import infopt
+from infopt.compiler.decoding import causal_lm
+from infopt.compiler.decoding.contiguous import Contiguous
+from infopt.compiler.decoding.policy import LayerShape
+from infopt.compiler.errors import TraceDeclined
 from infopt.models.decoder import SMALL, Decoder
 from infopt.runtime.decoding.prompt_lookup import PromptLookup
 from infopt.runtime.decoding.sampling import Sampler
@@ -400,3 +406,78 @@ def test_what_cannot_be_compiled_says_why(decoder: Decoder) -> None:
     with pytest.raises(infopt.BadOption, match="the model has 128 positions, found 129"):
         infopt.compile_causal_lm(build("gpt2"), max_length=129)
     assert build("gpt2").config.vocab_size == VOCABULARY
+
+
+class Stub(torch.nn.Module):
+    """A model of layers that may be missing, and of frequencies."""
+
+    def __init__(self, layers: tuple[int, ...] = (0, 1), frequencies: tuple = ()) -> None:
+        super().__init__()
+        self.layers = layers
+        for i, value in enumerate(frequencies):
+            part = torch.nn.Module()
+            part.inv_freq = torch.tensor(value)
+            self.add_module(f"part{i}", part)
+
+    @staticmethod
+    def run(model: Any, ids: Any, positions: Any, cache: Any, pick: Any) -> torch.Tensor:
+        rows = torch.zeros(1, 2, ids.shape[1], 4)
+        for layer in model.layers:
+            k, v = cache.append(layer, rows, rows)
+            cache.attend(rows, k, v, window=3)
+        return torch.zeros(1, 1, 50)
+
+
+def shapes_of(model: Stub) -> Any:
+    return causal_lm._shapes(partial(Stub.run, model), model)
+
+
+def test_shapes_of_layers_that_a_run_shows() -> None:
+    layers, vocabulary, windows = shapes_of(Stub((1, 0)))
+    assert [(s.layer, s.layers, s.heads, s.rotary) for s in layers] == [
+        (0, 2, 2, False),
+        (1, 2, 2, False),
+    ]
+    assert (vocabulary, windows) == (50, {3})
+    layers, _, _ = shapes_of(Stub(frequencies=([1.0, 0.5], [1.0, 0.5])))
+    assert all(s.rotary for s in layers)
+
+
+@pytest.mark.parametrize("layers", [(), (1,), (0, 2)])
+def test_layers_are_counted_from_0(layers: tuple[int, ...]) -> None:
+    with pytest.raises(TraceDeclined, match=r"expected a cache for layers 0, 1, \.\.\., found"):
+        shapes_of(Stub(layers))
+
+
+def test_a_run_that_fails_says_why() -> None:
+    with pytest.raises(TraceDeclined, match="a run with a cache failed: TypeError: "):
+        shapes_of(Stub(layers=None))
+
+
+def test_frequencies_are_one_for_all_layers() -> None:
+    one = causal_lm._inverse_frequencies(Stub(frequencies=([1.0, 0.5], [1.0, 0.5])))
+    assert one.tolist() == [1.0, 0.5]
+    assert causal_lm._inverse_frequencies(Stub(frequencies=([1.0], [0.5]))) is None
+    assert causal_lm._inverse_frequencies(Stub(frequencies=([[1.0]],))) is None
+    assert causal_lm._inverse_frequencies(Stub()) is None
+    named = Stub()
+    named.config = SimpleNamespace(rope_base=100.0, head_width=4)
+    torch.testing.assert_close(causal_lm._inverse_frequencies(named), torch.tensor([1.0, 0.1]))
+
+
+def test_every_layer_reads_its_cache() -> None:
+    def run(ids: Any, positions: Any, cache: Any, pick: Any) -> Any:
+        for layer in range(3):
+            rows = torch.zeros(1, 2, 3, 4)
+            k, v = cache.append(layer, rows, rows)
+            if layer == 1:
+                cache.attend(rows, k, v)
+        return torch.zeros(1, 1, 50)
+
+    layers = [LayerShape(2, 4, 4, torch.float32, i, 3) for i in range(3)]
+    spec = SimpleNamespace(max_length=8)
+    step = causal_lm._Step(run, Stub(), Contiguous(), layers, spec)
+    stores = [torch.zeros(1, 2, 8, 4) for _ in range(6)]
+    ints = (torch.zeros(1, dtype=torch.int64), torch.tensor([3]), torch.zeros(1, 1).long())
+    with pytest.raises(TraceDeclined, match=r"attention of layers \[0, 2\] does not read"):
+        step(torch.zeros(1, 3, dtype=torch.int64), *ints, {}, stores)

@@ -9,6 +9,7 @@ import torch
 
 from infopt.compiler.errors import TraceDeclined
 from infopt.compiler.tracing.refusals import check_tensor
+from tests.conformance.harness import check
 
 
 class Own(torch.Tensor):
@@ -39,3 +40,10 @@ def test_plain_ones_are_traced() -> None:
     for value in (torch.zeros(2), torch.nn.Parameter(torch.zeros(2)), torch.zeros(3, 2).T):
         check_tensor("w", value)
     check_tensor("w", torch.nn.Buffer(torch.zeros(2)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_strides_that_torch_misjudges_are_eagers(mode: str) -> None:
+    x = torch.randn(4, 2, 5)
+    for view in (x, x.transpose(0, 1), x.permute(2, 0, 1), x.permute(0, 2, 1)):
+        check(lambda x: torch.nn.functional.interpolate(x, scale_factor=2, mode=mode), (view,))

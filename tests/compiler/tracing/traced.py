@@ -75,3 +75,24 @@ def declined(fn: Callable, *inputs: Any, dynamic: bool = False) -> str:
 def names(graph: Graph) -> list[str]:
     """The ops of a graph in order, leaves left out."""
     return [n.op.name for n in graph.nodes() if n.op.name not in ("input", "const")]
+
+
+def by_hand(*calls: tuple[Any, tuple, Any], **inputs: Any) -> torch.fx.GraphModule:
+    """A program of calls, each (operator, arguments, value); the last one is the result. Text among
+    arguments is the name of an input, or a number: of an earlier call."""
+    graph = torch.fx.Graph()
+    made: dict[str, torch.fx.Node] = {}
+
+    def resolved(arg: Any) -> Any:
+        if isinstance(arg, list | tuple):
+            return type(arg)(map(resolved, arg))
+        return made[arg] if isinstance(arg, str) else arg
+
+    for name, value in inputs.items():
+        made[name] = graph.placeholder(name)
+        made[name].meta["val"] = value
+    for index, (target, args, value) in enumerate(calls):
+        made[str(index)] = graph.call_function(target, resolved(args))
+        made[str(index)].meta["val"] = value
+    graph.output((made[str(len(calls) - 1)],))
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
