@@ -202,10 +202,17 @@ class _Search:
         limit, own_metric = self.budget.max_error, self.budget.metric is not None
         # a prediction is a relative error: in another metric only the order of choices is known
         low, high = 0.0, self.point(self.pick(float("inf")), None).predicted_error
-        allowance = high / 8 if own_metric else limit
+        allowance = high if own_metric else limit
         good: tuple[list[int], float] | None = None
+        error: float | None = None
         for _ in range(_ATTEMPTS):
-            picked = self.pick(allowance)
+            try:
+                picked = self.pick(allowance)
+            except UnreachableBudget:
+                if error is None:  # no choice at all is small enough
+                    raise
+                low, allowance = allowance, (allowance * high) ** 0.5
+                continue
             error = self.check(picked)
             if error <= limit:
                 good, low = (picked, error), allowance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import infopt
 from infopt.codegen.weight_formats.weight_format import weight_format
 from infopt.compiler.budget import Budget
 from infopt.compiler.cost import node_seconds
+from infopt.compiler.errors import UnreachableBudget
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.infer import Builder
 from infopt.compiler.pipeline import PassContext, Pipeline
@@ -340,3 +342,27 @@ def test_a_metric_of_its_own_scale(errors):
     assert not plain[1].applied
     some = search(chain(4), Budget(0.5, "size", metric=changed, **INT8))
     assert len(some[1].applied) >= 3
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_metric_that_everything_pleases_gets_the_smallest(layers):
+    _, passed, _ = search(chain(layers), Budget(0.5, "size", metric=right, **INT8))
+    assert len(passed.applied) == layers
+
+
+def test_a_limit_of_bytes_beside_a_metric():
+    both = Budget(0.5, "size", metric=right, max_memory=2 * BYTES["int8"], **INT8)
+    assert len(search(chain(2), both)[1].applied) == 2
+    with pytest.raises(UnreachableBudget, match=f"{2 * BYTES['int8'] - 1} bytes"):
+        search(chain(2), replace(both, max_memory=2 * BYTES["int8"] - 1))
+
+
+def test_a_limit_of_bytes_that_a_metric_forbids():
+    """The number told is that of the metric."""
+
+    def changed(expected, found):
+        return 0.0 if torch.equal(expected[0], found[0]) else 0.75
+
+    budget = Budget(0.5, "size", metric=changed, max_memory=2 * BYTES["int8"], **INT8)
+    with pytest.raises(UnreachableBudget, match=r"the nearest choice has an error of 0\.75"):
+        search(chain(2), budget)
