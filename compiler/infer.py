@@ -206,7 +206,7 @@ def overloads(name: str) -> tuple[Op, ...]:
 
 
 def kinds_fit(op: Op, args: tuple, attrs: dict, tensor_kinds: tuple[type, ...] = (Node,)) -> bool:
-    """Tensors where tensors are due, names where names are: add.Tensor or add.Scalar, and no
+    """Tensors where tensors are due, no numbers where names are: add.Tensor or add.Scalar, and no
     softmax.Dimname."""
     given = dict(attrs)
     positional = [p for p in op.parameters if not p.keyword]
@@ -222,7 +222,7 @@ def kinds_fit(op: Op, args: tuple, attrs: dict, tensor_kinds: tuple[type, ...] =
             return False
         if p.is_tensor and p.kind and ("List" in p.kind) != isinstance(value, list | tuple):
             return False
-        if "str" in p.kind and not isinstance(first, str):
+        if "str" in p.kind and isinstance(first, int | float | sympy.Expr):
             return False
     return True
 

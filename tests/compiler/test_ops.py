@@ -27,6 +27,9 @@ def test_binding_fills_defaults_and_normalises() -> None:
     assert dict(attrs) == {"dim": 1, "start": None, "end": None, "step": 1}
     _, attrs = find("permute").bind(("x", [1, 0]), {})
     assert dict(attrs) == {"dims": (1, 0)}
+    _, attrs = find("layer_norm").bind(("x", [4]), {"eps": 1})
+    eps = dict(attrs)["eps"]
+    assert eps == 1.0 and isinstance(eps, float)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ def test_empty_value_is_the_default() -> None:
     assert Settings.from_environment({"INFOPT_DEBUG": "", "INFOPT_CACHE": ""}).debug == 0
 
 
+def test_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert Settings.from_environment({}).cache == tmp_path / ".cache" / "infopt"
+
+
 def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import sympy
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import infopt
+from infopt.compiler.graph import Graph, Node
+from infopt.compiler.infer import Builder
+from infopt.compiler.types import Dim, TensorType
 from infopt.models.encoder import Encoder, EncoderConfig
+from infopt.passes.open_batch import inputs_of
 from infopt.runtime.lifetime import arena_bytes
 from infopt.runtime.parts import Parts
 
@@ -161,3 +167,39 @@ def test_a_limit_below_the_shortest_part() -> None:
     parts = replace(lean._parts, limit=64)  # type: ignore[type-var]
     with pytest.raises(infopt.OverBudget, match="all of them"):
         parts.of_call(lean._built.lowered.plan, [SEEN])
+
+
+ROWS = Dim(sympy.Symbol("rows", integer=True, positive=True), 1, 64, 8)
+
+
+def graph(build: Callable[[Builder, Node], tuple[Node, ...]]) -> Graph:
+    """build of x f32[rows, 8]"""
+    o = Builder([ROWS])
+    x = o.input("x", TensorType.dense((ROWS.symbol, 8), torch.float32))
+    return Graph((x,), build(o, x), dims=(ROWS,))
+
+
+@pytest.mark.parametrize("name", ["full", "zeros", "ones", "expand"])
+def test_what_is_alike_in_every_part_is_made_for_each(name: str) -> None:
+    def build(o: Builder, x: Node) -> tuple[Node, ...]:
+        shape = [ROWS.symbol, 8]
+        if name == "expand":
+            made = o.expand(o.call("aten.full.default", [1, 8], 2.0), shape)
+        else:
+            made = o.call(f"aten.{name}.default", shape, *([2.0] if name == "full" else []))
+        return (o.add(x, made),)
+
+    assert inputs_of(graph(build), ROWS) == (0,)
+
+
+def test_results_grow_with_the_batch() -> None:
+    two = graph(lambda o, x: (o.relu(x), o.call("aten.ones.default", [8, 8])))
+    assert inputs_of(two, ROWS) == "a result does not grow with rows"
+    assert "mixes parts of rows" in str(inputs_of(graph(lambda o, x: (o.sum(x, [0]),)), ROWS))
+
+
+def test_every_size_of_rows_is_the_first() -> None:
+    o = Builder([ROWS])
+    x = o.input("x", TensorType.dense((8, ROWS.symbol), torch.float32))
+    found = inputs_of(Graph((x,), (o.relu(x),), dims=(ROWS,)), ROWS)
+    assert found == "rows is not the first size of the inputs that have it"
