@@ -7,6 +7,7 @@ counts as run by what runs the lines around it.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import subprocess
@@ -36,13 +37,9 @@ class Reach:
 
     def tests(self, file: str, first: int, last: int, budget: float) -> list[str]:
         """The tests that run one of these lines: those of the module's own test file, then the
-        shortest, of `budget` seconds together at least. Where the lines only run when the module
-        is imported: those that run anything of it, and those of tables of operators."""
+        shortest, of `budget` seconds together at least."""
         of_file = self.lines.get(file, {})
         found = {t for n in range(first, last + 1) for t in of_file.get(n, [])}
-        if not found and any(n in of_file for n in range(first, last + 1)):
-            found = {t for tests in of_file.values() for t in tests}
-            found |= {t for t in self.seconds if t.startswith(OF_TABLES)}
         own = (OF_TABLES, f"tests/{Path(file).parent}/test_{Path(file).stem}.py::")
         ordered = sorted(found, key=lambda t: (not t.startswith(own), self.seconds[t]))
         chosen, spent = [], 0.0
@@ -72,8 +69,30 @@ class Reach:
 def load(path: Path) -> Reach:
     """What was measured, by the lines of the sources as they are now."""
     held = _moved(_read(path))
-    lines = {file: {int(n): t for n, t in by.items()} for file, by in held["lines"].items()}
+    tables = [t for t in held["seconds"] if t.startswith(OF_TABLES)]
+    lines = {}
+    for file, by in held["lines"].items():
+        measured = {int(n): t for n, t in by.items()}
+        lines[file] = _imported_for_all(measured, (ROOT / file).read_text(), tables)
     return Reach(held["seconds"], lines, held["modules"])
+
+
+def _imported_for_all(
+    lines: dict[int, list[str]], source: str, tables: Sequence[str]
+) -> dict[int, list[str]]:
+    """With every test that runs a function of the module, and those of tables, at the lines that
+    run when it is imported: which test came first to import it says nothing."""
+    inside = _in_functions(ast.parse(source))
+    users = {t for n, tests in lines.items() if n in inside for t in tests}
+    users = users or {t for tests in lines.values() for t in tests}
+    everyone = sorted(users.union(tables))
+    return {n: tests if n in inside else everyone for n, tests in lines.items()}
+
+
+def _in_functions(tree: ast.Module) -> set[int]:
+    """The lines of the bodies of functions; of their heads only those that a body begins on."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {line for f in functions for line in range(f.body[0].lineno, (f.end_lineno or 0) + 1)}
 
 
 def measure(path: Path, tests: Sequence[str] = TESTS) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says: torch's often go on with a page of advice."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
 class InfoptError(Exception):
     """Every error that infopt raises on purpose."""
 

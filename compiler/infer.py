@@ -46,8 +46,6 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Node]:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name == "getitem":
-            return self.getitem
         found = overloads(name)
         return lambda *args, **attrs: self._first_that_binds(name, found, args, attrs)
 

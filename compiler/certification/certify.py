@@ -18,7 +18,7 @@ from infopt.compiler.certification.mined_numbers import mined_sizes
 from infopt.compiler.certification.pattern_programs import programs_of
 from infopt.compiler.certification.programs import Case, Program, cases_of, graph_for, inputs_for
 from infopt.compiler.certification.values import compare_results, copies_of
-from infopt.compiler.errors import CannotInfer, ContractBroken, IllegalGraph
+from infopt.compiler.errors import CannotInfer, ContractBroken, IllegalGraph, first_line
 from infopt.compiler.graph import Graph
 from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pass, PassContext, Pipeline
@@ -220,7 +220,7 @@ def _compare_exactly(
                 what = f"is another function: over exact arithmetic {reason}"
                 raise Broken(what, before, after, inputs)
     except NotExact as error:
-        certificate.inexact[str(error).splitlines()[0]] += 1
+        certificate.inexact[first_line(error)] += 1
     else:
         certificate.exact += 1
 

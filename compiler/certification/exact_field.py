@@ -127,10 +127,9 @@ def _product(func: Any, a: Any, b: Any, apply: Callable) -> Residue:
     return Residue(apply(x.value, y.value), p, q, torch.promote_types(x.dtype, y.dtype))
 
 
-@declared("mm", "bmm", "mv", "dot", "matmul", "linear")
-def _matmul(func: Any, a: Any, b: Any, *bias: Any) -> Any:
-    made = _product(func, a, b, func.overloadpacket)
-    return made + bias[0] if bias and bias[0] is not None else made
+@declared("mm", "bmm", "mv", "dot", "matmul")
+def _matmul(func: Any, a: Any, b: Any) -> Any:
+    return _product(func, a, b, func.overloadpacket)
 
 
 @declared("addmm", "addmv", "baddbmm")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from infopt.compiler.errors import BadOption
+from infopt.compiler.errors import BadOption, first_line
 
 SUFFIX = ".pt2"
 
@@ -23,5 +23,5 @@ def load_archive(path: str | Path) -> ExportedProgram:
     try:
         return torch.export.load(str(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise BadOption(f"{path}: torch.export.load cannot read it: {reason}") from error
+        what = f"{path}: torch.export.load cannot read it: {first_line(error)}"
+        raise BadOption(what) from error

@@ -16,7 +16,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.errors import TraceDeclined, first_line
 from infopt.compiler.tracing.refusals import check_tensor
 from infopt.compiler.tracing.torchao_weight import is_torchao
 from infopt.compiler.tracing.vmap import without_vmap
@@ -63,8 +63,7 @@ def aten_module(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
 def _untraced(error: Exception) -> TraceDeclined:
     if isinstance(error, TraceDeclined):
         return error
-    reason = (str(error).strip().splitlines() or [repr(error)])[0]
-    return TraceDeclined(f"torch could not trace it: {reason}")
+    return TraceDeclined(f"torch could not trace it: {first_line(error)}")
 
 
 def _same_tensor(x: Any, p: float, train: bool) -> Any:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
-from infopt.compiler.errors import TraceDeclined
+from infopt.compiler.errors import TraceDeclined, first_line
 from infopt.compiler.exchange import exchange
 from infopt.compiler.graph import Graph, Node
 from infopt.compiler.infer import Builder
@@ -88,11 +88,12 @@ class _Function(torch.nn.Module):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.eval()
-        self.function = function
-        self.__signature__ = inspect.signature(function)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        try:
+            inspect.signature(function)
+        except ValueError:  # a builtin
+            self.forward = lambda *args, **kwargs: function(*args, **kwargs)
+        else:  # dynamic_shapes may go by the names of its parameters
+            self.forward = function
 
 
 def export(
@@ -231,8 +232,7 @@ def _program(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise TraceDeclined(f"torch.export could not trace it: {reason}") from error
+        raise TraceDeclined(f"torch.export could not trace it: {first_line(error)}") from error
     return program, names
 
 
@@ -247,7 +247,7 @@ def check_module(module: torch.nn.Module) -> None:
 
 def _parameter_names(module: torch.nn.Module, count: int) -> list[str]:
     """Names of the first `count` positional parameters of a module's forward."""
-    signature = getattr(module, "__signature__", None) or inspect.signature(module.forward)
+    signature = inspect.signature(module.forward)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in signature.parameters.values() if p.kind in kinds][:count]
     return names + [f"arg{i}" for i in range(len(names), count)]

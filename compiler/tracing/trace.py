@@ -140,17 +140,18 @@ class _Tracer:
             raise TraceDeclined(
                 f"{getattr(node.target, '__name__', node.target)} is not an operator"
             )
-        if node.target._schema.is_mutable:
+        if node.target is aten.lift_fresh_copy.default:  # torch.tensor(...) in a forward
+            self.values.define(node, self.o.clone(self.look_up(node.args[0])))
+        elif node.target is aten.detach_.default:  # writes nothing
+            self.same_as(node, node.args[0])  # type: ignore[arg-type]
+        elif node.target._schema.is_mutable:
             self.mutate(node)
-            return
-        self.operate(node)
+        else:
+            self.operate(node)
 
     def getitem(self, node: fx.Node) -> None:
         source, index = node.args
         assert isinstance(source, fx.Node)
-        if source in self.plain:
-            self.plain[node] = self.plain[source][index]  # type: ignore[index]
-            return
         piece = self.plain_pieces(source, index)
         if piece is not None:
             self.define_view(node, *piece)
@@ -307,8 +308,12 @@ class _Tracer:
         if value.shape != old.shape:
             raise TraceDeclined(f"{overload} changes the shape of what it writes to")
         self.values.write(target, value, str(overload))
-        same = aten.alias.default
-        self.values.define_view(node, view_of(self.o, _call(node, same, target), target, {}))  # type: ignore[arg-type]
+        self.same_as(node, target)
+
+    def same_as(self, node: fx.Node, target: fx.Node) -> None:
+        """An op in place hands back what it was given."""
+        same = _call(node, aten.alias.default, target)
+        self.values.define_view(node, view_of(self.o, same, target, {}))  # type: ignore[arg-type]
 
     def functional(self, node: fx.Node, found: Any, tensors: tuple, attrs: dict) -> Node:
         if found is aten.copy.default:

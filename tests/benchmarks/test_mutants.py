@@ -79,14 +79,21 @@ def test_a_sample_is_the_begin_of_a_larger_one() -> None:
 def test_which_tests_try_a_mutant() -> None:
     own = "tests/compiler/test_f.py::test_own"
     seconds = {own: 3.0, "tests/a.py::quick": 0.1, "tests/a.py::slow": 9.0, "tests/a.py::import": 1}
-    lines = {"compiler/f.py": {3: [], 9: ["tests/a.py::slow", "tests/a.py::quick", own], 20: [own]}}
+    lines = {"compiler/f.py": {9: ["tests/a.py::slow", "tests/a.py::quick", own], 20: [own]}}
     reach = Reach(seconds, lines, [])
     ordered = [own, "tests/a.py::quick", "tests/a.py::slow"]
     assert reach.tests("compiler/f.py", 9, 9, budget=30) == ordered
     assert reach.tests("compiler/f.py", 8, 10, budget=2) == ordered[:1]
-    assert reach.tests("compiler/f.py", 3, 3, budget=30) == ordered  # when it is imported
     assert reach.tests("compiler/f.py", 40, 41, budget=30) == []
     assert reach.tests("compiler/g.py", 1, 1, budget=30) == []
+
+
+def test_what_runs_on_import_is_tried_by_all_who_use_the_module() -> None:
+    lines = {3: ["importer"], 6: ["importer"], 9: ["user", "other"], 11: [], 12: ["user"]}
+    found = mutation_reach._imported_for_all(lines, SOURCE, ["tables"])
+    everyone = ["other", "tables", "user"]
+    assert found == lines | {3: everyone, 6: everyone}  # the constant, and the default of f
+    assert mutation_reach._imported_for_all({3: ["importer"]}, SOURCE, []) == {3: ["importer"]}
 
 
 def test_tests_that_are_gone_are_not_asked() -> None:
@@ -110,14 +117,15 @@ def test_lines_are_found_again_after_an_edit() -> None:
 def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
     tests = ["tests/a.py::x", "tests/b.py::y"]
     file = "passes/named.py"
+    a, b, *_ = sorted(mutation_reach._in_functions(ast.parse((ROOT / file).read_text())))
     held = {
         "seconds": dict.fromkeys(tests, 1.0),
-        "lines": {file: {"3": tests, "4": []}, "passes/gone.py": {"1": tests}},
+        "lines": {file: {str(a): tests, str(b): []}, "passes/gone.py": {"1": tests}},
         "modules": ["torch"],
         "sources": {file: (ROOT / file).read_text(), "passes/gone.py": ""},
     }
     mutation_reach._write(tmp_path / "reach.json", held)
-    expected = {file: {3: tests, 4: []}}
+    expected = {file: {a: tests, b: []}}
     assert mutation_reach.load(tmp_path / "reach.json") == Reach(
         held["seconds"], expected, ["torch"]
     )

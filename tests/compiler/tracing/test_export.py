@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,43 @@ def test_arguments_results_and_state() -> None:
     assert result["z"][1] is None and torch.equal(result["z"][0], mask * a)
     bare = found.without_tensors()
     assert not bare.graph.consts and not bare.parameters and bare.names == found.names
+
+
+def scaled(x, factor, *, offset=1.0):
+    return x * factor + offset
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("function", [scaled, functools.partial(scaled, offset=3.0)])
+def test_sizes_of_a_plain_function_go_by_its_parameters(function, by_name: bool) -> None:
+    rows = Dim("rows", min=2)
+    shapes = {"x": {0: rows}, "factor": None} if by_name else ({0: rows}, None)
+    made = exported(function, torch.randn(5, 3), torch.randn(3), shapes=shapes)
+    assert [(d.name, d.lo, d.hi) for d in made.graph.dims] == [("rows", 2, None)]
+    x, factor = torch.randn(9, 3), torch.randn(3)
+    (out,) = interpret(made.graph, (x, factor))
+    assert torch.equal(out, function(x, factor))
+
+
+def test_functions_without_a_signature() -> None:
+    """Builtins of torch have none."""
+    x = torch.randn(5, 3)
+    for function in (torch.relu, torch.Tensor.abs):
+        (out,) = interpret(exported(function, x).graph, (x,))
+        assert torch.equal(out, function(x))
+
+
+def plus_and_times(x):
+    return x * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor(2)
+
+
+def test_tensors_that_a_forward_makes_of_numbers() -> None:
+    x = torch.randn(5, 3)
+    (out,) = interpret(exported(plus_and_times, x).graph, (x,))
+    assert torch.equal(out, plus_and_times(x))
+    # written in place it is another one at every call, which the program does not say
+    with pytest.raises(TraceDeclined, match="shared in an unknown way"):
+        exported(lambda x: x * torch.tensor([1.0, 2.0, 3.0]).mul_(2), x)
 
 
 def test_parameters_that_have_no_name_of_their_own() -> None:
