@@ -16,7 +16,7 @@ import sympy
 import torch
 
 import infopt
-from infopt.compiler.content import content_of
+from infopt.compiler.content import content_of, version_of
 
 PASS = """
 import infopt
@@ -303,3 +303,17 @@ def test_equal_things_have_equal_content(same, other) -> None:
 
 def test_a_function_that_calls_itself() -> None:
     assert content_of(endless()).digest == content_of(endless()).digest
+
+
+def test_where_a_class_stands_in_its_file_does_not_count() -> None:
+    """Newer Pythons write the line into the class."""
+    first, second = (type("Same", (), {"__firstlineno__": n, "limit": 3}) for n in (7, 9))
+    assert content_of(first).digest == content_of(second).digest
+    assert content_of(first).digest != content_of(type("Same", (), {"limit": 4})).digest
+
+
+def test_packages_count_by_their_version_and_infopt_by_its_files() -> None:
+    assert version_of("torch.nn") == f"torch.nn {torch.__version__}"
+    name, digest = version_of("infopt.passes.named").split()
+    assert name == "infopt.passes.named" and digest == version_of("infopt").split()[1]
+    assert len(digest) >= 16 and digest != infopt.__version__

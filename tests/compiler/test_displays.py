@@ -15,8 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from infopt.compiler.certification.gallery import GALLERY
+from infopt.compiler.certification.programs import Case, graph_for
 from infopt.compiler.dump import diff, text
-from infopt.compiler.graph import Graph
+from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.page import page
 from infopt.compiler.pipeline import PassContext, Pipeline
 from infopt.compiler.report import FrontierPoint, PassReport, Report, Site, explanation
@@ -88,6 +90,16 @@ def declined() -> Report:
     return Report(declined="it is <complex>", target="b")
 
 
+def gallery() -> str:
+    """The programs that passes without a pattern are certified with."""
+    told = []
+    for program in GALLERY:
+        sizes = {name: 3 + i for i, name in enumerate(program.names)}
+        case = Case(sizes, torch.float32, ("dense",) * len(program.shapes), "normal", 0)
+        told.append(f"{program.name}\n{text(graph_for(program, case, Stage.NORMALIZE))}\n")
+    return "\n".join(told)
+
+
 def displays() -> dict[str, str]:
     """File name -> text."""
     report = report_of_all()
@@ -99,6 +111,7 @@ def displays() -> dict[str, str]:
         "report.txt": f"{report}\n\n{short}\n\n{declined()}\n\n{Report()}\n",
         "report.json": report.json() + "\n",
         "explanations.txt": "\n".join(map(explanation, report.passes)) + "\n",
+        "gallery.txt": gallery(),
         "graphs.txt": f"{text(before)}\n\n{text(after)}\n",
         "differences.txt": f"{diff(before, after)}\n{diff(after, before)}\n{diff(after, after)}\n",
     }

@@ -185,3 +185,12 @@ def test_max_error_is_measured_end_to_end(net):
     assert "end to end: relative RMS error" in str(compiled.report)
     with pytest.raises(infopt.ContractBroken, match="max_error=1e-06"):
         infopt.compile(net, (x,), compute="bf16", max_error=1e-6)
+
+
+def test_explain_of_one_pass_says_what_torch_runs() -> None:
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x - 1
+
+    told = infopt.explain(infopt.compile(Branches().eval(), (torch.ones(3),)), "fold-constants")
+    assert told.startswith("runs as torch runs it: ")

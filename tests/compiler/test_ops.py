@@ -7,8 +7,8 @@ import torch
 
 from infopt.compiler.errors import UnknownOp
 from infopt.compiler.graph import Node
-from infopt.compiler.infer import Builder
-from infopt.compiler.ops import INPUT, Op, aten, find, from_overload, known_ops, op
+from infopt.compiler.infer import Builder, overloads
+from infopt.compiler.ops import CONST, GETITEM, INPUT, Op, aten, find, from_overload, known_ops, op
 from infopt.compiler.types import TensorType
 
 T = TensorType.dense((2, 3), torch.float32)
@@ -129,3 +129,12 @@ def test_a_program_is_on_one_device_which_its_graph_calls_the_cpu() -> None:
     assert dict(cuda)["device"] == torch.device("cpu")
     other = aten("to.device").bind((x, torch.device("meta"), torch.float32), {})[1]
     assert dict(other)["device"] == torch.device("meta")
+
+
+def test_values_that_the_caller_gives_are_pure() -> None:
+    assert INPUT.pure and CONST.pure and GETITEM.pure
+
+
+def test_overloads_of_tensors_are_tried_before_those_of_numbers() -> None:
+    names = [o.name for o in overloads("div")]
+    assert names[:2] == ["aten.div.default", "aten.div.Tensor"] and names[2:] == sorted(names[2:])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 import infopt
-from infopt.compiler.certification.pattern_shapes import PatternSearch
+from infopt.compiler.certification.pattern_shapes import PatternSearch, _needless
+from infopt.compiler.ops import Op, Parameter
 from infopt.compiler.rewrite import compiled_patterns
 
 
@@ -57,3 +58,11 @@ def test_lists_of_tensors() -> None:
     a, b = torch.ones(2, 3), torch.zeros(1, 3)
     assert torch.equal(made.run(a, b), torch.cat([a, b]))
     assert shapes[0][1:] == shapes[1][1:]
+
+
+def test_overloads_that_programs_do_not_call_are_not_tried() -> None:
+    def form(kind: str) -> tuple:
+        return Op("f", torch.sum, (Parameter("x", True), Parameter("a", False, kind=kind))), (), ()
+
+    kinds = ("int[]?", "Dimname[1]", "Scalar", "complex", "")
+    assert [kind for kind in kinds if _needless(form(kind))] == ["Dimname[1]", "complex"]
