@@ -201,7 +201,7 @@ def test_special_values_reach_only_their_windows():
     assert torch.equal(made([x, w])[0].isinf(), expected.isinf())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.tuples(
         st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 40),

@@ -91,7 +91,7 @@ def test_layouts():
             torch.testing.assert_close(found, expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 20), st.integers(1, 70), st.tuples(st.integers(1, 4), st.integers(1, 5)),
     st.tuples(st.integers(1, 4), st.integers(1, 4)), st.booleans(), st.booleans(), st.data(),

@@ -186,7 +186,7 @@ def test_rows_that_are_special(level, rows):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     m=st.integers(1, 40),
     k=st.integers(1, 200),

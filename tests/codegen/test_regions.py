@@ -281,7 +281,7 @@ def test_many_sizes_of_one_program():
 dims = st.lists(st.integers(0, 5), min_size=0, max_size=4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(dims, st.data())
 def test_any_layout(shape, data):
     def tensor(dtype):

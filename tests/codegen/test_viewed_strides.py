@@ -29,7 +29,7 @@ def views(draw):
     return x, [*shape, left] if left > 1 else shape
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(views())
 def test_agrees_with_torch(case) -> None:
     x, shape = case

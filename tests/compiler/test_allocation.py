@@ -27,7 +27,7 @@ def fits(chosen, max_error, max_bytes):
     return error <= max_error * (1 + 1e-6) and small
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(items, st.sampled_from([0.005, 0.02, 0.05]), st.sampled_from([None, 60, 200]))
 def test_equals_the_best_of_all(given_items, max_error, max_bytes):
     every = [c for c in itertools.product(*given_items) if fits(c, max_error, max_bytes)]

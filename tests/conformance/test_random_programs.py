@@ -208,7 +208,7 @@ def test_programs_of_fixed_seeds_through_compile(target: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_drawn_programs(data: st.DataObject) -> None:
     program = draw(lambda options: data.draw(st.sampled_from(options)))

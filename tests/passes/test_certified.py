@@ -65,7 +65,7 @@ def test_examples_of_all_sizes(cls: type[Pass]) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, database=None,
+    max_examples=60, database=None,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(data=st.data())
@@ -75,7 +75,7 @@ def test_drawn_sizes_strides_and_values(data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @settings(
-    max_examples=3000, deadline=None, database=None,
+    max_examples=3000, database=None,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(data=st.data())

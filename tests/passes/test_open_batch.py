@@ -52,7 +52,7 @@ def pair(least: int) -> tuple[infopt.Compiled, infopt.Compiled, int]:
     return plain, opened(net, least, limit, batch_invariant=True), limit
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 700))
 @example(rows=1)
 @example(rows=15)
@@ -65,7 +65,7 @@ def test_every_size_is_the_same_to_the_bit(rows: int) -> None:
     assert torch.equal(lean(x), plain(x))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(3, 300))
 @example(rows=49)
 def test_a_last_part_is_never_too_short_to_be_a_call(rows: int) -> None:

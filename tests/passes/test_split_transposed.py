@@ -71,7 +71,7 @@ def test_declines_weights_that_are_inputs() -> None:
     assert "its phases would be made at every call" in report.declined[0].reason
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_accuracy(data: st.DataObject) -> None:
     """Any window in one and two dimensions, with and without groups and bias, is torch's."""

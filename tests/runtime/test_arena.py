@@ -14,7 +14,7 @@ STEPS = st.lists(st.lists(st.integers(0, 11), max_size=4), min_size=1, max_size=
 SIZES = st.lists(st.integers(0, 5000), min_size=12, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=STEPS, sizes=SIZES, n=st.integers(0, 7), again=st.integers(0, 7))
 def test_buffers_in_use_at_once_lie_apart(executor, kernels_path, steps, sizes, n, again):
     plan = Plan(

@@ -33,7 +33,7 @@ def plan_of(expressions):
     return Plan(tuple(expressions), dims, inputs, (), (), (), ())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_native_and_python_agree_with_python_text(executor, data):
     tokens, text = data.draw(expressions())

@@ -23,10 +23,12 @@ def test_time_is_bounded_but_three_rounds_are_made(monkeypatch):
     assert measure.measure({"a": lambda: None}, seconds=0.0, rounds=50)["a"].samples == 3
 
 
-def test_fast_calls_are_repeated_within_a_sample():
+def test_fast_calls_are_repeated_within_a_sample(monkeypatch):
     calls = []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: len(calls) * 1e-6)
     timing = measure.measure({"a": lambda: calls.append(1)}, rounds=3)["a"]
-    assert len(calls) > 100 and timing.samples == 3 and timing.min <= timing.median
+    assert len(calls) == 2 + 3 * 200 and timing.samples == 3  # of 0.2 ms each
+    assert timing.min == pytest.approx(1e-6) and timing.median == pytest.approx(1e-6)
 
 
 def test_summary():
