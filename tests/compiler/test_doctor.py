@@ -187,3 +187,11 @@ def test_a_cache_that_others_may_write(monkeypatch: pytest.MonkeyPatch, tmp_path
         entries, health = cache(monkeypatch, tmp_path)
         assert entries["holds"] == "not used"
         assert health.lost == [f"the cache is not used: {error}"] and not health.broken
+
+
+def test_gpus_and_what_compiles_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "has_triton", lambda: False)
+    for gpus, told in (([], "none that torch can use"), (["a GPU", "b"], "a GPU, b")):
+        monkeypatch.setattr(doctor, "find_gpus", lambda found=gpus: found)
+        found = doctor.examine().sections["gpu"]
+        assert found == {"found": told, "triton": "not installed: compiles for no GPU"}

@@ -96,6 +96,13 @@ def test_sizes_that_are_counted() -> None:
         assert sizes == [count, 2 * count + 1] and torch.equal(found, -x)
 
 
+@pytest.mark.parametrize("graph", [static_graph(), dynamic_graph()])
+def test_every_value_says_what_it_is(graph: Graph) -> None:
+    """As passes of torch.fx expect it."""
+    for node in graph.to_fx().graph.nodes:
+        assert "val" in node.meta or node.op in ("output", "get_attr"), node
+
+
 def test_inputs_have_names_of_their_own() -> None:
     o = Builder()
     names = ["a.b", "1st", "class?", "x"]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import infopt
+from infopt.compiler.page import _diff
 from infopt.compiler.report import PassReport, Report, Site
 from infopt.compiler.roofline import points_of, roofline
 from infopt.compiler.target import Target
@@ -152,6 +153,14 @@ def test_long_differences_are_cut(tmp_path: Path) -> None:
     deep = infopt.compile(Deep().eval(), (torch.randn(4),), passes=[All()])
     text = " ".join(read(deep.report.html(tmp_path / "page.html")).text)
     assert "more lines; INFOPT_DUMP writes all of them" in text
+
+
+def test_a_difference_is_shown_line_by_line() -> None:
+    told = _diff("head <1>\n@@ 1\n-old\n\n+new")
+    assert told == (
+        '<p>head &lt;1&gt;</p><pre><span class="hunk">@@ 1</span><span class="del">-old</span>'
+        '<span class=""> </span><span class="add">+new</span></pre>'
+    )
 
 
 def test_points_lie_on_or_under_the_roof(compiled) -> None:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from infopt.compiler.certification.certify import _other_sizes
 from infopt.compiler.certification.programs import Case, Program, cases_of, inputs_for
 from infopt.compiler.certification.property_test import LAYOUTS, VALUES
 
@@ -77,3 +78,21 @@ def test_integers_are_counts() -> None:
     )
     assert indices.dtype is torch.int64 and (indices >= 0).all()
     assert chosen.dtype is torch.bool
+
+
+def test_sizes_of_an_example_vary_where_the_program_allows_it() -> None:
+    rows = torch.ones(1, 3, 5)
+    family = Program.like(
+        lambda o, x, y: o.reshape(o.mul(x, y), [3, y.shape[0]]), [rows, torch.ones(5)]
+    )
+    assert family.shapes == ((1, 3, "n5"), ("n5",)) and family.example == {"n5": 5}
+
+
+def test_open_sizes_are_tried_at_other_ones() -> None:
+    program = Program(lambda o, x: o.relu(x), (("n", "m"),))
+    case = Case({"n": 3, "m": 5}, torch.float32, ("dense",), "normal", 0, dynamic=("n",))
+    given = inputs_for(program, case)
+    shapes = [[list(x.shape) for x in held] for held in _other_sizes(program, case, given)]
+    assert shapes == [[[3, 5]], [[4, 5]], [[6, 5]], [[4, 5]]]
+    fixed = Case(case.sizes, case.dtype, case.layouts, case.values, 0)
+    assert list(_other_sizes(program, fixed, given)) == [given]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import infopt.compiler.certification.exact  # noqa: F401  declares the functions that are exact
-from infopt.compiler.certification.exact_tensor import NotExact, Residue
+from infopt.compiler.certification.exact_tensor import NotExact, Residue, like_of
 from infopt.compiler.certification.residue import P, Q, numbers
 
 torch.manual_seed(3)
@@ -221,3 +221,9 @@ def test_other_arguments_are_other_functions() -> None:
     assert not torch.equal(torch.sin(x).p, torch.cos(x).p)
     assert not torch.equal(F.elu(x, 1.0).p, F.elu(x, 2.0).p)
     assert torch.equal(torch.sin(x).p, torch.sin(x.clone()).p)
+
+
+def test_what_an_op_gives_is_found_without_values() -> None:
+    x = torch.ones(2, 3)
+    like = like_of(torch.ops.aten.zeros_like.default, (x,), {"device": torch.device("cpu")})
+    assert like.device.type == "meta" and like.shape == x.shape

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import infopt
-from infopt.compiler.certification.property_test import LAYOUTS, VALUES, tensor
+from infopt.compiler.certification.property_test import LAYOUTS, VALUES, hypothesis_test, tensor
 from infopt.compiler.errors import ContractBroken
 from infopt.compiler.testing import check_pass, property_test
 
@@ -136,3 +136,16 @@ def test_check_pass_says_what_is_wrong() -> None:
         check_pass(Twice(), lambda o, x: o.relu(x), lambda o, x: o.relu(x), [x])
     with pytest.raises(ContractBroken, match="halved"):
         check_pass(Halved(), lambda o, x: o.add(x, x), lambda o, x: o.mul(x, 1.5), [x])
+
+
+def test_draws_that_the_program_does_not_take_do_not_count() -> None:
+    taken = []
+
+    def check(inputs):
+        if inputs[0].shape[0] % 2:
+            return None
+        taken.append(inputs)
+        return 1
+
+    hypothesis_test("half", check, [("n",)], [torch.float32], 25)()
+    assert len(taken) >= 25
