@@ -228,6 +228,19 @@ def _attention(node: Node) -> Size:
     return scores * (2 * q.shape[-1] + 2 * v.shape[-1] + _WEIGHT["softmax"])
 
 
+@flops_of("low_rank_attention")
+def _low_rank_attention(node: Node) -> Size:
+    """As the attention, and the three products that its rows are rebuilt by, each once."""
+    rebuilt: Size = 0
+    for place in range(3):
+        x, up = _arg(node, place), _arg(node, 3 + place)
+        rebuilt = rebuilt + 2 * x.numel * up.shape[0]
+    q, heads = _arg(node, 0), node.attr("heads")
+    depth, value_depth = _arg(node, 3).shape[0] // heads, node.shape[-1]
+    scores = q.shape[0] * heads * q.shape[1] * _arg(node, 1).shape[1]
+    return rebuilt + scores * (2 * depth + 2 * value_depth + _WEIGHT["softmax"])
+
+
 @flops_of("ragged_attention")
 def _ragged_attention(node: Node) -> Size:
     """As if every sequence were the longest there may be."""

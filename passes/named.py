@@ -28,6 +28,7 @@ from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_low_rank_attention import FuseLowRankAttention
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
@@ -52,7 +53,7 @@ GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
-    FuseGatedMlp,
+    *(FuseGatedMlp, FuseLowRankAttention),
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),

@@ -30,6 +30,7 @@ _LAST_DIM = {
 }
 _FIRST_DIM = {
     "attention": ("q", "k", "v"),
+    "low_rank_attention": ("q", "k", "v"),
     "aten.embedding.default": ("indices",),
     "embedding_norm": ("ids",),
     "aten.conv1d.default": ("input",),
@@ -40,7 +41,8 @@ _FIRST_DIM = {
     "aten.avg_pool2d.default": ("self",),
 }
 # Tensors that have the axis where their sizes say so, and are repeated along it otherwise.
-_IF_THERE = {"attn_mask", "ids1", "ids2", "mask"}
+_MASKS = {"attn_mask", "mask"}  # as large as the result, or broadcast to it
+_IF_THERE = {*_MASKS, "ids1", "ids2"}
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.contiguous.default"}
 _SOFTMAX = {"aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int"}
 RESHAPES = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default"}
@@ -162,7 +164,7 @@ def _batch(node: Node) -> set[Node] | None:
             return None  # a table without ids would have a row for each
         for parameter, arg in zip(_tensors(node), node.args, strict=True):
             if parameter in _IF_THERE and isinstance(arg, Node):
-                full = max(n.tensor_type.rank for n in cut)
+                full = rank if parameter in _MASKS else max(n.tensor_type.rank for n in cut)
                 if arg.tensor_type.rank == full and arg.shape[0] == node.shape[0]:
                     cut.add(arg)
         return None if rank < 2 or _clashes(node, cut) else cut

@@ -216,13 +216,13 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _mask_strides(mask: TensorType) -> tuple[Size, ...] | None:
+def mask_strides(mask: TensorType) -> tuple[Size, ...] | None:
     """Wanted strides: neighbouring elements in the last dimension, or one element for all."""
     fine = mask.rank == 0 or mask.shape[-1] == 1 or mask.strides[-1] in (0, 1)
     return None if fine else contiguous_strides(mask.shape)
 
 
-_LAYOUTS = LAYOUTS | {"mask": _mask_strides, "attn_mask": _mask_strides}
+_LAYOUTS = LAYOUTS | {"mask": mask_strides, "attn_mask": mask_strides}
 
 
 def on_gpu(legal: Callable[..., str | None]) -> Callable[..., str | None]:
@@ -261,7 +261,7 @@ def _attention(
 @attention_sinks.kernel(
     "gpu",
     legal=on_gpu(sinks_legal),
-    layouts=SINK_LAYOUTS | {"mask": _mask_strides},
+    layouts=SINK_LAYOUTS | {"mask": mask_strides},
     out=as_queries,
     **FLASH_SPACE,
 )

@@ -23,16 +23,57 @@ def block_of(x, rows, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 
 
 @triton.jit
+def seen_scores(z, mask, tokens, in_rows, start, keys, scale, CAUSAL: tl.constexpr,
+                WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASK_STRIDE: tl.constexpr,
+                BOUNDED: tl.constexpr, BLOCK_N: tl.constexpr):
+    """q kᵀ as scores in powers of two, -inf where a query does not see a key; keys from start on.
+
+    tokens: of each query the last key that it sees where CAUSAL. mask: None, or where a query's row
+    of it begins. BOUNDED: not all keys exist, or are seen by all queries.
+    """
+    columns = start + tl.arange(0, BLOCK_N)
+    exists = columns < keys
+    if SOFTCAP > 0:
+        z = tanh(z * (scale / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
+    else:
+        z *= scale * 1.4426950408889634
+    if mask is not None:
+        given = tl.load(mask[:, None] + (start * MASK_STRIDE
+                        + tl.arange(0, BLOCK_N) * MASK_STRIDE)[None, :],
+                        mask=in_rows[:, None] & exists[None, :], other=0)
+        if mask.dtype.element_ty == tl.int1:
+            z = tl.where(given, z, float("-inf"))
+        else:
+            z += given.to(tl.float32) * 1.4426950408889634
+    if BOUNDED:
+        seen = exists[None, :]
+        if CAUSAL:
+            seen = seen & (columns[None, :] <= tokens[:, None])
+        if WINDOW > 0:
+            seen = seen & (columns[None, :] > tokens[:, None] - WINDOW)
+        z = tl.where(seen, z, float("-inf"))
+    return z
+
+
+@triton.jit
+def weigh(z, acc, total, most):
+    """Weights of a block of scores, and what was summed before in their unit."""
+    higher = tl.maximum(most, tl.max(z, axis=1))
+    origin = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
+    p = tl.exp2(z - origin[:, None])
+    shrink = tl.exp2(most - origin)
+    return p, acc * shrink[:, None], total * shrink + tl.sum(p, axis=1), higher
+
+
+@triton.jit
 def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k_stride, v_stride,
            scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
            MASK_STRIDE: tl.constexpr, BOUNDED: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
            BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Keys from begin to end; BOUNDED: not all of them exist, or are seen by all queries.
-
-    tokens: of each query the last key that it sees where CAUSAL.
+    """Keys from begin to end.
 
     acc, total, most: of each query the weighted values, the sum of weights, the highest score so
-    far, in powers of two. mask: None, or where a query's row of it begins.
+    far, in powers of two. The rest as of seen_scores.
     """
     for start in range(begin, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
@@ -40,33 +81,11 @@ def attend(q, acc, total, most, k, v, mask, tokens, in_rows, begin, end, keys, k
         far = columns.to(tl.int64)
         k_block = block_of(k, far, k_stride, exists, D, BLOCK_D, BOUNDED)
         z = tl.dot(q, tl.trans(k_block), input_precision="ieee")
-        if SOFTCAP > 0:
-            z = tanh(z * (scale / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
-        else:
-            z *= scale * 1.4426950408889634
-        if mask is not None:
-            given = tl.load(mask[:, None] + (start * MASK_STRIDE
-                            + tl.arange(0, BLOCK_N) * MASK_STRIDE)[None, :],
-                            mask=in_rows[:, None] & exists[None, :], other=0)
-            if mask.dtype.element_ty == tl.int1:
-                z = tl.where(given, z, float("-inf"))
-            else:
-                z += given.to(tl.float32) * 1.4426950408889634
-        if BOUNDED:
-            seen = exists[None, :]
-            if CAUSAL:
-                seen = seen & (columns[None, :] <= tokens[:, None])
-            if WINDOW > 0:
-                seen = seen & (columns[None, :] > tokens[:, None] - WINDOW)
-            z = tl.where(seen, z, float("-inf"))
-        higher = tl.maximum(most, tl.max(z, axis=1))
-        origin = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
-        p = tl.exp2(z - origin[:, None])
-        shrink = tl.exp2(most - origin)
-        total = total * shrink + tl.sum(p, axis=1)
-        most = higher
+        z = seen_scores(z, mask, tokens, in_rows, start, keys, scale, CAUSAL, WINDOW, SOFTCAP,
+                        MASK_STRIDE, BOUNDED, BLOCK_N)
+        p, acc, total, most = weigh(z, acc, total, most)
         v_block = block_of(v, far, v_stride, exists, V, BLOCK_V, BOUNDED)
-        acc = tl.dot(p.to(v_block.dtype), v_block, acc * shrink[:, None], input_precision="ieee")
+        acc = tl.dot(p.to(v_block.dtype), v_block, acc, input_precision="ieee")
     return acc, total, most
 
 

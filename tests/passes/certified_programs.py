@@ -25,6 +25,7 @@ from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_low_rank_attention import FuseLowRankAttention
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
 from infopt.passes.keep_needed_rows import KeepNeededRows
@@ -49,6 +50,7 @@ from tests.passes import (
     test_fuse_embedding_norm,
     test_fuse_gated_mlp,
     test_fuse_linear_epilogue,
+    test_fuse_low_rank_attention,
     test_fuse_norm,
     test_fuse_rotary,
     test_keep_needed_rows,
@@ -226,6 +228,13 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
     ],
     FuseGatedMlp: list(gates()),
     FuseLinearEpilogue: list(epilogues(test_fuse_linear_epilogue, linear)),
+    FuseLowRankAttention: [
+        (
+            "one layer",
+            test_fuse_low_rank_attention.factored,
+            test_fuse_low_rank_attention.INPUTS,
+        )
+    ],
     FuseNorm: list(triples(test_fuse_norm.CASES)),
     FuseRotary: [
         ("halves", test_fuse_rotary.both, test_fuse_rotary.INPUTS),

@@ -18,6 +18,8 @@ ROWS, BATCH = Axis("rows", 4), Axis("batch", 4)
 ACT, OUT = {"activation": "gelu"}, {"out": torch.float32}
 EPS, SIDE = {"eps": 1e-5}, [[1, 1], [0, 0], [1, 1]]
 HEADS = [(4, 2, 5, 8)] * 3
+THIN, UPS = [(4, 5, 3)] * 3, [(16, 3)] * 3
+SHARED = {"heads": 2, "kv_heads": 2, "scale": 0.3}
 IMAGE, KERNEL = (4, 3, 6, 6), (5, 3, 2, 2)
 Case = tuple[str, list, list, dict[str, Any], set[int], set[int]]
 # op, shapes ("ids": whole numbers; None: left out), numbers behind them, attributes, then the
@@ -32,6 +34,15 @@ CASES: list[Case] = [
     ("attention", HEADS, [], {"scale": 0.3}, set(), {0, 1, 2}),
     ("attention", [*HEADS, (4, 1, 5, 5)], [], {"scale": 0.3}, set(), {0, 1, 2, 3}),
     ("attention", [*HEADS, (1, 1, 5, 5)], [], {"scale": 0.3}, set(), {0, 1, 2}),
+    ("low_rank_attention", [*THIN, *UPS], [], SHARED, set(), {0, 1, 2}),
+    (
+        "low_rank_attention",
+        [*THIN, *UPS, *[(16,)] * 3, (4, 1, 5, 5)],
+        [],
+        SHARED,
+        set(),
+        {0, 1, 2, 9},
+    ),
     ("aten.scaled_dot_product_attention.default", HEADS, [], {}, set(), set()),  # draws numbers
     ("aten.embedding.default", [(9, 8), "ids"], [], {}, set(), {1}),
     ("aten.conv1d.default", [(4, 3, 9), (5, 3, 2), (5,)], [], {}, set(), {0}),
