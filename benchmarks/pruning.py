@@ -2,8 +2,9 @@
 
 The real MiniLM, calibrated on 48 sentences and judged on others; the shipped language model,
 calibrated on windows of its training text and judged by perplexity on held-out files. Each whole,
-with a share of the weights of its structures gone by every score, and that with int8. Times are
-those of all ways in turn. --folder is where `python -m infopt.models.language_model corpus` put
+with a share of the weights of its structures gone by every score, and that with int8. ResNet-50
+with random weights, without int8: only its size and times say something. Times are those of all
+ways in turn. --folder is where `python -m infopt.models.language_model corpus` put
 text; without it there is no language model.
 """
 
@@ -22,6 +23,8 @@ from rich.table import Table
 import infopt
 from benchmarks.quantization import nearest
 from benchmarks.report import wide_console, write_json
+from benchmarks.workloads import build_resnet
+from infopt.compiler.cost import graph_seconds
 from infopt.compiler.pipeline import Pass
 from infopt.models.agreement import relative_error
 from infopt.models.language_model import checkpoint, evaluation
@@ -31,7 +34,7 @@ from infopt.passes.pipelines import default_passes
 from infopt.passes.prune_structures import SCORES, PruneStructures
 from infopt.runtime.measure import measure
 
-WINDOW, SEEN, PROMPT, STEPS = 512, 24, 256, 16
+WINDOW, SEEN, PROMPT, STEPS, IMAGES = 512, 24, 256, 16, 4
 Row = dict[str, Any]
 
 
@@ -43,14 +46,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
     parser.add_argument("--windows", type=int, default=60, help="of held-out text")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, per table")
-    parser.add_argument("--only", choices=("minilm", "decoder"))
+    parser.add_argument("--only", choices=("minilm", "decoder", "resnet"))
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     console, found = wide_console(), {}
-    if options.only != "decoder":
+    if options.only in (None, "minilm"):
         found["minilm"] = minilm(options)
         console.print(table("MiniLM, judged on sentences that chose nothing", found["minilm"]))
-    if options.only != "minilm" and options.folder:
+    if options.only in (None, "resnet"):
+        found["resnet"] = resnet(options)
+        console.print(table("ResNet-50, random weights, one image", found["resnet"]))
+    if options.only in (None, "decoder") and options.folder:
         found["decoder"] = decoder(options)
         console.print(table("The shipped language model", found["decoder"]))
     if options.json:
@@ -139,6 +145,19 @@ def decoder(options: argparse.Namespace) -> list[Row]:
         decode[name] = lambda lm=lm, state=state: lm.decode(state.copy(), STEPS)
     rows = timed(rows, prefill, options.seconds, "prefill ")
     return timed(rows, decode, options.seconds, "decode ")
+
+
+def resnet(options: argparse.Namespace) -> list[Row]:
+    model, (x, *seen) = build_resnet(), [torch.randn(1, 3, 224, 224) for _ in range(IMAGES + 1)]
+    rows, runs = [], {}
+    for name, passes in ways(options.shares, options.scores):
+        if "int8" not in name:
+            compiled = infopt.compile(model, (x,), passes=passes, calibration=[(i,) for i in seen])
+            report = compiled.report
+            estimate = graph_seconds(report.graph, report.machine)
+            rows.append(figures(name, report) | {"estimated ms": estimate * 1e3})
+            runs[name] = lambda c=compiled: c(x)
+    return timed(rows, runs, options.seconds)
 
 
 def timed(

@@ -63,9 +63,10 @@ class Options:
     sparse_activations  None, or a share: of what a linear layer with constant weights reads, that
                share of places stays in every row, the others count as 0, and steps of few tokens
                read no weights for them. What does not pay stays as it is
-    prune      None, or a share: so much of the weights of feed-forward parts and attention heads
-               goes, where what is made there hardly varies over the calibration inputs, and its
-               mean goes into biases. Layers become smaller; what does not pay stays as it is
+    prune      None, or a share: so much of the weights of feed-forward parts, attention heads and
+               inner channels of convolutions goes, where what is made there hardly varies over
+               the calibration inputs, and its mean goes into biases. Layers become smaller; what
+               does not pay stays as it is
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it

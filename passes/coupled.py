@@ -1,8 +1,9 @@
 """What of a layer's inputs can be left out, and what else goes with it: coupled structures.
 
-A linear layer reads channels [.., K]. Followed upwards, the ops that treat channels apart end in
-the layers that make them: the hidden channels of a feed-forward part go with rows of one product or
-two, the channels of one attention head with rows of three and with the head itself. What ends
+A linear layer reads channels [.., K], a convolution [N, K, ..]. Followed upwards, the ops that
+treat channels apart end in the layers that make them: the hidden channels of a feed-forward part go
+with rows of one product or two, the channels of one attention head with rows of three and with the
+head itself, the inner channels of a residual block with features of a convolution. What ends
 elsewhere (in a norm over channels, a residual sum, an input, a cache) cannot be cut there.
 """
 
@@ -18,18 +19,16 @@ import torch
 
 from infopt.codegen.pointwise import find as pointwise_form
 from infopt.compiler.graph import Graph, Node
-from infopt.compiler.infer import Builder
 from infopt.compiler.ops import CONST, INPUT
-from infopt.compiler.types import TensorType
-from infopt.passes.layers import source_of, value_of
+from infopt.passes.coupled_channels import carried, layer_axis, reason_against
+from infopt.passes.layers import source_of
 
-LINEAR = "aten.linear.default"
 ATTENTION = "attention"
 _CACHED = ("kv_attention", "kv_attention_int8")  # keys and values have places in a cache
 _RESHAPE, _PERMUTE = "aten.reshape.default", "aten.permute.default"
 _ALONG = {"aten.slice.Tensor", "aten.cat.default"}
 _CASTS = {"aten.to.dtype", "aten.clone.default", "aten.contiguous.default"}
-_CUT = "_pruned"  # ends the name of what has lost units
+CUT = "_pruned"  # ends the name of what has lost units
 _LAST = {"aten.layer_norm.default", "rms_norm"}  # what looks along the last dimension
 
 
@@ -37,17 +36,19 @@ _LAST = {"aten.layer_norm.default", "rms_norm"}  # what looks along the last dim
 class Coupled:
     """One structure: `count` units that stay or go as a whole.
 
-    value    what the consumers read, [.., K]; a unit is K / count channels
+    value    what the consumers read, with K channels; a unit is K / count of them
+    axis     the dimension of its channels
     groups   how many stretches every unit has a part in: where keys and values cannot be cut, one
              query goes of each group that shares them
-    readers  the linear layers that read it
+    readers  the layers that read it
     axes     every value from the makers to `value` -> the dimension its units lie along
-    makers   the linear layers at the upper end, whose rows belong to units
+    makers   the layers at the upper end, whose rows belong to units
     spans    of makers that make several things at once (queries, keys and values): (first place,
              length) of every stretch that all units lie in, one after the other
     """
 
     value: Node
+    axis: int
     readers: tuple[Node, ...]
     count: int
     kind: str
@@ -79,43 +80,67 @@ class Coupled:
     @property
     def width(self) -> int:
         """Channels of a unit."""
-        return int(self.value.shape[-1]) // self.count
+        return int(self.value.shape[self.axis]) // self.count
 
     @property
     def numbers(self) -> int:
         """How many weights belong to one unit."""
         makers = sum(
-            int(n.args[1].shape[1]) * sum(length for _, length in self.stretches(n))  # type: ignore[union-attr]
+            prod(n.args[1].shape[1:]) * sum(length for _, length in self.stretches(n))  # type: ignore[union-attr]
             for n in self.makers
         )
         readers = sum(int(n.args[1].tensor_type.numel) for n in self.readers)  # type: ignore[union-attr]
         return (makers + readers) // self.count
 
 
-def coupled(graph: Graph, value: Node) -> Coupled | str:
-    """The structure of what linear layers read, or why it has none."""
-    readers = tuple(u for u in graph.users(value) if u.op.name == LINEAR and u.args[0] is value)
-    if not isinstance(value.shape[-1], int):
+def candidates(graph: Graph) -> dict[tuple[Node, int], tuple[Node, ...]]:
+    """What layers read: (value, dimension of its channels) -> these layers."""
+    found: dict[tuple[Node, int], tuple[Node, ...]] = {}
+    for node in graph.nodes():
+        if (axis := layer_axis(node)) is not None:
+            key = (node.args[0], axis)
+            found[key] = (*found.get(key, ()), node)  # type: ignore[index, arg-type]
+    return found  # type: ignore[return-value]
+
+
+def coupled(graph: Graph, value: Node, axis: int, readers: tuple[Node, ...]) -> Coupled | str:
+    """The structure of what layers read, or why it has none."""
+    if not isinstance(value.shape[axis], int):
         return f"how wide {value!r} is is open"
-    for node in readers:
-        weight, bias = node.args[1], node.args[2]
-        if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
-            return f"the weight of {node!r} is not a constant"
-    found = Coupled(value, readers, *(_heads(value) or (value.shape[-1], "channels")))
+    if reason := next(filter(None, map(reason_against, readers)), ""):
+        return reason
+    found = Coupled(value, axis, readers, *_units(value, axis))
     if found.count < 2:
         return "it is one unit"
-    reason = _follow(graph, value, value.tensor_type.rank - 1, found)
+    reason = _follow(graph, value, axis, found)
     if reason:
         return reason
     if any(_is_cut(n.args[1]) for n in (*readers, *found.makers)):
         return "it has lost units already"
     for node in found.axes:
         for user in graph.users(node):
-            if user not in found.axes and not (node is value and user in readers):
+            mixes = user not in found.axes or user in found.makers
+            if mixes and not (node is value and user in readers):
                 return f"{node!r} is also read by {user.op.name}"
         if graph.is_output(node):
             return f"{node!r} is a result"
     return found
+
+
+def _units(value: Node, axis: int) -> tuple[int, str, int]:
+    """How many units a value has, what they are, and in how many groups: heads, or channels. What
+    was flattened has a channel's places side by side."""
+    if (heads := _heads(value)) is not None:
+        return heads
+    size, node = value.shape[axis], value
+    while node.op.name in _CASTS or (pointwise_form(node) and len(tuple(node.inputs)) == 1):
+        node = next(node.inputs)
+    if node.op.name == _RESHAPE and axis == value.tensor_type.rank - 1:
+        shape = next(node.inputs).shape
+        for place, channels in enumerate(shape[:-1]):
+            if prod(shape[:place]) == prod(node.shape[:axis]) and isinstance(channels, int):
+                size = channels
+    return size, "channels", 1  # type: ignore[return-value]
 
 
 def _heads(value: Node) -> tuple[int, str, int] | None:
@@ -140,7 +165,7 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
         return "" if found.axes[node] == dim else f"{node!r} is read along two dimensions"
     if isinstance(node.type, tuple) or node.serial:
         return f"{node.op.name} is not known to treat channels apart"
-    size, rank, name = node.shape[dim], node.tensor_type.rank, node.op.name
+    size, name = node.shape[dim], node.op.name
     if not isinstance(size, int) or size % (found.count * found.groups):
         return f"{node!r} has {size} places for {found.count} units"
     found.axes[node] = dim
@@ -148,28 +173,23 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
         return ""
     if node.op is INPUT:
         return f"{node!r} is an input"
-    if name == LINEAR and dim == rank - 1:
-        weight, bias = node.args[1], node.args[2]
-        if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
-            return f"the weight of {node!r} is not a constant"
+    if not any(node.inputs):
+        return f"{name} is not known to treat channels apart"
+    if dim == layer_axis(node):
         found.makers.append(node)
-        return ""
+        return reason_against(node)
     if found.groups == 1 and (part := _part_of(node, dim)) is not None:
         maker, spans = part
-        size = maker.shape[-1]
-        if not isinstance(size, int) or any(length % found.count for _, length in spans):
+        if any(length % found.count for _, length in spans):
             return f"{maker!r} has stretches of {spans} places for {found.count} units"
         known = found.spans.setdefault(maker, [])
         if any(a < c + d and c < a + b for a, b in spans for c, d in known):
             return f"{maker!r} is read twice at the same places"
         known += spans
-        found.axes[maker] = maker.tensor_type.rank - 1
+        found.axes[maker] = layer_axis(maker)  # type: ignore[assignment]
         if maker not in found.makers:
-            weight, bias = maker.args[1], maker.args[2]
-            if source_of(weight) is None or (bias is not None and source_of(bias) is None):  # type: ignore[arg-type]
-                return f"the weight of {maker!r} is not a constant"
             found.makers.append(maker)
-        return ""
+        return reason_against(maker)
     above = _above(node, dim, found.count * found.groups)
     if above is None:
         return f"{name} is not known to treat channels apart"
@@ -181,20 +201,19 @@ def _follow(graph: Graph, node: Node, dim: int, found: Coupled) -> str:
 
 
 def _part_of(node: Node, dim: int) -> tuple[Node, list[tuple[int, int]]] | None:
-    """The linear layer that a value is a stretch of, cut out of its last dimension or split off as
-    one of several equal parts, and the stretches that have the value's units."""
+    """The layer that a value is a stretch of, cut out of its channels or split off as one of
+    several equal parts, and the stretches that have the value's units."""
     maker = next(node.inputs)
-    if maker.op.name != LINEAR:
+    last = layer_axis(maker)
+    if last is None or not isinstance(size := maker.shape[last], int):
         return None
-    last = maker.tensor_type.rank - 1
     if node.op.name == "aten.slice.Tensor":
         if node.attr("dim") % node.tensor_type.rank != last or dim != last:
             return None
-        first, size = node.attr("start") or 0, node.shape[last]
-        known = isinstance(first, int) and first >= 0 and isinstance(size, int)
-        return (maker, [(first, size)]) if known and node.attr("step") == 1 else None
-    size = maker.shape[last]
-    if node.op.name != _RESHAPE or not isinstance(size, int):
+        first, length = node.attr("start") or 0, node.shape[last]
+        known = isinstance(first, int) and first >= 0 and isinstance(length, int)
+        return (maker, [(first, length)]) if known and node.attr("step") == 1 else None
+    if node.op.name != _RESHAPE or last != maker.tensor_type.rank - 1:
         return None
     several = sympy.sympify(prod(node.shape[:dim])) / prod(maker.shape[:last])
     if several == 1 or not several.is_Integer or size % int(several):
@@ -224,6 +243,8 @@ def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
             if same and isinstance(size, int) and size % count == 0:
                 return [(first, place)]
         return None
+    if (over_planes := carried(node, dim)) is not None:
+        return over_planes
     if name in _CASTS or (name in _LAST and dim < rank - len(_normalized(node))):
         return [(first, dim)]
     if name == "aten.select.int":
@@ -246,94 +267,11 @@ def _above(node: Node, dim: int, count: int) -> list[tuple[Node, int]] | None:
 
 def _is_cut(weight: Any) -> bool:
     source = source_of(weight)
-    return source is not None and str(source.attr("name")).rstrip("_").endswith(_CUT)
+    return source is not None and str(source.attr("name")).rstrip("_").endswith(CUT)
 
 
 def _normalized(node: Node) -> Sequence[Any]:
     return dict(node.attrs).get("normalized_shape", (0,))
-
-
-class Cutting:
-    """Structures of one graph with fewer units.
-
-    tensors  the constants made so far, by name
-    """
-
-    def __init__(self, graph: Graph, o: Builder) -> None:
-        self.graph, self.o = graph, o
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    def readers(
-        self, found: Coupled, kept: torch.Tensor, mean: torch.Tensor | None
-    ) -> dict[Node, Node]:
-        """Every reader -> the same over the units kept, int64 [n], in order; a bias takes up the
-        mean f64 [K] of what is gone, where it is known."""
-        image: dict[Node, Node] = {}
-        x = self._image(found.value, found, kept, image)
-        places = found.places(found.value, kept)
-        changes = {}
-        for node in found.readers:
-            weight, bias = self._value(node.args[1]), node.args[2]
-            cut = self._const(node.args[1], weight[:, places].contiguous())
-            if mean is not None:
-                gone = torch.ones(len(mean), dtype=torch.float64)
-                gone[places] = 0
-                shift = weight.double() @ (mean * gone)
-                old = 0 if bias is None else self._value(bias).double()
-                name = node.args[1] if bias is None else bias
-                bias = self._const(name, (old + shift).to(weight.dtype))
-            changes[node] = self.o.linear(x, cut, bias)
-        return changes
-
-    def _image(
-        self, node: Node, found: Coupled, kept: torch.Tensor, image: dict[Node, Node]
-    ) -> Node:
-        """A value with the units kept only."""
-        if node in image:
-            return image[node]
-        dim, o = found.axes[node], self.o
-        places = found.places(node, kept)
-        if node.op is CONST:
-            made = self._const(node, self._value(node).index_select(dim, places))
-        elif node in found.makers:
-            x, weight, bias = node.args
-            rows = self._const(weight, self._value(weight)[places].contiguous())
-            if bias is not None:
-                bias = self._const(bias, self._value(bias)[places].contiguous())
-            made = o.linear(x, rows, bias)
-        else:
-
-            def arg_of(arg: Any) -> Any:
-                if isinstance(arg, tuple):
-                    return tuple(map(arg_of, arg))
-                return self._image(arg, found, kept, image) if arg in found.axes else arg
-
-            args = tuple(map(arg_of, node.args))
-            if node.op.name == _RESHAPE:
-                shape = [*node.shape]
-                shape[dim] = len(places)
-                made = o.reshape(args[0], shape)
-            elif node.args[0] in found.spans:  # a slice of what makes several things at once
-                source = found.places(node.args[0], kept)
-                start, end = node.attr("start") or 0, (node.attr("start") or 0) + node.shape[dim]
-                first, last = (int((source < n).sum()) for n in (start, end))
-                made = o.call("aten.slice.Tensor", args[0], dim, first, last, 1)
-            else:
-                made = o.rebuild(node, args)
-        image[node] = made
-        return made
-
-    def _value(self, node: Any) -> torch.Tensor:
-        return value_of(self.graph, node).detach()
-
-    def _const(self, of: Any, tensor: torch.Tensor) -> Node:
-        source = source_of(of)
-        assert source is not None
-        name = f"{source.attr('name')}{_CUT}"
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
 
 
 def _places(kept: torch.Tensor, width: int) -> torch.Tensor:

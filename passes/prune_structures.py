@@ -1,4 +1,4 @@
-"""W2 f(W1 x) -> W2' f(W1' x) + mean: hidden channels and heads that hardly vary become a bias."""
+"""W2 f(W1 x) -> W2' f(W1' x) + mean: channels and heads that hardly vary become a bias."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch
 
 from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.cost import node_seconds
-from infopt.compiler.errors import BadOption
+from infopt.compiler.errors import BadOption, CannotInfer
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.interpret import interpret
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
 from infopt.compiler.types import Dim
-from infopt.passes.coupled import LINEAR, Coupled, Cutting, coupled
-from infopt.passes.layers import label_of, value_of, weights_of
+from infopt.passes.coupled import Coupled, candidates, coupled
+from infopt.passes.cutting import Cut, Cutting, between
+from infopt.passes.layers import label_of
 
 SCORES = ("sensitivity", "fluctuation", "magnitude")
 _PROBES, _PROBED = 8, 8  # backward runs, and the calibration inputs they are made for
 _STEP = 16  # channels are kept in whole vectors
+_NOTHING = 1e-10  # of the largest worth in a structure: the rounding of constants
 _LEAST_GAIN = 0.02  # of a structure's time: what is less may be a loss, estimates are not finer
 
 
@@ -69,45 +71,44 @@ class PruneStructures(Pass):
             ctx.site("graph", False, "there are no calibration inputs to tell what hardly varies")
             return graph
         structures = []
-        for value in dict.fromkeys(n.args[0] for n in graph.nodes() if n.op.name == LINEAR):
-            found = coupled(graph, value)  # type: ignore[arg-type]
-            if isinstance(found, Coupled):
+        for (value, axis), readers in candidates(graph).items():
+            found = coupled(graph, value, axis, readers)
+            if isinstance(found, Coupled) and not (reason := _refusal(graph, ctx, found)):
                 structures.append(found)
             else:
-                ctx.site(_label(graph, value), False, found)
+                ctx.site(_label(readers), False, found if isinstance(found, str) else reason)
         if not structures:
             return graph
         seen = {} if by_weights else _seen(graph, ctx, structures)
-        scores = [self._worth(graph, s, seen) for s in structures]
+        cutting = Cutting(graph, ctx.builder)
+        scores = [self._worth(cutting, s, seen) for s in structures]
         if self.score == "sensitivity":
             scores = _weighted(graph, ctx, structures, scores, seen)
-        cutting = Cutting(graph, ctx.builder)
-        changes: dict[Node, Node] = {}
         for structure, kept in zip(structures, self._kept(structures, scores), strict=True):
-            label = _label(graph, structure.value)
+            label = _label(structure.readers)
             told = f"{len(kept)} of {structure.count} {structure.kind}"
             if len(kept) == structure.count:
                 ctx.site(label, False, f"all {structure.count} {structure.kind} are worth more")
                 continue
             mean = seen[structure.value].mean if seen else None
-            made = cutting.readers(structure, kept, mean)
-            before, after = _seconds(structure, made, ctx.target, graph.dims)
+            cut = cutting.cut(structure, kept, mean)
+            before, after = _seconds(structure, cut, cutting, ctx.target, graph.dims)
             if after > before * (1 - _LEAST_GAIN):
                 reason = f"does not pay: {after * 1e6:.4g} us with {told}, {before * 1e6:.4g} us"
                 ctx.site(label, False, f"{reason} with all", before - after)
                 continue
             ctx.site(label, True, f"{told} kept", before - after)
-            changes |= made
-        return ctx.exchange(graph, changes).with_consts(cutting.tensors) if changes else graph
+            cutting.accept(cut)
+        if not cutting.changes:
+            return graph
+        return ctx.exchange(graph, cutting.changes).with_consts(cutting.tensors)
 
-    def _worth(self, graph: Graph, found: Coupled, seen: dict[Node, _Moments]) -> torch.Tensor:
+    def _worth(self, cutting: Cutting, found: Coupled, seen: dict[Node, _Moments]) -> torch.Tensor:
         """f64 [count]"""
-        squares = [_weight(graph, n).square().sum(0) for n in found.readers]
-        worth = torch.stack(squares).sum(0)
+        worth = torch.stack([_squares(cutting, n, 1) for n in found.readers]).sum(0)
         if self.score == "magnitude":
             for node in found.makers:
-                rows = _weight(graph, node).square().sum(1)
-                each = found.by_unit(node, rows).mean(1)
+                each = found.by_unit(node, _squares(cutting, node, 0)).mean(1)
                 for first, length in found.stretches(found.value):
                     units = each.repeat_interleave(length // found.count)
                     worth[first : first + length] += units
@@ -126,23 +127,34 @@ class PruneStructures(Pass):
             counts = _counts(structures, scores, self.share)
         kept = []
         for structure, score, count in zip(structures, scores, counts, strict=True):
-            step = _STEP if structure.width == 1 else 1
+            step = _STEP if structure.kind == "channels" else 1
             count = min(max(-(-count // step) * step, step), structure.count)
             kept.append(score.argsort(descending=True, stable=True)[:count].sort().values)
         return kept
 
 
-class _Moments:
-    """Mean and variance f64 [K] of the channels of a value over all its rows."""
+def _refusal(graph: Graph, ctx: PassContext, found: Coupled) -> str:
+    """Why the types of what is cut are not known: with open sizes, torch may ask about them."""
+    if graph.dims:
+        try:
+            mean = torch.ones(int(found.value.shape[found.axis]), dtype=torch.float64)
+            Cutting(graph, ctx.builder).cut(found, torch.arange(found.count // 2), mean)
+        except CannotInfer as error:
+            return str(error)
+    return ""
 
-    def __init__(self) -> None:
-        self.rows = 0
+
+class _Moments:
+    """Mean and variance f64 [K] of a value's channels, which lie along `axis`, over all else."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis, self.rows = axis, 0
         self.mean = self._squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
         """Rows with NaN or infinities say nothing. Sums are of what differs from the mean so far
         (Chan et al., 1979), so that a large mean hides no variance."""
-        rows = x.reshape(-1, x.shape[-1]).double()
+        rows = x.movedim(self.axis, -1).reshape(-1, x.shape[self.axis]).double()
         rows = rows[rows.isfinite().all(-1)]
         if not len(rows):
             return
@@ -158,7 +170,7 @@ class _Moments:
 
 
 def _seen(graph: Graph, ctx: PassContext, structures: list[Coupled]) -> dict[Node, _Moments]:
-    found = {s.value: _Moments() for s in structures}
+    found = {s.value: _Moments(s.axis) for s in structures}
 
     def watch(node: Node, value: Any) -> None:
         if node in found:
@@ -178,14 +190,16 @@ def _weighted(
     seen: dict[Node, _Moments],
 ) -> list[torch.Tensor]:
     """Worth as the squared error of the results, for each weight: what the quarter of units that is
-    worth least does, when it goes alone, says how much the results feel of a structure."""
+    worth least does, when it goes alone, says how much the results feel of a structure. Units that
+    are worth nothing go with it and say nothing."""
     cutting, lost = Cutting(graph, ctx.builder), []
     variants: dict[Node, list[Node]] = {}
     for structure, each in zip(structures, worth, strict=True):
         order = each.argsort(stable=True)
-        gone = max(1, structure.count // 4)
-        made = cutting.readers(structure, order[gone:].sort().values, seen[structure.value].mean)
-        variants |= {node: [other] for node, other in made.items()}
+        alive = int((each > _NOTHING * each.max()).sum())
+        gone = min(structure.count - alive + max(1, alive // 4), structure.count - 1)
+        cut = cutting.cut(structure, order[gone:].sort().values, seen[structure.value].mean)
+        variants |= {node: [other] for node, other in cut.nodes.items()}
         lost.append(float(each[order[:gone]].sum()))
     samples = ctx.calibration[:_PROBED]
     errors = [
@@ -211,29 +225,26 @@ def _counts(structures: list[Coupled], scores: list[torch.Tensor], share: float)
 
 
 def _seconds(
-    structure: Coupled, made: dict[Node, Node], target: Target, dims: Sequence[Dim]
+    structure: Coupled, cut: Cut, cutting: Cutting, target: Target, dims: Sequence[Dim]
 ) -> tuple[float, float]:
     """Estimated time of a structure from its makers to its readers, before and after."""
-    after: dict[Node, None] = {}
-    stack = [*made.values()]
-    old = set(structure.axes) | set(structure.readers)
-    above = {a for n in old for a in n.inputs if a not in structure.axes}
-    while stack:
-        node = stack.pop()
-        if node not in after and node not in above:
-            after[node] = None
-            stack += node.inputs
+    old = {*structure.axes, *structure.readers}
+    ends = {a for n in structure.axes for a in n.inputs if a not in structure.axes}
+    ends |= {cutting.layer(n).x for n in structure.makers}
+    changed = [cutting.changes[n] for n in old if n in cutting.changes]
+    before = [*(n for n in old if n not in cutting.changes), *between(changed, ends)]
+    after = between(cut.nodes.values(), ends)
     return (
-        sum(node_seconds(n, target, dims) for n in old),
+        sum(node_seconds(n, target, dims) for n in before),
         sum(node_seconds(n, target, dims) for n in after),
     )
 
 
-def _weight(graph: Graph, node: Node) -> torch.Tensor:
-    return value_of(graph, weights_of(node)[0]).detach().double()
+def _squares(cutting: Cutting, node: Node, dim: int) -> torch.Tensor:
+    """f64: squared lengths of a layer's weights, all that have the same place along a dimension."""
+    return cutting.layer(node).factors.square().transpose(0, dim).flatten(1).sum(1)
 
 
-def _label(graph: Graph, value: Any) -> str:
+def _label(readers: Sequence[Node]) -> str:
     """What a report calls the place: the layers that read it."""
-    readers = [u for u in graph.users(value) if u.op.name == LINEAR and u.args[0] is value]
     return ", ".join(label_of(n) for n in readers)
