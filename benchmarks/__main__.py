@@ -19,6 +19,7 @@ COMMANDS = {
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
     "low_bits": "3 and 4 bits, tables and remainders on real models: what each format loses",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
+    "adapters": "rows of a batch with adapters of their own: a step, a batch of sequences",
     "tokens": "merging and dropping tokens: speed and agreement with all of them",
     "streaming": "a step of a stream against computing its past again, by hop",
     "pruning": "fewer channels and heads: size, speed, and quality by what is chosen",

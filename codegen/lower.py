@@ -226,14 +226,11 @@ class _Lowering:
     ) -> bool:
         """Whether what was computed for `user` alone can be computed in its place there instead:
         memory of its own that is laid out as the place is."""
-        buffer = self.writer.buffers[source.buffer]
-        own = node in self.values and self.grouping.kinds[node] not in (VIEW, MADE)
         alone = self.graph.users(node) == (user,) and not self.graph.is_output(node)
         here, there = source.layout, target.layout
         return (
             user.op.name in DISJOINT
-            and buffer.kind == "arena"
-            and own
+            and self.has_memory_of_its_own(node)
             and alone
             and source.buffer not in landed
             and here.offset == 0
@@ -329,16 +326,25 @@ class _Lowering:
     def written_in_place(self, node: Node, parameter: str) -> Value:
         """The memory of the value that `node` changes a part of, which becomes its result.
 
-        That is an input's own where the program updates this input to just this node and nobody
-        reads its old value beside it; else a copy's.
+        Where nobody else reads its old value, that is its own: of an input if the program updates
+        it to just this node, of what a kernel has computed in any case. Else it is a copy's.
         """
         names = [p.name for p in node.op.parameters if p.is_tensor]
         old = node.args[names.index(parameter)]
         assert isinstance(old, Node)
         value = self.value(old)
-        updated = old.op is INPUT and (self.graph.inputs.index(old), node) in self.graph.updates
+        if old.op is INPUT:
+            free = (self.graph.inputs.index(old), node) in self.graph.updates
+        else:
+            free = self.has_memory_of_its_own(old)
         alone = self.graph.users(old) == (node,) and not self.graph.is_output(old)
-        return value if updated and alone else self.copied(value, value.type)
+        return value if free and alone else self.copied(value, value.type)
+
+    def has_memory_of_its_own(self, node: Node) -> bool:
+        """Whether a value was computed into memory that no other value is a view of."""
+        if node not in self.values or self.grouping.kinds[node] in (VIEW, MADE):
+            return False
+        return self.writer.buffers[self.values[node].buffer].kind == "arena"
 
     def moved(self, node: Node, source: Value) -> Value:
         """A view op for which data must move: a copy in which the view exists."""

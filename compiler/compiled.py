@@ -102,6 +102,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             tokens=options.tokens,
             sparse_activations=options.sparse_activations,
             prune=options.prune,
+            adapters=options.adapters,
         )
     certify_new(passes, settings, report)
     original = graph

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from infopt.codegen.lower import LoweringDeclined
+from infopt.compiler.adapter_room import no_adapters, room_of, with_slots
 from infopt.compiler.compiled import Built, build
 from infopt.compiler.dynamo import refuse_fallbacks, reports_of
 from infopt.compiler.errors import (
@@ -89,9 +90,10 @@ def compile(
                 named[1:],
             )
     except (TraceDeclined, LoweringDeclined, PlanError, DependsOnSize) as declined:
-        if parsed.strict:
+        if parsed.strict or parsed.adapters is not None:
+            asked = "strict=True" if parsed.strict else "adapters is given"
             raise FallbackRefused(
-                f"strict=True, and the model cannot be compiled: {declined}"
+                f"{asked}, and the model cannot be compiled: {declined}"
             ) from None
         report.declined = str(declined)
         return AsTorch(model.module() if isinstance(model, ExportedProgram) else model, report)
@@ -109,6 +111,10 @@ def _compile(
 ) -> Compiled:
     start = time.perf_counter()
     exported = export(model, args, kwargs, dynamic_shapes, Leaf)
+    if options.adapters is not None:
+        exported = with_slots(exported, len(tree_leaves((args, kwargs))))
+        rows = tree_leaves((args, kwargs))[exported.leaves[0]].shape[0]
+        kwargs = {**kwargs, **no_adapters(rows)}
     graph_consts, parameters = mapped(exported.graph.consts, exported.parameters)
     graph = replace(exported.graph, consts=graph_consts)
     exported = replace(exported, graph=graph, parameters=parameters)
@@ -126,7 +132,10 @@ def _compile(
     built = build(exported.graph, options, target, report, samples, calibration, device)
     refuse_fallbacks(options, report)
     parts = None if limit is None else _in_parts(built, limit, report)
-    return Compiled(exported, built, (args, kwargs), also, parts)
+    room = None
+    if options.adapters is not None:
+        room = room_of(exported, built.graph, options.adapters, report)
+    return Compiled(exported, built, (args, kwargs), also, parts, room)
 
 
 def _in_parts(built: Built, limit: int, report: Report) -> Parts:

@@ -71,6 +71,8 @@ def infopt(
     parsed = Options.parse(options, mode)
     if parsed.calibration is not None:
         raise BadOption("calibration: its inputs are a module's, give them to infopt.compile")
+    if parsed.adapters is not None:
+        raise BadOption("adapters: who calls says which of them, give them to infopt.compile")
     report = Report()
     entry = Entry(_origin(), _weights(example_inputs), report)
     _entries.append(entry)

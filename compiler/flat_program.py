@@ -24,6 +24,7 @@ class FlatProgram(Compiled):
         return self._built.program.where
 
     def run(self, inputs: list[Any]) -> list[Any]:
+        """As of LoadedProgram."""
         return self._built.program(inputs)
 
 

@@ -24,6 +24,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported
 from infopt.runtime import swap
 from infopt.runtime.absent_program import AbsentProgram
+from infopt.runtime.adapters import AdapterSet, Chosen, Room
 from infopt.runtime.artifact import (
     EXECUTOR,
     Artifact,
@@ -46,6 +47,8 @@ class Compiled:
 
     report  what was done and why; printable, `report.json()` for machines
     graph   the final graph, None where the whole model runs as torch runs it
+    adapters  with infopt.compile(..., adapters=...), what is loaded: each call has an argument
+            `adapters` then, a name for all rows or a list of one for each, None for the model alone
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Compiled:
         examples: tuple[tuple, Mapping[str, Any]],
         also: Sequence[Target] = (),
         parts: Parts | None = None,
+        room: Room | None = None,
     ) -> None:
         self.report: Report = built.report
         self.graph: Graph | None = built.graph
@@ -68,10 +72,12 @@ class Compiled:
         self._parts = parts
         if parts is not None:
             self.about["parts"] = parts.to_json()
+        self.adapters = None if room is None else AdapterSet(room, self._banks(room))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run. Raises InputMismatch naming the argument that does not fit the program."""
-        inputs, program = self._call_inputs(args, kwargs), self._built.program
+        inputs, _held = self._call_inputs(args, kwargs)  # until the call has ended
+        program = self._built.program
         if self._parts is None:
             return self._rebuild(program(inputs))
         return self._rebuild(self._parts.run(program.plan, program, inputs))
@@ -80,7 +86,7 @@ class Compiled:
         """Seconds that each native kernel takes in one call, the fastest of five; also kept in
         report.times. What torch runs is not in it.
         """
-        inputs = self._call_inputs(args, kwargs)
+        inputs, _held = self._call_inputs(args, kwargs)  # until the call has ended
         found: dict[str, float] = {}
         for _ in range(5):
             total: Counter[str] = Counter()
@@ -91,9 +97,13 @@ class Compiled:
         self.report.times = dict(sorted(found.items(), key=lambda item: -item[1]))
         return self.report.times
 
-    def _call_inputs(self, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-        """The program's flat inputs for a call. Raises InputMismatch."""
-        return self._inputs(self.signature.bind(args, kwargs), self._exported.state)
+    def _call_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Chosen | None]:
+        """The program's flat inputs for a call, and the adapters it holds. Raises InputMismatch."""
+        if self.adapters is None:
+            flat, chosen = self.signature.bind(args, kwargs), None
+        else:
+            flat, chosen = self.adapters.bind(self.signature, args, kwargs)
+        return self._inputs(flat, self._exported.state), chosen
 
     def _inputs(self, flat: Sequence[Any], state: list[torch.Tensor]) -> list[Any]:
         count = len(self._exported.graph.inputs) - len(state)
@@ -121,6 +131,8 @@ class Compiled:
         graph = replace(built.graph, consts=consts)
         self._built = replace(built.with_constants(lowered), graph=graph)
         self._exported, self.graph = replace(self._exported, state=state), graph
+        if self.adapters is not None:
+            self.adapters.use(self._banks(self.adapters.room))
 
     def save(
         self,
@@ -144,6 +156,8 @@ class Compiled:
         DeviceMissing for golden calls where the GPU is not here.
         """
         built, exported = self._built, self._exported
+        if self.adapters is not None:
+            self.about["adapters"] = self.adapters.to_json()
         variants = [_variant(built.lowered)]
         for machine in (*self._also, *_each(targets)):
             machine = replace(machine, batch_invariant=built.batch_invariant)
@@ -171,6 +185,15 @@ class Compiled:
             attached={Path(file).name: Path(file) for file in attach},
         )
         return artifact.save(path, overwrite=overwrite)
+
+    def _banks(self, room: Room) -> list[Mapping[str, torch.Tensor]]:
+        """The adapters' constants by name: those that are saved, and those on a GPU."""
+        names = self._built.lowered.names
+        sides = [self._built.lowered.constants]
+        if self._built.program.where != CPU:
+            sides.append(self._built.program.constants)
+        every = (dict(zip(names, side, strict=True)) for side in sides)
+        return [{name: side[name] for name in room.constants} for side in every]
 
     def _golden(self, number: int, reference: Variant | None) -> Golden:
         """The example call with its tensors' values moved `number` places, and what it gives."""

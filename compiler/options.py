@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from infopt.compiler.adapters import Adapters
 from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
@@ -67,6 +68,9 @@ class Options:
                inner channels of convolutions goes, where what is made there hardly varies over
                the calibration inputs, and its mean goes into biases. Layers become smaller; what
                does not pay stays as it is
+    adapters   None, or infopt.Adapters(rank=16, slots=8, layers="*q_proj,*v_proj"): those linear
+               layers get room for low-rank adapters, that are loaded later and chosen row by row.
+               Only infopt.compile and infopt.compile_causal_lm take it
     batch_invariant  a row's result is bitwise the same in whatever batch it is: kernels that sum
                in an order of their own for few rows are left out. What torch runs is not covered;
                the report notes it
@@ -91,6 +95,7 @@ class Options:
     tokens: Tokens | None = None
     sparse_activations: float | None = None
     prune: float | None = None
+    adapters: Adapters | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
 
@@ -120,10 +125,12 @@ class Options:
             SparseActivations(self.sparse_activations)
         if self.prune is not None:
             PruneStructures(self.prune)
+        if self.adapters is not None and not isinstance(self.adapters, Adapters):
+            raise BadOption(f"adapters: expected an infopt.Adapters, found {self.adapters!r}")
         if self.passes is not None:
             self._refuse_beside_passes(
                 *("compute", "weights", "activations", "low_rank", "max_activations", "tokens"),
-                *("sparse_activations", "prune"),
+                *("sparse_activations", "prune", "adapters"),
             )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):

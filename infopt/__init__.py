@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infopt.compiler.accuracy import Bounded as Bounded
     from infopt.compiler.accuracy import Close as Close
     from infopt.compiler.accuracy import Exact as Exact
+    from infopt.compiler.adapters import Adapters as Adapters
     from infopt.compiler.budget import Budget as Budget
     from infopt.compiler.certification.certify import NotCertified as NotCertified
     from infopt.compiler.decoding import kv as kv
@@ -57,10 +58,15 @@ if TYPE_CHECKING:
     from infopt.compiler.types import Dim as Dim
     from infopt.compiler.types import TensorType as TensorType
     from infopt.passes.pipelines import default_passes as default_passes
+    from infopt.runtime.adapters import AdapterSet as AdapterSet
     from infopt.runtime.decoding.causal_lm import CausalLM as CausalLM
     from infopt.runtime.decoding.compaction import Compaction as Compaction
     from infopt.runtime.decoding.layout import KV as KV
     from infopt.runtime.decoding.state import State as State
+    from infopt.runtime.errors import AdapterError as AdapterError
+    from infopt.runtime.errors import AdapterMismatch as AdapterMismatch
+    from infopt.runtime.errors import AdaptersFull as AdaptersFull
+    from infopt.runtime.errors import AdapterUnsupported as AdapterUnsupported
     from infopt.runtime.errors import ArtifactCorrupt as ArtifactCorrupt
     from infopt.runtime.errors import ArtifactError as ArtifactError
     from infopt.runtime.errors import ArtifactIncompatible as ArtifactIncompatible
@@ -79,6 +85,7 @@ if TYPE_CHECKING:
     from infopt.runtime.errors import SizeError as SizeError
     from infopt.runtime.errors import StaleState as StaleState
     from infopt.runtime.errors import TooManySequences as TooManySequences
+    from infopt.runtime.errors import UnknownAdapter as UnknownAdapter
     from infopt.runtime.errors import WeightsMismatch as WeightsMismatch
     from infopt.runtime.loading import load as load
     from infopt.runtime.loading import sign as sign
@@ -94,6 +101,12 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it; tests/test_packaging.py resolves every one.
 _HOMES = {
     "Accuracy": "compiler.accuracy",
+    "AdapterError": "runtime.errors",
+    "AdapterMismatch": "runtime.errors",
+    "AdapterSet": "runtime.adapters",
+    "AdapterUnsupported": "runtime.errors",
+    "Adapters": "compiler.adapters",
+    "AdaptersFull": "runtime.errors",
     "ArtifactCorrupt": "runtime.errors",
     "ArtifactError": "runtime.errors",
     "ArtifactIncompatible": "runtime.errors",
@@ -153,6 +166,7 @@ _HOMES = {
     "TooManySequences": "runtime.errors",
     "Tokens": "compiler.tokens",
     "TraceDeclined": "compiler.errors",
+    "UnknownAdapter": "runtime.errors",
     "UnknownOp": "compiler.errors",
     "UnreachableBudget": "compiler.errors",
     "Verdict": "runtime.verdict",
@@ -175,6 +189,12 @@ _MODULES = {"kv": "compiler.decoding.kv", "testing": "compiler.testing"}
 __all__ = [
     "KV",
     "Accuracy",
+    "AdapterError",
+    "AdapterMismatch",
+    "AdapterSet",
+    "AdapterUnsupported",
+    "Adapters",
+    "AdaptersFull",
     "ArtifactCorrupt",
     "ArtifactError",
     "ArtifactIncompatible",
@@ -233,6 +253,7 @@ __all__ = [
     "Tokens",
     "TooManySequences",
     "TraceDeclined",
+    "UnknownAdapter",
     "UnknownOp",
     "UnreachableBudget",
     "Verdict",

@@ -25,8 +25,11 @@ _ROWWISE: dict[str, tuple[int, ...]] = {
     "aten.layer_norm.default": (0,),
     "rms_norm": (0,),
     "linear_act": (0, 3),
+    "adapter_linear": (0, 1),
     "aten.embedding.default": (1,),
 }
+# Which argument has a number for each sequence.
+_BY_SEQUENCE = {"adapter_linear": 5}
 _MASK_STEPS = ("aten.reshape.default", "aten.expand.default", "aten.to.dtype")
 # Views that leave batch and tokens in front.
 _INNER_VIEWS = ("aten.reshape.default", "aten.slice.Tensor", "aten.select.int")
@@ -306,7 +309,9 @@ class _Packing:
             )
         args: list[Node | None] = []
         for i, arg in enumerate(node.args):
-            if arg is None or (name in _ROWWISE and i not in _ROWWISE[name]):
+            if arg is not None and i == _BY_SEQUENCE.get(name):
+                args.append(self.pick(arg, "sequence", arg.tensor_type.rank))
+            elif arg is None or (name in _ROWWISE and i not in _ROWWISE[name]):
                 args.append(self.outside(arg))
             elif name in _ROWWISE:
                 args.append(self.pick(arg, "token", arg.tensor_type.rank))

@@ -27,8 +27,10 @@ _ROWWISE = (
     "linear_act",
     "rms_norm",
     "gated_linear",
+    "adapter_linear",
 )
-_RESIDUAL = 3  # its place among the arguments of linear_act
+# Of ops that read rows beside x, the places of all rows among their arguments.
+_ROWS_AT = {"linear_act": (0, 3), "adapter_linear": (0, 1)}
 _ATTENTION = ("attention", "aten.scaled_dot_product_attention.default")
 
 
@@ -164,9 +166,9 @@ def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
         last = len(node.attr("normalized_shape")) if name == "aten.layer_norm.default" else 1
         if name.endswith("softmax.int") and node.attr("dim") != -1:
             return None
-        if cut.dim >= rank - last:
+        if cut.dim >= rank - last or (name == "adapter_linear" and cut.dim == 0):
             return None
-        rows = (0, _RESIDUAL) if name == "linear_act" else (0,)  # weights have other rows
+        rows = _ROWS_AT.get(name, (0,))  # weights have other rows
         return [_aligned(a, node, cut) if i in rows else None for i, a in enumerate(node.args)]
     if name == "aten.permute.default":
         return [Cut(node.attr("dims")[cut.dim] % rank, cut.start, cut.end)]
@@ -188,7 +190,7 @@ def _argument_cuts(node: Node, cut: Cut) -> list[Cut | None] | None:
 def _of_rows(node: Node) -> list[Node]:
     """The arguments that have the node's rows, weights and biases aside."""
     if node.op.name in _ROWWISE:
-        found = [node.args[0], *(node.args[_RESIDUAL:] if node.op.name == "linear_act" else ())]
+        found = [node.args[i] for i in _ROWS_AT.get(node.op.name, (0,)) if i < len(node.args)]
         return [a for a in found if isinstance(a, Node)]
     return [a for a in node.inputs if a.tensor_type.rank > 1]
 

@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
+from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
 from infopt.passes.factor_low_rank import FactorLowRank
@@ -53,7 +54,7 @@ GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
-    *(FuseGatedMlp, FuseLowRankAttention),
+    *(AttachAdapters, FuseGatedMlp, FuseLowRankAttention),
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from infopt.compiler.adapters import Adapters
 from infopt.compiler.budget import Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.compiler.tokens import Tokens
+from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.canonicalize import Canonicalize
 from infopt.passes.drop_padding import DropPadding
 from infopt.passes.factor_low_rank import FactorLowRank, Ranks, layer_ranks
@@ -54,6 +56,7 @@ def default_passes(
     tokens: Tokens | None = None,
     sparse_activations: float | None = None,
     prune: float | None = None,
+    adapters: Adapters | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
 
@@ -61,7 +64,7 @@ def default_passes(
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
     compute, weights, activations, low_rank, budget, max_activations, tokens,
-    sparse_activations, prune  as in Options (infopt.compiler.options)
+    sparse_activations, prune, adapters  as in Options (infopt.compiler.options)
     """
     quantize: Pass | None = None
     if budget is not None:
@@ -71,7 +74,10 @@ def default_passes(
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
     sparse = None if sparse_activations is None else SparseActivations(sparse_activations)
     cut = None if prune is None else PruneStructures(prune)
-    passes = list(_blocks(compute, cut, factor, quantize, tokens, sparse))
+    room = None
+    if adapters is not None:
+        room = AttachAdapters(adapters.rank, adapters.slots, adapters.patterns)
+    passes = list(_blocks(compute, room, cut, factor, quantize, tokens, sparse))
     if max_activations is not None:
         passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
@@ -95,6 +101,7 @@ def _in_bytes(quantize: Pass | None) -> bool:
 
 def _blocks(
     compute: str | None,
+    room: Pass | None,
     cut: Pass | None,
     factor: Pass | None,
     quantize: Pass | None,
@@ -116,6 +123,10 @@ def _blocks(
     yield FuseAttention()
     yield FuseNorm()
     yield FuseActivation()
+
+    # Layers get room for adapters, where that was asked for.
+    if room is not None:
+        yield room
 
     # Layers are narrower and work on fewer tokens, where that was asked for.
     if cut is not None:

@@ -31,6 +31,7 @@ _LAST_DIM = {
 _FIRST_DIM = {
     "attention": ("q", "k", "v"),
     "low_rank_attention": ("q", "k", "v"),
+    "adapter_linear": ("y", "x", "slots"),
     "aten.embedding.default": ("indices",),
     "embedding_norm": ("ids",),
     "aten.conv1d.default": ("input",),

@@ -101,5 +101,25 @@ class GoldenMismatch(ArtifactError):
     """A stored input does not give the stored output here; names the output, and how far it is."""
 
 
+class AdapterError(InfoptRuntimeError, ValueError):
+    """Root of the reasons for which an adapter cannot be loaded or used."""
+
+
+class AdapterMismatch(AdapterError):
+    """An adapter does not fit the room there is for it; names the layer, expected and found."""
+
+
+class AdapterUnsupported(AdapterError):
+    """An adapter of a kind that is more than two factors added to linear layers."""
+
+
+class AdaptersFull(AdapterError):
+    """Every slot has an adapter, or one that was unloaded and is still in use."""
+
+
+class UnknownAdapter(AdapterError):
+    """No adapter of that name is loaded; names those that are."""
+
+
 class WeightsMismatch(InfoptRuntimeError, ValueError):
     """New weights do not fit the program; names them, expected and found."""

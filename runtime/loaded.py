@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from infopt.runtime import golden, packed, swap
+from infopt.runtime.adapters import AdapterSet, Room
 from infopt.runtime.errors import GoldenMismatch, InfoptRuntimeError, WeightsMismatch
 from infopt.runtime.executor import Program
 from infopt.runtime.manifest import ATTACHED, GoldenCase, Manifest, VariantEntry
@@ -27,6 +28,7 @@ class LoadedProgram:
     level     the instruction-set level or GPU architecture that runs, or "reference": torch calls
               alone
     notes     what a user should know of this load: why it is not the best program
+    adapters  of a model that has room for such, what is loaded; as those of Compiled
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class LoadedProgram:
         weights_plan: Plan | None,
         notes: Sequence[str],
         parts: Parts | None = None,
+        adapters: tuple[Room, Mapping[str, int]] | None = None,
     ) -> None:
         self.path, self.manifest, self.notes = path, manifest, tuple(notes)
         self.level = "reference" if entry is manifest.reference else entry.level
@@ -52,11 +55,15 @@ class LoadedProgram:
         self._sources = [(s.state is None, s.leaf or s.state or 0) for s in manifest.inputs]
         self._rebuild = builder(manifest.outputs)
         self._parts = parts
+        self.adapters = None if adapters is None else self._adapters(*adapters)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises InputMismatch naming the argument that does not fit."""
-        flat = self.manifest.signature.bind(args, kwargs)
+        if self.adapters is None:
+            flat, _held = self.manifest.signature.bind(args, kwargs), None
+        else:
+            flat, _held = self.adapters.bind(self.manifest.signature, args, kwargs)
         inputs = self._inputs(flat, self._state)
         if self._parts is None:
             return self._rebuild(self.program(inputs))
@@ -68,8 +75,9 @@ class LoadedProgram:
         return self.program.where
 
     def run(self, inputs: list[Any]) -> list[Any]:
-        """The flat outputs of the flat inputs: for those who know the program."""
-        return self.program(self._inputs(inputs, self._state))
+        """The flat outputs of all inputs of the program, in its own order, which need not be that
+        of the call's arguments: for those who know the program."""
+        return self.program(inputs)
 
     def attached(self, name: str) -> Path:
         """Where a file lies that was saved along: in the artifact's folder, or, where the artifact
@@ -127,6 +135,10 @@ class LoadedProgram:
             if name in given:
                 self._state[index] = given[name].to(program.where, copy=True)
         self.program = program
+
+    def _adapters(self, room: Room, loaded: Mapping[str, int]) -> AdapterSet:
+        every = dict(zip(self._entry.names, self.program.constants, strict=True))
+        return AdapterSet(room, [{name: every[name] for name in room.constants}], loaded)
 
     def _inputs(self, flat: Sequence[Any], state: Sequence[torch.Tensor]) -> list[Any]:
         return [flat[i] if is_leaf else state[i] for is_leaf, i in self._sources]

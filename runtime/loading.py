@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from infopt.runtime import folder, packed, signature_file, trust, weights
+from infopt.runtime.adapters import Room
 from infopt.runtime.artifact import EXECUTOR
 from infopt.runtime.code import map_code
 from infopt.runtime.decoding.causal_lm import CausalLM
@@ -221,14 +222,19 @@ def _build(
         raise ArtifactCorrupt(f"{recompute}: expected torch calls alone")
     if reason := _varies_with_batch(manifest, plan):
         notes.append(reason)
-    parts = _parts_of(manifest, plan)
+    parts, room = _parts_of(manifest, plan), _room_of(manifest, entry)
     tensors = _tensors_of(opened)
     code = {name: bytes(opened.content(file)) for name, file in entry.libraries.items()}
     opened.check_all()  # no code of the artifact runs before, and no weight is read
+    if room is not None:  # the file is not written to
+        banks = room[0].constants
+        for name, index in zip(entry.names, entry.constants, strict=True):
+            if name in banks:
+                tensors[index] = tensors[index].clone()
     if gpu is not None:
         on_gpu = maker_on(gpu, plan, code, allow_ops, cuda_graphs)
         return LoadedProgram(
-            path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes, parts
+            path, manifest, entry, tensors, on_gpu, graph_text, weights_plan, notes, parts, room
         )
     libraries = {name: map_code(name, own) for name, own in code.items() if name != EXECUTOR}
     executor = _executor(entry, code) if plan.libraries else None
@@ -237,7 +243,7 @@ def _build(
         return Program(plan, constants, libraries, threads, allow_ops=allow_ops, executor=executor)
 
     return LoadedProgram(
-        path, manifest, entry, tensors, make, graph_text, weights_plan, notes, parts
+        path, manifest, entry, tensors, make, graph_text, weights_plan, notes, parts, room
     )
 
 
@@ -248,6 +254,26 @@ def _parts_of(manifest: Manifest, plan: Plan) -> Parts | None:
         return Parts.from_json(manifest.about["parts"], plan)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactCorrupt(f"{NAME}: about.parts: {error!r}") from None
+
+
+def _room_of(manifest: Manifest, entry: VariantEntry) -> tuple[Room, dict[str, int]] | None:
+    """The room for adapters that a program has, and in which slot those that are saved lie."""
+    if not isinstance(manifest.about, Mapping) or "adapters" not in manifest.about:
+        return None
+    record = manifest.about["adapters"]
+    try:
+        room = Room.from_json(record)
+        loaded = {str(name): int(slot) for name, slot in record["loaded"]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorrupt(f"{NAME}: about.adapters: {error!r}") from None
+    slots = set(loaded.values())
+    fits = len(slots) == len(loaded) and all(0 <= slot < room.slots for slot in slots)
+    leaves = manifest.signature.leaf_count
+    fits = fits and 0 <= room.leaf < leaves and 0 <= room.batch < leaves
+    fits = fits and len(entry.names) == len(entry.constants)
+    if not fits or not room.constants <= set(entry.names):
+        raise ArtifactCorrupt(f"{NAME}: about.adapters: does not fit the manifest")
+    return room, loaded
 
 
 def _in_its_form(program: LoadedProgram) -> LoadedProgram | CausalLM | Stream:

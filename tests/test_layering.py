@@ -29,6 +29,7 @@ ROOF = (
     "compiler.decoding",
     "compiler.doctor",
     "compiler.kernel_check",
+    "compiler.adapter_room",
     "compiler.flat_program",
     "compiler.stream",
     "compiler.transformers_exporter",

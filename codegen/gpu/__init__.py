@@ -1,6 +1,7 @@
 """GPU kernels, one file per family of ops; importing this package registers them all."""
 
 from infopt.codegen.gpu import (
+    adapter_linear,
     attention,
     attention_received,
     conv,
@@ -28,6 +29,7 @@ from infopt.codegen.gpu import (
 )
 
 __all__ = [
+    "adapter_linear",
     "attention",
     "attention_received",
     "conv",

@@ -1,6 +1,7 @@
 """Kernel declarations, one file per family of ops; importing this package registers them all."""
 
 from infopt.codegen.kernels import (
+    adapter_linear,
     attention,
     attention_received,
     attention_sinks,
@@ -38,6 +39,7 @@ from infopt.codegen.kernels import (
 )
 
 __all__ = [
+    "adapter_linear",
     "attention",
     "attention_received",
     "attention_sinks",

@@ -9,16 +9,18 @@ weights, and nothing is compiled again while sequences grow.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import infopt.compiler.decoding.transformers_cache as transformers_cache
 from infopt.codegen.traced_ops import adopt_kernel_ops
+from infopt.compiler.adapter_room import no_adapters, room_of, with_slots
 from infopt.compiler.compiled import build
 from infopt.compiler.decoding.contiguous import Contiguous
 from infopt.compiler.decoding.paged import Paged
@@ -40,6 +42,7 @@ from infopt.compiler.report import Report
 from infopt.compiler.target import Target
 from infopt.compiler.tracing.export import Exported, check_module, export
 from infopt.passes.slice_runs import SliceRuns
+from infopt.runtime.decoding.adapted import SLOTS_AT
 from infopt.runtime.decoding.causal_lm import CausalLM
 from infopt.runtime.decoding.compaction import FILTER, Compaction
 from infopt.runtime.decoding.layout import KV
@@ -50,6 +53,7 @@ from infopt.runtime.forked import torch_threads
 from infopt.runtime.structure import Leaf
 
 _TOKENS, _ROWS = 5, 3  # of the example that is traced
+_PREFIX = "model."  # of the names of a model's weights within _Step
 _ENDLESS = 2**30  # positions of a model that names no last one
 
 
@@ -135,16 +139,25 @@ def compile_causal_lm(
         filter = None
         if compact is not None:
             sizes, calibrating = (vocabulary, batch, positions), [text[0] for text in texts]
-            filter = build_filter(forward, model, compact, sizes, calibrating, parsed, machine)
+            plain = replace(parsed, adapters=None)
+            filter = build_filter(forward, model, compact, sizes, calibrating, plain, machine)
         exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
-        seen = [exported.sample(text, {}) for text in texts]
-        built = build(
-            exported.graph, parsed, machine, report, [exported.sample(sample, {})], seen, device
-        )
+        if parsed.adapters is not None:
+            exported = with_slots(exported, len(tree_leaves(sample)), SLOTS_AT)
+
+        def chosen(text: tuple) -> Mapping[str, Any]:
+            return {} if parsed.adapters is None else no_adapters(len(text[0]))
+
+        seen = [exported.sample(text, chosen(text)) for text in texts]
+        samples = [exported.sample(sample, chosen(sample))]
+        built = build(exported.graph, parsed, machine, report, samples, seen, device)
     if limit is not None:
         spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)
-    compiled = FlatProgram(exported, built, (sample, {}))
+    room = None
+    if parsed.adapters is not None:
+        room = room_of(exported, built.graph, parsed.adapters, report, _PREFIX)
+    compiled = FlatProgram(exported, built, (sample, chosen(sample)), room=room)
     compiled.about["causal_lm"] = spec.to_json()
     if filter is None:
         return CausalLM(spec, compiled, compiled.save)

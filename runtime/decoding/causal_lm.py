@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infopt.runtime.adapters import AdapterSet, Names
+from infopt.runtime.decoding.adapted import AdaptedMemory
 from infopt.runtime.decoding.arrival import arrival
 from infopt.runtime.decoding.compaction import check_places
 from infopt.runtime.decoding.memory import Memory, OwnMemory
@@ -27,7 +29,12 @@ from infopt.runtime.decoding.sampling import Sampler
 from infopt.runtime.decoding.spec import CausalSpec
 from infopt.runtime.decoding.speculation import Speculation
 from infopt.runtime.decoding.state import State
-from infopt.runtime.errors import BadTokens, ContextFull, TooManySequences
+from infopt.runtime.errors import (
+    BadTokens,
+    ContextFull,
+    InputMismatch,
+    TooManySequences,
+)
 
 
 class CausalLM:
@@ -36,6 +43,7 @@ class CausalLM:
     spec     the vocabulary, the room for tokens, the largest batch
     program  what was compiled or loaded: its report, its notes
     filter   where prompts are cut (infopt.Compaction), the program that says what tokens are worth
+    adapters  what is loaded; None where the model was compiled without adapters=infopt.Adapters
 
     Ids may be on any device; the cache, logits and chosen tokens are where the program runs.
     """
@@ -48,6 +56,7 @@ class CausalLM:
         filter: Any = None,
     ) -> None:
         self.spec, self.program, self.filter, self._save = spec, program, filter, save
+        self.adapters: AdapterSet | None = getattr(program, "adapters", None)
         self._where: torch.device = program.where
         self._pool = spec.pool(self._where) if spec.page else None
         # a GPU computes the next step while a token is read; pages wait for who goes on
@@ -65,6 +74,7 @@ class CausalLM:
         mask: Tensor | None = None,
         state: State | None = None,
         places: Sequence[Any] | None = None,
+        adapters: Names = None,
     ) -> State:
         """The state after these tokens: `state.logits` are those of each sequence's last token.
 
@@ -74,12 +84,21 @@ class CausalLM:
         places: of each sequence, which of its tokens are read, ascending numbers that end with the
         last; they keep their positions. None: where the model was compiled to cut prompts, and
         these begin a text, `self.places(ids)`, else all.
-        Raises BadTokens, TooManySequences, ContextFull; the state is then as it was.
+        adapters: of a new text, a name for all sequences or a list of one for each, None for the
+        model alone; a state keeps those that it began with.
+        Raises BadTokens, TooManySequences, ContextFull, UnknownAdapter, InputMismatch; the state is
+        then as it was.
         """
         prompts = self._prompts(ids, mask)
         starts = (0,) * len(prompts) if state is None else state.lengths
         if len(starts) != len(prompts):
             raise BadTokens(f"ids: expected {len(starts)} sequences, found {len(prompts)}")
+        if state is None:
+            memory = self._empty(len(prompts), adapters)
+        elif adapters is None:
+            memory = state.memory
+        else:
+            raise InputMismatch("adapters: a state keeps those that it began with")
         sizes = torch.tensor([len(p) for p in prompts])
         before = torch.zeros_like(sizes) if state is None else state.positions
         if places is not None:
@@ -94,7 +113,7 @@ class CausalLM:
             kept = [torch.arange(len(p)) for p in prompts]
         texts = [p[at] for p, at in zip(prompts, kept)]
         where = [at + first for at, first in zip(kept, before)]
-        return self._read(texts, where, before + sizes, state)
+        return self._read(texts, where, before + sizes, state, memory)
 
     def places(
         self, ids: Prompts, *, mask: Tensor | None = None, keep: float | None = None
@@ -115,22 +134,31 @@ class CausalLM:
         return self.spec.compact.places(prompts, self.filter.run, keep)
 
     def _read(
-        self, prompts: list[Tensor], where: list[Tensor], after: Tensor, state: State | None
+        self,
+        prompts: list[Tensor],
+        where: list[Tensor],
+        after: Tensor,
+        state: State | None,
+        memory: Memory,
     ) -> State:
-        """Tokens, and of each where it stands in its text; after: where the next ones will."""
+        """Tokens, and of each where it stands in its text; after: where the next ones will.
+        memory: that of `state`, or an empty one."""
         counts = [len(p) for p in prompts]
         starts = (0,) * len(prompts) if state is None else state.lengths
         self._check_room(starts, counts, after.tolist())
         if state is None and self._pool and len(prompts) > 1:
             shared = min(common_beginning(prompts), common_beginning(where))
+            if isinstance(memory, AdaptedMemory) and len(set(memory.chosen.adapters)) > 1:
+                shared = 0  # each has keys and values of its own
             if shared >= self.spec.page:  # computed once, and kept once
                 one = prompts[0][:shared], where[0][:shared]
-                beginning = self._read([one[0]], [one[1]], one[1][-1:] + 1, None)
+                first_of = memory.pick([0])
+                beginning = self._read([one[0]], [one[1]], one[1][-1:] + 1, None, first_of)
                 forked = self.fork(beginning, len(prompts))
                 prompts, where = ([x[shared:] for x in rows] for rows in (prompts, where))
-                return self._read(prompts, where, after, forked)
+                return self._read(prompts, where, after, forked, forked.memory)
         padded, positions = padded_rows(prompts), padded_rows(where)
-        memory = self._empty(len(prompts)) if state is None else state.take()
+        memory = memory if state is None else state.take()
         ends, begun = torch.tensor(counts), torch.tensor(starts)
         most = self.spec.chunk or padded.shape[1]
         logits = torch.empty(0)
@@ -193,7 +221,7 @@ class CausalLM:
         state.take()
         return kept
 
-    def logits(self, ids: Prompts, chunk: int | None = None) -> Tensor:
+    def logits(self, ids: Prompts, chunk: int | None = None, *, adapters: Names = None) -> Tensor:
         """The logits after every token of one prompt, [T, V], of which none is left out: for
         perplexity.
 
@@ -203,7 +231,7 @@ class CausalLM:
         """
         (prompt,) = self._prompts(ids, None)
         self._check_room([0], [len(prompt)], [len(prompt)])
-        memory, made = self._empty(1), []
+        memory, made = self._empty(1, adapters), []
         most = min(chunk or len(prompt), self.spec.chunk or len(prompt))
         for first in range(0, len(prompt), most):
             part = prompt[None, first : first + most]
@@ -249,6 +277,7 @@ class CausalLM:
         top_p: float | None = None,
         seed: int | None = None,
         speculate: int = 0,
+        adapters: Names = None,
     ) -> Iterator[Any]:
         """The tokens that follow, as they come: ints for one prompt given as a flat list or
         [T]; lists of one int per sequence for several, None for those that have ended.
@@ -258,6 +287,7 @@ class CausalLM:
         speculate: so many tokens at most of each sequence are guessed from its text so far and
         checked in one step. Tokens, or the chances of them, stay those of single steps, as far as
         sums in another order of rounding do; with one prompt one seed also gives the same tokens.
+        adapters: as of prefill.
         Raises as prefill does, and ContextFull where max_new_tokens cannot fit: at once, before the
         first token is asked for.
         """
@@ -278,7 +308,7 @@ class CausalLM:
             max_new_tokens = self.spec.max_length - max(counts)
             if self.spec.positions:
                 max_new_tokens = max(0, min(max_new_tokens, self.spec.positions - max(sizes)))
-        state = self.prefill(prompts)
+        state = self.prefill(prompts, adapters=adapters)
         if speculate:
             lookups = [PromptLookup(prompt.tolist()) for prompt in prompts]
             made = Speculation(self._run, lookups, speculate, sampler, self.spec.group)
@@ -351,10 +381,17 @@ class CausalLM:
         (logits,) = memory.run(self.program, [x.to(self._where) for x in given], before, after)
         return logits
 
-    def _empty(self, sequences: int) -> Memory:
+    def _empty(self, sequences: int, adapters: Names = None) -> Memory:
+        """Raises UnknownAdapter, InputMismatch."""
+        if self.adapters is None and adapters is not None:
+            raise InputMismatch("adapters: the model was compiled without adapters=infopt.Adapters")
+        chosen = None if self.adapters is None else self.adapters.choose(adapters, sequences)
+        memory: Memory
         if self._pool:
-            return PagedMemory.empty(self._pool, sequences, self.spec.max_length)
-        return OwnMemory(self.spec.empty(sequences, self._where))
+            memory = PagedMemory.empty(self._pool, sequences, self.spec.max_length)
+        else:
+            memory = OwnMemory(self.spec.empty(sequences, self._where))
+        return memory if chosen is None else AdaptedMemory(memory, chosen, self._where)
 
     def _prompts(self, ids: Prompts, mask: Tensor | None) -> list[Tensor]:
         """Each sequence's tokens, int64. Raises BadTokens, TooManySequences."""

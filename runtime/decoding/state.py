@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from infopt.runtime.decoding.adapted import AdaptedMemory
 from infopt.runtime.decoding.memory import Memory
 from infopt.runtime.decoding.places import Places
 from infopt.runtime.errors import StaleState
@@ -60,6 +61,14 @@ class State:
         """Memory of the cache: what is reserved, of pages those that its texts have (what they
         have in common once). Raises StaleState."""
         return self.memory.bytes
+
+    @property
+    def adapters(self) -> tuple[str | None, ...]:
+        """Which adapter each sequence has, None for the model alone. Raises StaleState."""
+        memory = self.memory
+        if isinstance(memory, AdaptedMemory):
+            return memory.chosen.names
+        return (None,) * len(self.lengths)
 
     def take(self) -> Memory:
         """The cache, which is no longer this state's. Raises StaleState."""

@@ -11,6 +11,7 @@ from infopt.compiler import target, target_gpu
 from infopt.models.encoder import Encoder, EncoderConfig
 from infopt.models.resnet import SMALL, ResNet
 from infopt.models.vision import VisionConfig, VisionTransformer
+from tests.adapters import merged, random_adapter
 from tests.codegen.gpu.launched import most
 
 VISION = VisionConfig(image=32, patch=8, width=64, layers=2, heads=2, hidden=96, classes=10)
@@ -69,6 +70,25 @@ def test_thin_factors():
     _, found, launched = native(net, (x,), low_rank=0.125)
     close(found, infopt.compile(net, (x,), low_rank=0.125)(x))
     assert launched["linear_tiles"] == 2
+
+
+@pytest.mark.parametrize("layers", ["*query,*value", "*query,*up,*down"])
+def test_adapters_of_rows(layers):
+    model, ids = Encoder(TEXT).eval(), torch.randint(0, 50, (3, 9))
+    room = infopt.Adapters(4, 2, layers)
+    _, plain, _ = native(model, (ids,))
+    compiled, base, launched = native(model, (ids,), adapters=room)
+    assert launched["adapter_up"] == len(layers.split(","))
+    if "up" in layers:  # its activation is a kernel of its own
+        close(base, plain)
+    else:
+        assert torch.equal(base, plain)
+    adapter = random_adapter(model, compiled.adapters.room.layers, 3, 1)
+    compiled.adapters.load("one", adapter)
+    found = compiled(ids, adapters=[None, "one", None])
+    assert torch.equal(found[::2], base[::2])
+    with torch.no_grad():
+        close(found[1:2], merged(model, adapter)(ids[1:2]))
 
 
 class Pooled(torch.nn.Module):

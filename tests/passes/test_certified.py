@@ -13,6 +13,7 @@ from infopt.compiler.certification.property_test import LAYOUTS, VALUES
 from infopt.compiler.pipeline import Pass
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
+from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
@@ -37,10 +38,11 @@ from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 # Two choose by inputs of the whole program, which generated graphs have not; what the others do
 # to random data has no bound, or is compared to the bit. Their own tests hold them to it.
-# And torch's product of groups takes only bf16, whole pieces of memory and ends that rise.
+# And torch's product of groups takes only bf16, whole pieces of memory and ends that rise; layers
+# get room for adapters where a graph has an input of a certain name.
 MEASURED = (
     *(QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations),
-    RecognizeGroups,
+    *(AttachAdapters, RecognizeGroups),
 )
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.

@@ -86,7 +86,8 @@ def test_parts_keep_the_limit_and_are_as_few_as_can_be() -> None:
 
     for rows in (1, SEEN // 8, SEEN, 1000):
         calls.clear()
-        parts.run(plan, call, lean._call_inputs((torch.randn(rows, 8),), {}))
+        inputs, _ = lean._call_inputs((torch.randn(rows, 8),), {})
+        parts.run(plan, call, inputs)
         assert sum(calls) == rows
         assert all(arena_bytes(plan, [n]) <= limit for n in calls)
         fewest = next(n for n in range(1, 99) if arena_bytes(plan, [-(-rows // n)]) <= limit)

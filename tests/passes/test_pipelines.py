@@ -147,6 +147,7 @@ ADDED = {
     "tokens": ({"tokens": infopt.Tokens(0.5)}, ["merge-tokens"]),
     "sparse_activations": ({"sparse_activations": 0.5}, ["sparse-activations"]),
     "prune": ({"prune": 0.5}, ["prune-structures"]),
+    "adapters": ({"adapters": infopt.Adapters()}, ["attach-adapters"]),
     "max_activations": ({"max_activations": 1 << 20}, ["slice-runs"]),
 }
 
