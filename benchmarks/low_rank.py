@@ -1,10 +1,10 @@
 """`python -m benchmarks low_rank`: thin factors and slices, what they save and what they cost.
 
 Two tables. BERT-base's shape in bf16 with random weights of a quarter of the full rank: weights,
-peak memory of activations and time of the dense model, of its factors, and of these in slices;
-quality says nothing there. The real MiniLM: factors chosen for calibration sentences, with and
-without int8, against int8 alone, and budgets with and without ranks to choose from, judged on other
-sentences.
+peak memory of activations and time of the dense model, of its factors in one kernel and one by one,
+and of all in slices; quality says nothing there. The real MiniLM: factors chosen for calibration
+sentences, with and without int8, against int8 alone, and budgets with and without ranks to choose
+from, judged on other sentences.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
 
 
 def bert(layers: int, seconds: float) -> list[dict[str, Any]]:
-    """The dense model, its factors, and these in slices for at most GOAL of the memory."""
+    """The dense model, its factors, fused and one by one, and all in slices for at most GOAL of the
+    memory."""
     torch.manual_seed(0)
     model = Encoder(replace(BERT_BASE, layers=layers)).eval()
     for module in model.modules():
@@ -69,13 +70,15 @@ def bert(layers: int, seconds: float) -> list[dict[str, Any]]:
     args = (ids, torch.ones_like(ids))
     made: dict[str, Any] = {}
     given: dict[str, Any] = {"compute": "bf16"}
+    factors = given | {"low_rank": SHARE}
     made["dense"] = infopt.compile(model, args, **given)
-    made["factors"] = infopt.compile(model, args, low_rank=SHARE, **given)
-    limit = int(GOAL * made["factors"].report.memory["arena"])
-    made["factors in slices"] = infopt.compile(
-        model, args, low_rank=SHARE, max_activations=limit, **given
-    )
+    made["factors, one by one"] = infopt.compile(model, args, passes=unfused(**factors))
+    made["factors"] = infopt.compile(model, args, **factors)
+    # of the memory of what is neither sliced nor fused
     limit = int(GOAL * made["dense"].report.memory["arena"])
+    sliced = factors | {"max_activations": limit}
+    made["factors, one by one, in slices"] = infopt.compile(model, args, passes=unfused(**sliced))
+    made["factors in slices"] = infopt.compile(model, args, **sliced)
     made["dense in slices"] = infopt.compile(model, args, max_activations=limit, **given)
     expected = made["dense"](*args)
     times = measure({k: lambda c=c: c(*args) for k, c in made.items()}, seconds, rounds=15)
@@ -84,6 +87,11 @@ def bert(layers: int, seconds: float) -> list[dict[str, Any]]:
         | {"error": relative_error(expected, compiled(*args))}
         for name, compiled in made.items()
     ]  # fmt: skip
+
+
+def unfused(**given: Any) -> tuple[infopt.Pass, ...]:
+    """The passes that leave two thin products two kernels."""
+    return infopt.default_passes(remove=["fuse-low-rank"], **given)
 
 
 def minilm(seconds: float, only: str = "") -> list[dict[str, Any]]:

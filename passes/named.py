@@ -29,6 +29,7 @@ from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_low_rank import FuseLowRank
 from infopt.passes.fuse_low_rank_attention import FuseLowRankAttention
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
@@ -54,7 +55,7 @@ GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
-    *(AttachAdapters, FuseGatedMlp, FuseLowRankAttention),
+    *(AttachAdapters, FuseGatedMlp, FuseLowRank, FuseLowRankAttention),
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),

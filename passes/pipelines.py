@@ -23,6 +23,7 @@ from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_low_rank import FuseLowRank
 from infopt.passes.fuse_low_rank_attention import FuseLowRankAttention
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
@@ -154,6 +155,7 @@ def _blocks(
     if compute == "bf16":
         yield NarrowCompute(0.1) if _in_bytes(quantize) else NarrowCompute()
     yield FuseLowRankAttention()
+    yield FuseLowRank()
     yield FuseEmbeddingNorm()
     yield FuseAddNorm()
     if _in_bytes(quantize):

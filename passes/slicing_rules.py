@@ -23,6 +23,8 @@ _LAST_DIM = {
     "gated_linear": ("x",),
     "narrow_linear": ("x", "residual"),
     "narrow_gated_linear": ("x",),
+    "linear_chain": ("x", "residual"),
+    "narrow_linear_chain": ("x", "residual"),
     "quantized_linear": ("x", "residual"),
     "quantized_gated_linear": ("x",),
     "aten.layer_norm.default": ("input",),

@@ -5,6 +5,7 @@
 // 1 relu, 2 gelu, 3 gelu tanh, 4 silu, 5 quick gelu, 6 sigmoid, 7 tanh, 8 relu6, 9 hardswish. P = ceil(M / 16).
 #include "few_rows.h"
 #include "linear.h"
+#include "linear_chain.h"
 #include "matmul.h"
 
 #if defined(__AMX_TILE__) && defined(__linux__)
@@ -67,6 +68,27 @@ INFOPT_LINEAR(f32_f16, StepF32, f16)
 INFOPT_LINEAR(bf16_bf16, StepPairs, bf16)
 INFOPT_LINEAR(bf16_f32, StepPairs, float)
 #undef INFOPT_LINEAR
+
+// infopt_linear_chain_<panel type>_<weight type>: products one after another, without anything
+// between them in memory: x -> act(x wᵀ + bias) for each, then + residual
+//   pointers: x, residual or null, y, and for each product w[N][K], bias[N] or null
+//   numbers:  0 M, 1 K of the first, 2 how many products, 3 panel_chunk, 4 x format, 5 its stride,
+//             6 y format, 7 its stride, 8 residual format, 9 its stride, 10 bias format,
+//             11 where in scratch panels of the second product begin, 12 where those of infopt_linear
+//             does; then for each product: N, weight row stride, activation. All row formats
+//   tasks:    ceil(P / panel_chunk)
+//   scratch:  panel_chunk panels of the widest even operand, of the widest odd one, and that of
+//             infopt_linear for the deepest product (each part a multiple of 64)
+#define INFOPT_CHAIN(name, Step, W)                                                              \
+  INFOPT_EXPORT void infopt_linear_chain_##name(const infopt_call *call, int64_t first,          \
+                                                int64_t last) {                                  \
+    linear_chain<Step, W>(call, first, last);                                                    \
+  }
+INFOPT_CHAIN(f32_f32, StepF32, float)
+INFOPT_CHAIN(f32_f16, StepF32, f16)
+INFOPT_CHAIN(bf16_bf16, StepPairs, bf16)
+INFOPT_CHAIN(bf16_f32, StepPairs, float)
+#undef INFOPT_CHAIN
 
 // infopt_quantize_panels: row-major x[M][K] to panels of bytes with steps and zero points
 // (byte_panels.h); y holds 64 * P * ceil(K / 4) + 128 * P bytes.

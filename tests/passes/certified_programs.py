@@ -25,6 +25,7 @@ from infopt.passes.fuse_conv_padding import FuseConvPadding
 from infopt.passes.fuse_embedding_norm import FuseEmbeddingNorm
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
 from infopt.passes.fuse_linear_epilogue import FuseLinearEpilogue
+from infopt.passes.fuse_low_rank import FuseLowRank
 from infopt.passes.fuse_low_rank_attention import FuseLowRankAttention
 from infopt.passes.fuse_norm import FuseNorm
 from infopt.passes.fuse_rotary import FuseRotary
@@ -50,6 +51,7 @@ from tests.passes import (
     test_fuse_embedding_norm,
     test_fuse_gated_mlp,
     test_fuse_linear_epilogue,
+    test_fuse_low_rank,
     test_fuse_low_rank_attention,
     test_fuse_norm,
     test_fuse_rotary,
@@ -234,6 +236,10 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
             test_fuse_low_rank_attention.factored,
             test_fuse_low_rank_attention.INPUTS,
         )
+    ],
+    FuseLowRank: [
+        (name, build, test_fuse_low_rank.INPUTS)
+        for name, (build, _) in test_fuse_low_rank.CASES.items()
     ],
     FuseNorm: list(triples(test_fuse_norm.CASES)),
     FuseRotary: [

@@ -17,6 +17,7 @@ from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
+from infopt.passes.fuse_low_rank import FuseLowRank
 from infopt.passes.keep_quantized import KeepQuantized
 from infopt.passes.merge_factors import MergeFactors
 from infopt.passes.merge_tokens import MergeTokens
@@ -47,7 +48,7 @@ MEASURED = (
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
 OF_SIZES = (
-    *(FactorLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns),
+    *(FactorLowRank, FuseLowRank, KeepQuantized, MergeFactors, RecognizeQuantized, SliceRuns),
     SplitTransposed,
 )
 EVERY = [(cls, p) for cls in EXAMPLES if cls not in OF_SIZES for p in programs(cls)]

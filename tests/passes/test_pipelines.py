@@ -128,7 +128,8 @@ DEFAULT = [
     *("fuse-attention", "fuse-norm", "fuse-activation"),
     *("keep-needed-rows", "drop-padding", "fuse-rotary"),
     *("fuse-gated-mlp", "fuse-linear-epilogue", "fuse-conv-padding", "fuse-conv-epilogue"),
-    *("keep-quantized", "fuse-low-rank-attention", "fuse-embedding-norm", "fuse-add-norm"),
+    *("keep-quantized", "fuse-low-rank-attention", "fuse-low-rank", "fuse-embedding-norm"),
+    "fuse-add-norm",
 ]
 ADDED = {
     "nothing": ({}, []),

@@ -18,6 +18,8 @@ ROWS, BATCH = Axis("rows", 4), Axis("batch", 4)
 ACT, OUT = {"activation": "gelu"}, {"out": torch.float32}
 EPS, SIDE = {"eps": 1e-5}, [[1, 1], [0, 0], [1, 1]]
 HEADS = [(4, 2, 5, 8)] * 3
+CHAIN = [(4, 8), (2, 8), (6, 2), (3, 6), (5, 3), (2,), (6,), (3,), (5,), (4, 5)]
+FOUR = {"functions": ("none", "relu", "none", "none")}
 THIN, UPS = [(4, 5, 3)] * 3, [(16, 3)] * 3
 SHARED = {"heads": 2, "kv_heads": 2, "scale": 0.3}
 IMAGE, KERNEL = (4, 3, 6, 6), (5, 3, 2, 2)
@@ -30,6 +32,8 @@ CASES: list[Case] = [
     ("gated_linear", [(4, 8), (6, 8), (6, 8), (6,), (6,)], [], {}, {0}, {0}),
     ("narrow_linear", [(4, 8), (6, 8), (6,), (4, 6)], [], ACT | OUT, {0, 3}, {0, 3}),
     ("narrow_gated_linear", [(4, 8), (6, 8), (6, 8)], [], OUT, {0}, {0}),
+    ("linear_chain", CHAIN, [], FOUR, {0, 9}, {0, 9}),
+    ("narrow_linear_chain", CHAIN, [], FOUR | OUT, {0, 9}, {0, 9}),
     ("rms_norm", [(4, 8), (8,)], [], EPS, {0}, {0}),
     ("attention", HEADS, [], {"scale": 0.3}, set(), {0, 1, 2}),
     ("attention", [*HEADS, (4, 1, 5, 5)], [], {"scale": 0.3}, set(), {0, 1, 2, 3}),
