@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from infopt.codegen.alone import alone, random_operand
 from infopt.codegen.load import lower_for, program
 from infopt.codegen.schedules import Schedules, usual
-from infopt.compiler.graph import Node
+from infopt.compiler.graph import Graph, Node
 from infopt.compiler.target import Target
 from infopt.compiler.types import Dim
+from infopt.runtime.measure import measure
 
 _BEYOND_CACHES = 1 << 26  # bytes of operands that runs go round
 _MOST_COPIES = 16
@@ -43,6 +45,17 @@ def measured_seconds(
         for key, run in runs.items():
             least[key] = min(least[key], run.seconds())
     return {node: least[key] for node, key in keys.items()}
+
+
+def whole_seconds(graphs: Sequence[Graph], target: Target, inputs: Sequence[Any]) -> list[float]:
+    """The least time of one call of each graph with these inputs, in turns."""
+    runs = {}
+    for index, graph in enumerate(graphs):
+        copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in inputs]
+        made = program(lower_for(graph, target))
+        runs[str(index)] = partial(made, copies)
+    times = measure(runs, seconds=3.0, rounds=15)
+    return [times[name].min for name in runs]
 
 
 def schedule_seconds(

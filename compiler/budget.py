@@ -12,6 +12,7 @@ from infopt.compiler.accuracy import compare
 from infopt.compiler.errors import BadOption
 
 OBJECTIVES = ("latency", "memory", "size")
+TECHNIQUES = ("prune", "tokens", "sparse_activations")
 Metric = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], float]
 
 
@@ -33,6 +34,10 @@ class Budget:
     ranks       the ranks of thin factors that may be chosen for layers, as the option low_rank
                 names them: shares, or "energy-0.99". "auto": what keeps 99.99, 99.9, 99 and 95 % of
                 the outputs' power where there are calibration inputs, else none. () for none
+    techniques  what may be done to the whole model beside, named as the options that do it by hand:
+                of "prune", "tokens" and "sparse_activations", or "all". They change what a model
+                computes more than formats do (embeddings of fewer tokens are others), so () is
+                the default
     """
 
     max_error: float
@@ -43,6 +48,7 @@ class Budget:
     formats: tuple[str, ...] = ("int8", "int4-g32", "int4-g128", "lut4-g128")
     activations: tuple[str, ...] = ("none", "int8")
     ranks: str | tuple[float | str, ...] = "auto"
+    techniques: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         error = self.max_error
@@ -57,6 +63,12 @@ class Budget:
             raise BadOption(f"max_memory: expected bytes or None, found {self.max_memory!r}")
         if self.ranks != "auto" and not isinstance(self.ranks, tuple):
             raise BadOption(f"ranks: expected 'auto' or a tuple of ranks, found {self.ranks!r}")
+        if self.techniques == "all":
+            object.__setattr__(self, "techniques", TECHNIQUES)
+        named = self.techniques
+        if not isinstance(named, tuple) or any(name not in TECHNIQUES for name in named):
+            known = ", ".join(TECHNIQUES)
+            raise BadOption(f"techniques: expected 'all' or a tuple of {known}, found {named!r}")
 
     def error(self, expected: Sequence[Any], found: Sequence[Any]) -> float:
         """The error of one sample's flat results in the budget's metric."""

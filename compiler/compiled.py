@@ -66,11 +66,13 @@ def build(
     samples: Sequence[tuple[Any, ...]] = (),
     calibration: Sequence[tuple[Any, ...]] = (),
     device: Device | None = None,
+    timed: tuple[Any, ...] | None = None,
 ) -> Built:
     """Run the passes, lower and build. Errors of passes are raised; nothing is half done.
 
     samples: inputs to measure errors on. calibration: further ones, to choose by; all on the CPU.
     device: the GPU to run on, for such a target (load_gpu.py)
+    timed: inputs of a call whose time counts, where that is not the first of samples
     """
     settings = Settings.from_environment()
     if settings.dump is not None:
@@ -79,7 +81,10 @@ def build(
     if options.batch_invariant:
         target = replace(target, batch_invariant=True)
     try:
-        ctx = PassContext(target, tuple(samples), report, settings, calibration=tuple(calibration))
+        chosen_by = tuple(calibration)
+        ctx = PassContext(
+            target, tuple(samples), report, settings, calibration=chosen_by, timed=timed
+        )
         return _build(graph, options, ctx, device)
     finally:
         if settings.dump is not None:

@@ -52,7 +52,7 @@ def cost_of(node: Node) -> Cost:
         traffic = traffic + sum((_nbytes(t) for t in _types(source)), 0)
     if node.op.name in _LOOKUPS:  # rows not asked for are not read
         traffic = 2 * _nbytes(node.tensor_type) + _nbytes(_arg(node, 1))
-    return Cost(_FLOPS.get(node.op.name, _pointwise)(node), traffic, 1)
+    return Cost(_FLOPS.get(node.op.name, _pointwise)(node), traffic - _skipped(node), 1)
 
 
 def seconds(
@@ -125,6 +125,7 @@ _WEIGHT |= {
 }
 _WEIGHT |= {"sqrt": 4, "rsqrt": 4}
 _LOOKUPS = ("aten.embedding.default", "aten.index_select.default", "aten.gather.default")
+SPARSE_LINEARS = {"sparse_linear": 1, "sparse_gated_linear": 2}  # how many weights
 _PANEL = 16  # rows that meet the weights together; the last panel may be part empty
 _FEW_ROWS = 8  # up to so many are no panel
 
@@ -140,6 +141,16 @@ def _rough(t: TensorType) -> float:
     for size in t.shape:
         result *= size if isinstance(size, int) else 64
     return result
+
+
+def _skipped(node: Node) -> int:
+    """Bytes of weights that a step of one row does not read, as it keeps a part of its places."""
+    weights = node.args[1 : 1 + SPARSE_LINEARS.get(node.op.name, 0)]
+    x = node.args[0] if weights else None
+    if not isinstance(x, Node) or x.op.name != "keep_largest":
+        return 0
+    whole, width = sum(int(w.tensor_type.nbytes) for w in weights), int(x.shape[-1])  # type: ignore[union-attr]
+    return whole * (width - x.attr("keep")) // width
 
 
 def _arg(node: Node, index: int) -> TensorType:

@@ -178,9 +178,11 @@ class Compiled:
     _pick: Callable[[tuple], Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        straight = self.order == list(range(len(self.order)))
-        if straight or len(self.order) < 2:
-            self._pick = lambda args: args
+        count = len(self.order)
+        if self.order == list(range(count)):  # weights that became constants may come behind
+            self._pick = lambda args: args[:count]
+        elif count == 1:
+            self._pick = lambda args: (args[self.order[0]],)
         else:
             self._pick = operator.itemgetter(*self.order)
 

@@ -183,6 +183,9 @@ class Options:
                 raise BadOption("weights names formats and a budget chooses them: give one")
             if self.passes is not None:
                 raise BadOption("passes lists passes and a budget adds one: give one of the two")
+            for name in made.techniques:
+                if getattr(self, name) is not None:
+                    raise BadOption(f"{name} names a share and the budget chooses one: give one")
         return made
 
     def _checked_calibration(self) -> tuple[tuple[Any, ...], ...]:

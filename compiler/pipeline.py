@@ -58,6 +58,7 @@ class PassContext:
     derived   constant -> how passes made it from the model's own, see `derive`
     held      those of which that is true for the values that the model has now alone
     calibration  further example inputs, to choose by: what they chose is not judged on them
+    timed     inputs of a call whose time counts; None: the first of samples
     """
 
     target: Target
@@ -70,6 +71,7 @@ class PassContext:
     derived: dict[str, Node] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     calibration: tuple[tuple[Any, ...], ...] = ()
+    timed: tuple[Any, ...] | None = None
 
     def derive(self, name: str, expression: Node, held: bool = False) -> None:
         """Say how the new constant `name` is computed from constants, so that the weights of a
@@ -136,12 +138,17 @@ class Pass:
     stage     the stage it belongs to; stages never decrease along a pipeline
     after     names of passes that must come earlier; checked, never solved
     accuracy  how far results may move; measured on samples where the pass is not Exact
+    parts     passes that it runs itself: later ones may ask to come after those
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[Stage] = Stage.NORMALIZE
     after: ClassVar[tuple[str, ...]] = ()
     accuracy: ClassVar[Accuracy] = Exact()
+
+    @property
+    def parts(self) -> tuple[Pass, ...]:
+        return ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -195,7 +202,7 @@ class Pipeline:
             if missing:
                 raise ContractBroken(f"{p.name} must come after {', '.join(missing)}")
             stage = p.stage
-            done[p.name] = p
+            done |= {part.name: part for part in (*p.parts, p)}
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.compress_to_budget import CompressToBudget
 from infopt.passes.drop_padding import DropPadding
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fold_batch_norm import FoldBatchNorm
@@ -55,7 +56,7 @@ GROUP = "infopt.passes"
 _CLASSES: tuple[type[Pass], ...] = (
     *(Canonicalize, DropPadding, FoldBatchNorm, FoldConstants, SimplifyMasks, UnfoldPatches),
     *(FactorLowRank, FuseActivation, FuseAddNorm, FuseAttention, FuseEmbeddingNorm),
-    *(AttachAdapters, FuseGatedMlp, FuseLowRank, FuseLowRankAttention),
+    *(AttachAdapters, CompressToBudget, FuseGatedMlp, FuseLowRank, FuseLowRankAttention),
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),

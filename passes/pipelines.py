@@ -11,6 +11,7 @@ from infopt.compiler.pipeline import Pass
 from infopt.compiler.tokens import Tokens
 from infopt.passes.attach_adapters import AttachAdapters
 from infopt.passes.canonicalize import Canonicalize
+from infopt.passes.compress_to_budget import CompressToBudget
 from infopt.passes.drop_padding import DropPadding
 from infopt.passes.factor_low_rank import FactorLowRank, Ranks, layer_ranks
 from infopt.passes.fold_batch_norm import FoldBatchNorm
@@ -85,7 +86,7 @@ def default_passes(
     if unknown:
         known = ", ".join(dict.fromkeys(p.name for p in passes))
         raise BadOption(f"remove={unknown}: there is no such pass; the default ones are {known}")
-    passes = [p for p in passes if p.name not in set(remove)]
+    passes = _searched([p for p in passes if p.name not in set(remove)])
     for item in add:
         extra = named_pass(item) if isinstance(item, str) else item
         later = [i for i, p in enumerate(passes) if p.stage > extra.stage]
@@ -98,6 +99,22 @@ def _in_bytes(quantize: Pass | None) -> bool:
     if isinstance(quantize, QuantizeToBudget):
         return "int8" in quantize.budget.activations
     return isinstance(quantize, QuantizeWeights) and quantize.activations != "none"
+
+
+def _searched(passes: list[Pass]) -> list[Pass]:
+    """The same passes; where a budget chooses for the whole model, those from there to the choice
+    of formats are parts of its search."""
+    names = [p.name for p in passes]
+    if not {CompressToBudget.name, QuantizeToBudget.name} <= set(names):
+        return [p for p in passes if not isinstance(p, CompressToBudget)]
+    first, last = names.index(CompressToBudget.name), names.index(QuantizeToBudget.name)
+    formats = passes[last]
+    assert isinstance(formats, QuantizeToBudget)
+    behind = passes[last + 1 :]
+    # slices compute the same, and what they cost is not the search's business
+    then = tuple(p for p in behind if not isinstance(p, SliceRuns))
+    search = CompressToBudget(formats, tuple(passes[first + 1 : last]), then)
+    return [*passes[:first], search, *behind]
 
 
 def _blocks(
@@ -134,6 +151,8 @@ def _blocks(
         yield cut
     if tokens is not None:
         yield MergeTokens(tokens)
+    if isinstance(quantize, QuantizeToBudget) and quantize.budget.techniques:
+        yield CompressToBudget(quantize)
 
     # Nothing is computed that no result needs.
     yield KeepNeededRows()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from infopt.codegen.timing import measured_seconds
 from infopt.compiler.accuracy import Accuracy, Bounded
@@ -62,10 +62,17 @@ class QuantizeToBudget(Pass):
         if not ctx.samples:
             ctx.site("graph", False, "there are no example inputs to measure errors on")
             return graph
-        search = _Search(self, graph, ctx)
-        if not search.layers:
-            return graph
-        return search.best()
+        return self.choose(graph, ctx, results_of(graph, ctx.samples))
+
+    def choose(
+        self, graph: Graph, ctx: PassContext, expected: Sequence[Sequence[Any]], spent: float = 0.0
+    ) -> Graph:
+        """run, for a graph that lost something before.
+
+        expected: the results that errors are measured against; spent: the graph's error already
+        """
+        search = _Search(self, graph, ctx, expected, spent)
+        return search.best() if search.layers else graph
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,18 @@ def _priced(form: Form, costs: Mapping[Form, float], error: float = 0.0) -> _Pri
 class _Search:
     """layers: layer -> its forms, the first of them as it is."""
 
-    def __init__(self, options: QuantizeToBudget, graph: Graph, ctx: PassContext) -> None:
+    def __init__(
+        self,
+        options: QuantizeToBudget,
+        graph: Graph,
+        ctx: PassContext,
+        expected: Sequence[Sequence[Any]],
+        spent: float,
+    ) -> None:
         self.options, self.budget, self.graph, self.ctx = options, options.budget, graph, ctx
+        self.expected, self.spent = expected, spent
         narrows = any(p.name == "narrow-compute" for p in options.then)
         self.forms = LayerForms(graph, ctx, self.budget, narrows)
-        self.expected = results_of(graph, ctx.samples)
         self.ranks: dict[Node, str] = {}  # why a layer has no factors to choose from
         self.untried: dict[Node, str] = {}  # why a format was not looked for
         self.seconds: dict[Form, float] = {}
@@ -202,7 +216,8 @@ class _Search:
         limit, own_metric = self.budget.max_error, self.budget.metric is not None
         # a prediction is a relative error: in another metric only the order of choices is known
         low, high = 0.0, self.point(self.pick(float("inf")), None).predicted_error
-        allowance = high if own_metric else limit
+        left = max(limit**2 - self.spent**2, (limit / 10) ** 2) ** 0.5
+        allowance = high if own_metric else left
         good: tuple[list[int], float] | None = None
         error: float | None = None
         for _ in range(_ATTEMPTS):
@@ -225,7 +240,7 @@ class _Search:
                 allowance = (low * high) ** 0.5 if low else shrunk
         if good is None:
             if self.budget.max_memory is None:
-                good = ([0] * len(self.layers), 0.0)
+                good = ([0] * len(self.layers), self.spent)
             else:
                 raise UnreachableBudget(
                     f"weights of {self.budget.max_memory} bytes with an error of at most "

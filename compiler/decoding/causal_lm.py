@@ -84,8 +84,9 @@ def compile_causal_lm(
     device      the GPU to run on (runtime/device.py); None: the first of that architecture. Without
                 one the result can be saved, not called
     options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
-                texts int64 [sequences, tokens] of one length; max_activations is kept by reading
-                prompts in parts
+                texts int64 [sequences, tokens] of one length, and so are the samples of a budget,
+                which errors are measured on in place of a few random ids; its times are those of
+                a step of one token; max_activations is kept by reading prompts in parts
 
     Raises TraceDeclined with the reason where the model has no such form, BadOption,
     UnreachableBudget.
@@ -135,7 +136,8 @@ def compile_causal_lm(
         kept = policy.group, policy.chunk, policy.pooled
         positions = 0 if compact is None else _positions(model) or _ENDLESS
         spec = CausalSpec(vocabulary, max_length, batch, stores, *kept, positions, compact)
-        texts = list(_calibration(parsed.calibration or (), spec))
+        texts = list(_texts("calibration", parsed.calibration or (), spec))
+        judging = list(_texts("samples", parsed.budget.samples if parsed.budget else (), spec))
         filter = None
         if compact is not None:
             sizes, calibrating = (vocabulary, batch, positions), [text[0] for text in texts]
@@ -148,9 +150,12 @@ def compile_causal_lm(
         def chosen(text: tuple) -> Mapping[str, Any]:
             return {} if parsed.adapters is None else no_adapters(len(text[0]))
 
-        seen = [exported.sample(text, chosen(text)) for text in texts]
-        samples = [exported.sample(sample, chosen(sample))]
-        built = build(exported.graph, parsed, machine, report, samples, seen, device)
+        def given(text: tuple) -> tuple:
+            return exported.sample(text, chosen(text))
+
+        samples, seen = map(given, judging or [sample]), map(given, texts)
+        step = given(_whole(sample[0][:1, :1], 1, spec)) if parsed.budget else None
+        built = build(*(exported.graph, parsed, machine, report, [*samples], [*seen], device, step))
     if limit is not None:
         spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)
@@ -294,7 +299,7 @@ class _Step(torch.nn.Module):
         return logits, cache.stores
 
 
-def _calibration(given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
+def _texts(of: str, given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
     """Texts as the program takes them: all tokens at once, into an empty cache, or BadOption."""
     most = min(spec.max_length, spec.chunk or spec.max_length)
     for index, args in enumerate(given):
@@ -303,7 +308,7 @@ def _calibration(given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
         if not fits or not (1 <= ids.shape[0] <= spec.batch and 1 <= ids.shape[1] <= most):
             found = "other arguments" if ids is None else f"{ids.dtype} {list(ids.shape)}"
             raise BadOption(
-                f"calibration[{index}]: expected ids int64 [sequences, tokens] of at most "
+                f"{of}[{index}]: expected ids int64 [sequences, tokens] of at most "
                 f"[{spec.batch}, {most}], found {found}"
             )
         yield _whole(ids, ids.shape[1], spec)

@@ -59,6 +59,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"budget": BUDGET, "passes": []},
         "passes lists passes and a budget adds one: give one of the two",
     ),
+    "budget and prune": (
+        {"budget": infopt.Budget(0.01, techniques="all"), "prune": 0.2},
+        "prune names a share and the budget chooses one: give one",
+    ),
     "calibration, a tensor": (
         {"weights": "int8", "calibration": torch.zeros(2)},
         "calibration: expected a list of tuples of inputs",

@@ -14,6 +14,7 @@ from infopt.compiler.pipeline import Pass
 from infopt.compiler.rewrite import Rule
 from infopt.compiler.testing import certify
 from infopt.passes.attach_adapters import AttachAdapters
+from infopt.passes.compress_to_budget import CompressToBudget
 from infopt.passes.factor_low_rank import FactorLowRank
 from infopt.passes.fuse_attention import FuseAttention
 from infopt.passes.fuse_gated_mlp import FuseGatedMlp
@@ -37,13 +38,13 @@ from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
 
 # held to their bounds; there is no exact arithmetic for these
 LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
-# Two choose by inputs of the whole program, which generated graphs have not; what the others do
+# Three choose by inputs of the whole program, which generated graphs have not; what the others do
 # to random data has no bound, or is compared to the bit. Their own tests hold them to it.
 # And torch's product of groups takes only bf16, whole pieces of memory and ends that rise; layers
 # get room for adapters where a graph has an input of a certain name.
 MEASURED = (
-    *(QuantizeToBudget, MergeTokens, PackActivations, PruneStructures, SparseActivations),
-    *(AttachAdapters, RecognizeGroups),
+    *(CompressToBudget, QuantizeToBudget, MergeTokens, PackActivations, PruneStructures),
+    *(AttachAdapters, RecognizeGroups, SparseActivations),
 )
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.
