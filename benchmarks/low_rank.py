@@ -31,6 +31,11 @@ SHARE = 0.25  # of the full rank
 GOAL = 0.35  # of the memory without slices
 ENERGIES = ("energy-0.995", "energy-0.99", "energy-0.95")
 LIMIT = 0.02  # of budgets
+BUDGETS: dict[str, dict[str, Any]] = {
+    "formats": {"ranks": ()},
+    "formats and ranks": {"ranks": "auto"},
+    "all techniques": {"ranks": "auto", "techniques": "all"},
+}
 Way = tuple[str, dict[str, Any]]
 
 
@@ -90,8 +95,8 @@ def bert(layers: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def unfused(**given: Any) -> tuple[infopt.Pass, ...]:
-    """The passes that leave two thin products two kernels."""
-    return infopt.default_passes(remove=["fuse-low-rank"], **given)
+    """The passes that leave two thin products two kernels, and attention apart from them."""
+    return infopt.default_passes(remove=["fuse-low-rank", "fuse-low-rank-attention"], **given)
 
 
 def minilm(seconds: float, only: str = "") -> list[dict[str, Any]]:
@@ -138,8 +143,8 @@ def _minilm_ways(seen: tuple[Tensor, Tensor]) -> Iterator[Way]:
     for energy in ENERGIES:
         yield f"{energy}, int8", {"low_rank": energy} | int8 | calibrated
     for objective in ("size", "latency"):
-        for chosen, ranks in (("formats", ()), ("formats and ranks", "auto")):
-            budget = infopt.Budget(LIMIT, objective, ranks=ranks)
+        for chosen, more in BUDGETS.items():
+            budget = infopt.Budget(LIMIT, objective, **more)
             yield f"budget {LIMIT:.0%}, {objective}, {chosen}", {"budget": budget} | calibrated
 
 

@@ -138,20 +138,18 @@ class _Search:
         """The graph with these techniques, before formats are chosen."""
         ctx = self.aside(self.ctx)
         passes = with_rungs(rungs, self.options.between)
-        return self.trial(rungs, Pipeline(passes, alone=True).run(self.graph, ctx), ctx)
+        return self.trial(rungs, _run(passes, self.graph, ctx), ctx)
 
     def trial(self, rungs: tuple[Rung, ...], graph: Graph, ctx: PassContext) -> _Trial:
-        finished = Pipeline(self.options.then, alone=True).run(graph, self.aside(ctx))
+        finished = _run(self.options.then, graph, self.aside(ctx))
         pairs = zip(self.expected, results_of(finished, self.ctx.samples), strict=True)
         error = max(self.budget.error(a, b) for a, b in pairs)
         return _Trial(rungs, graph, ctx, finished, error)
 
     def aside(self, ctx: PassContext) -> PassContext:
-        """A context whose records are its own. Nothing is measured by a pass's own contract: what
-        counts is the budget."""
+        """A context whose records are its own."""
         return replace(
             *(ctx,),
-            samples=(),
             report=Report(),
             settings=replace(ctx.settings, dump=None),
             entry=None,
@@ -176,7 +174,7 @@ class _Search:
         )
         report = replace(trial.ctx.report, passes=[*trial.ctx.report.passes, entry])
         ctx = replace(self.aside(trial.ctx), report=report)
-        inner = replace(ctx, entry=entry, samples=self.ctx.samples, builder=builder_for(graph.dims))
+        inner = replace(ctx, entry=entry, builder=builder_for(graph.dims))
         start = time.perf_counter()
         try:
             graph = formats.choose(graph, inner, self.expected, trial.error)
@@ -286,6 +284,11 @@ class _Search:
 def _leads_to(trial: _Trial, best: _Trial) -> bool:
     """Whether a trial is the chosen one, or a step on the way to it."""
     return trial is best or (bool(trial.rungs) and trial.rungs == best.rungs[: len(trial.rungs)])
+
+
+def _run(passes: Sequence[Pass], graph: Graph, ctx: PassContext) -> Graph:
+    """Not measured by the contracts of the passes: what counts is the budget."""
+    return Pipeline(passes, alone=True, measured=False).run(graph, ctx)
 
 
 def _bytes(graph: Graph) -> int:

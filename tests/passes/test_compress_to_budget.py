@@ -29,6 +29,7 @@ from infopt.passes.narrow_compute import NarrowCompute
 from infopt.passes.pipelines import default_passes
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.techniques import LADDERS
+from tests.passes.test_drop_padding import Pooled, lengths
 
 K, N, B, T, HEADS = 64, 256, 4, 64, 2
 NOTHING = {"formats": (), "ranks": ()}  # to choose from, of formats
@@ -388,3 +389,17 @@ def test_a_decoder_and_the_texts_that_judge_it(monkeypatch):
         infopt.compile_causal_lm(
             model, max_length=64, budget=replace(budget, samples=((torch.ones(1, 3),),))
         )
+
+
+def test_passes_that_look_at_examples_find_them() -> None:
+    """Padding is dropped in the search as without it."""
+    torch.manual_seed(0)
+    net, ids = Pooled().eval(), torch.randint(0, 50, (8, 64))
+    mask = lengths(5, 64, 9, 12, 3, 7, 11, 20)
+    found = {}
+    for techniques in ((), ("sparse_activations",)):
+        budget = Budget(0.02, "size", **INT8, techniques=techniques)
+        with torch.no_grad():
+            found[techniques] = infopt.compile(net, (ids, mask), budget=budget)
+    plain, searched = (made.report for made in found.values())
+    assert searched.find("drop-padding").applied and searched.memory == plain.memory
