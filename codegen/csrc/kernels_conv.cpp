@@ -5,12 +5,6 @@
 
 using namespace infopt;
 
-#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
-using StepPairs = StepBf16;
-#else
-using StepPairs = StepWiden;
-#endif
-
 // infopt_conv_<panel type>_<weight type>: y = act(conv(x, w) * scale + shift) + residual
 //   pointers: x, w, scale or null, shift or null, residual or null, y
 //   numbers:  0 batch, 1 groups, 2 channels and 3 features of a group, 4 height, 5 width,

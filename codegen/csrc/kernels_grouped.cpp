@@ -3,11 +3,6 @@
 
 using namespace infopt;
 
-#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
-using StepPairs = StepBf16;
-#else
-using StepPairs = StepWiden;
-#endif
 #if defined(__AVX512BF16__)
 using AlongPairs = AlongBf16;
 #else

@@ -26,13 +26,6 @@ INFOPT_EXPORT int64_t infopt_request_features(void) {
 #endif
 }
 
-// With the dot instruction bf16 pairs meet as they are; elsewhere weights widen to f32.
-#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
-using StepPairs = StepBf16;
-#else
-using StepPairs = StepWiden;
-#endif
-
 // infopt_pack_panels: row-major x[M][K] (any row format) to panels of either type.
 // infopt_unpack_panels: panels to row-major.
 //   pointers: x, y        numbers: M, K, x format, x stride, y format, y stride

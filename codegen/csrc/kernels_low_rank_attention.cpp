@@ -99,12 +99,6 @@ static void low_rank_attention(const infopt_call *call, int64_t first_task, int6
   }
 }
 
-#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
-using StepPairs = StepBf16;
-#else
-using StepPairs = StepWiden;
-#endif
-
 }  // namespace infopt
 
 using namespace infopt;

@@ -13,12 +13,6 @@
 
 using namespace infopt;
 
-#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
-using StepPairs = StepBf16;
-#else
-using StepPairs = StepWiden;
-#endif
-
 // infopt_linear_stored_<panel type>: numbers times decoded rows
 //   tasks, scratch: as infopt_linear_<panel type>_<another type>
 INFOPT_EXPORT void infopt_linear_stored_f32(const infopt_call *call, int64_t first, int64_t last) {

@@ -74,6 +74,13 @@ struct StepWiden {
   }
 };
 
+// With the dot instruction bf16 pairs meet as they are; elsewhere weights widen to f32.
+#if defined(__AVX512BF16__) || defined(INFOPT_EMULATE_AMX)
+using StepPairs = StepBf16;
+#else
+using StepPairs = StepWiden;
+#endif
+
 // Signed bytes x panels of unsigned bytes, summed in int32: the accumulators hold integers. Exact
 // up to K = 65536, where sums could leave 32 bits.
 struct StepBytes {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from infopt.codegen.gpu.attention import power_of_two
 from infopt.codegen.gpu.linear import divides
 from infopt.codegen.gpu.text import HEADER, launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.adapter_linear import LAYOUTS, adapter_linear, legal, rows_of_slot
 from infopt.codegen.kernels.rows import as_rows, ceil_div

@@ -15,7 +15,7 @@ from sympy import Le
 
 from infopt.codegen.gpu.attention_source import SOURCE
 from infopt.codegen.gpu.text import launch
-from infopt.codegen.gpu.tiles import Tile
+from infopt.codegen.gpu.tiles import Tile, power_of_two
 from infopt.codegen.kernel import Config, aten_kernel
 from infopt.codegen.kernels.attention import (
     LAYOUTS,
@@ -23,6 +23,7 @@ from infopt.codegen.kernels.attention import (
     attention,
     attention_legal,
     by_token,
+    mask_steps,
 )
 from infopt.codegen.kernels.attention_sinks import (
     SINK_LAYOUTS,
@@ -88,11 +89,7 @@ def attention_launches(
     kv, s, dv = k.shape[1], k.shape[2], v.shape[3]
     groups = 1 if h == kv else h // kv
     out = cfg.out
-    steps: list[Size] = [0, 0, 0, 0]
-    if mask is not None:
-        for i in range(mask.rank):
-            if mask.shape[i] != 1:
-                steps[4 - mask.rank + i] = mask.strides[i]
+    steps = mask_steps(mask)
     tensors = {
         **{x: Pointer(n, y.dtype) for x, n, y in zip("qkv", names, (q, k, v), strict=False)},
         "mask": mask and Pointer(names[3], mask.dtype),
@@ -209,11 +206,6 @@ def shares_of_keys(programs: Size, keys: Size, block: int, target: Target) -> in
     while heads * split < target.cores and steps >= 4 * split and split < MOST_SHARES:
         split *= 2
     return split
-
-
-def power_of_two(size: int) -> int:
-    """The least that a block may have: a power of two, 16 or more for a product."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def mask_strides(mask: TensorType) -> tuple[Size, ...] | None:

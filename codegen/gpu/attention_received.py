@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from infopt.codegen.gpu.attention import DEEPEST, power_of_two
+from infopt.codegen.gpu.attention import DEEPEST
 from infopt.codegen.gpu.attention_source import SOURCE as ATTENTION_SOURCE
 from infopt.codegen.gpu.text import launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.attention_received import attention_received, received_legal
 from infopt.codegen.kernels.rows import ceil_div, contiguous, dense_last

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from infopt.codegen.gpu.attention import power_of_two
 from infopt.codegen.gpu.kv_int4_source import APPEND, ATTENTION
 from infopt.codegen.gpu.kv_stores import Form, form_launches, named_strides, unreadable
 from infopt.codegen.gpu.text import launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.kv_cache import APPENDED, ATTENDED_WHOLE, appends
 from infopt.codegen.kernels.kv_int4 import (

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from infopt.codegen.gpu.attention import DEEPEST, fitted_tile, mask_strides, power_of_two
+from infopt.codegen.gpu.attention import DEEPEST, fitted_tile, mask_strides
 from infopt.codegen.gpu.attention_source import SOURCE
 from infopt.codegen.gpu.text import launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
+from infopt.codegen.kernels.attention import mask_steps
 from infopt.codegen.kernels.low_rank_attention import (
     LAYOUTS,
     by_head,
@@ -154,11 +156,7 @@ def _low_rank_attention(
 ) -> Launch:
     d, dv = q_up.shape[0] // heads, v_up.shape[0] // kv_heads
     (b, t, _), s = q.shape, k.shape[1]
-    steps: list[Size] = [0, 0, 0, 0]
-    if mask is not None:
-        for i in range(mask.rank):
-            if mask.shape[i] != 1:
-                steps[4 - mask.rank + i] = mask.strides[i]
+    steps = mask_steps(mask)
     factors = {"q": (q, q_up), "k": (k, k_up), "v": (v, v_up)}
     tensors = {name: x for name, (x, _) in factors.items()}
     tensors |= {f"{name}_up": up for name, (_, up) in factors.items()}

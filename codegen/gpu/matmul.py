@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from sympy import Gt, Le
 
-from infopt.codegen.gpu.attention import power_of_two
 from infopt.codegen.gpu.linear import (
     GROUP,
     ROWS_OF_FEW,
@@ -27,7 +26,7 @@ from infopt.codegen.gpu.linear import (
 )
 from infopt.codegen.gpu.matmul_source import SOURCE
 from infopt.codegen.gpu.text import launch
-from infopt.codegen.gpu.tiles import Tile
+from infopt.codegen.gpu.tiles import Tile, power_of_two
 from infopt.codegen.kernel import Config, aten_kernel
 from infopt.codegen.kernels.linear import only_if
 from infopt.codegen.kernels.matmul import (

@@ -43,3 +43,8 @@ class Tile:
         spare = stage if target.arch.startswith("gfx") else 0
         most = (target.fast_memory + spare - others) // stage
         return replace(self, stages=max(1, min(self.stages, most)))
+
+
+def power_of_two(size: int) -> int:
+    """The least that a block may have: a power of two, 16 or more for a product."""
+    return max(16, 1 << (size - 1).bit_length())

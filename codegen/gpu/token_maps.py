@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from infopt.codegen.gpu.attention import power_of_two
 from infopt.codegen.gpu.text import HEADER, launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.rows import ceil_div, contiguous
 from infopt.codegen.kernels.token_maps import match_tokens, rank_tokens, tokens_legal

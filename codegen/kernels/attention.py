@@ -111,6 +111,14 @@ def by_token(q: TensorType, k: TensorType, v: TensorType, *_: Any, **__: Any) ->
     return TensorType((b, h, t, d), q.dtype, (t * h * d, d, h * d, 1))
 
 
+def mask_steps(mask: TensorType | None) -> list[Size]:
+    """Elements between batches, heads, queries and keys of a mask, 0 where one is for all."""
+    if mask is None:
+        return [0, 0, 0, 0]
+    own = [0 if n == 1 else s for n, s in zip(mask.shape, mask.strides, strict=True)]
+    return [0] * (4 - mask.rank) + own
+
+
 def attention_call(
     q: TensorType,
     k: TensorType,
@@ -126,11 +134,6 @@ def attention_call(
     """names: the parameters q, k, v, mask."""
     b, h, t, d = q.shape
     kv, s, dv = k.shape[1], k.shape[2], v.shape[3]
-    mask_strides: list[Size] = [0, 0, 0, 0]
-    if mask is not None:
-        for i in range(mask.rank):
-            if mask.shape[i] != 1:
-                mask_strides[4 - mask.rank + i] = mask.strides[i]
     kind = _MASK_KIND[mask.dtype] if mask is not None else 0
     numbers = (
         b,
@@ -143,7 +146,7 @@ def attention_call(
         *q.strides,
         *k.strides,
         *v.strides,
-        *mask_strides,
+        *mask_steps(mask),
         kind,
         *out.strides,
         0,

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from infopt.codegen.gpu.low_rank import MOST_RANK, TILES_SPACE
+from infopt.codegen.gpu.linear_chain import MOST_RANK, TILES_SPACE
 from infopt.codegen.kernels.linear import ACTIVATIONS
 from infopt.codegen.kernels.linear_chain import linear_chain
 from tests.codegen.gpu.launched import check, compiles, emitter_of, every_arch, gpu, launches_of

@@ -13,6 +13,7 @@ import torch
 from infopt.codegen.gpu.linear import divides
 from infopt.codegen.gpu.linear_source import EPILOGUE
 from infopt.codegen.gpu.text import ACTIVATE, HEADER, launch
+from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.linear_chain import (
     CHAIN_LAYOUTS,
@@ -105,7 +106,7 @@ def chain_rows(x, w0, w1, w2, w3, b0, b1, b2, b3, residual, out, m, k, rank, hid
 TILES_SPACE = {"tile": ("usual", "32x64 w4")}  # of larger ones with fewer warps much is spilled
 
 
-def low_rank_legal(
+def _legal(
     target: Target, x: TensorType, *operands: TensorType | None, functions: tuple[str, ...]
 ) -> str | None:
     reason = chain_legal(target, x, *operands, functions=functions)
@@ -121,12 +122,8 @@ def low_rank_legal(
     return None
 
 
-def _padded(rank: int) -> int:
-    return max(16, 1 << (rank - 1).bit_length())
-
-
-@linear_chain.kernel("gpu", legal=low_rank_legal, layouts=CHAIN_LAYOUTS, **TILES_SPACE)
-def _low_rank(
+@linear_chain.kernel("gpu", legal=_legal, layouts=CHAIN_LAYOUTS, **TILES_SPACE)
+def _linear_chain(
     cfg: Config,
     target: Target,
     x: TensorType,
@@ -158,7 +155,7 @@ def _low_rank(
     constants: dict[str, Any] = {
         **{f"ACTIVATION_{i}": name for i, name in enumerate(acts)},
         **{"FOUR": four, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k},
-        **{"RANK": _padded(ranks[0]), "SECOND": _padded(ranks[-1])},
+        **{"RANK": power_of_two(ranks[0]), "SECOND": power_of_two(ranks[-1])},
     }
     pointers: dict[str, Any] = {name: t and Pointer(name, t.dtype) for name, t in tensors.items()}
     return launch(
