@@ -28,7 +28,7 @@ from infopt.compiler.target import Target
 from infopt.compiler.types import TensorType
 
 # Of what both thin products may have: more do not fit the registers. f32 is not for tensor cores.
-MOST_RANK = {torch.float32: 16, torch.float16: 128, torch.bfloat16: 128}
+MOST_RANK = {torch.float32: 16, torch.float16: 256, torch.bfloat16: 256}
 
 SOURCE = (
     HEADER
@@ -103,7 +103,7 @@ def chain_rows(x, w0, w1, w2, w3, b0, b1, b2, b3, residual, out, m, k, rank, hid
 '''
 )
 
-TILES_SPACE = {"tile": ("usual", "32x64 w4")}  # of larger ones with fewer warps much is spilled
+TILES_SPACE = {"tile": ("usual", "fewer rows")}
 
 
 def _legal(
@@ -122,6 +122,16 @@ def _legal(
     return None
 
 
+def _tile(named: str, target: Target, x: TensorType, rank: int) -> tuple[int, int, int]:
+    """Rows, features at a time, and warps: those of which nothing is spilled."""
+    if x.dtype.itemsize > 2:
+        return (32, 64 if named == "fewer rows" else 32, 4)
+    amd, wide = target.arch.startswith("gfx"), rank > 128
+    if named == "fewer rows" or (amd and wide):
+        return (32, 64, 8 if wide and not amd else 4)
+    return (64, 64, 4 if amd else 8)
+
+
 @linear_chain.kernel("gpu", legal=_legal, layouts=CHAIN_LAYOUTS, **TILES_SPACE)
 def _linear_chain(
     cfg: Config,
@@ -134,18 +144,15 @@ def _linear_chain(
     rows, out = as_rows(x), as_rows(cfg.out)
     added = as_rows(residual) if residual is not None else None
     assert rows is not None and out is not None
-    narrow = x.dtype.itemsize == 2
-    usual = f"64x64 w{4 if target.arch.startswith('gfx') else 8}" if narrow else "32x32 w4"
-    block, warps = (usual if cfg.tile == "usual" else cfg.tile).split(" w")
-    block_m, block_n = map(int, block.split("x"))
-    block_k = 64 if narrow else 16
+    ranks = [int(w.shape[0]) for w in weights[::2]]  # type: ignore[arg-type]
+    block_m, block_n, warps = _tile(cfg.tile, target, x, max(ranks))
+    block_k = 64 if x.dtype.itemsize == 2 else 16
     absent = [None] * (MOST - len(weights))
     names = [*(f"w{i}" for i in range(MOST)), *(f"b{i}" for i in range(MOST))]
     tensors: dict[str, Any] = dict(zip(names, [*weights, *absent, *biases, *absent], strict=True))
     four = len(weights) == MOST
     strides = [*(row_stride(w) for w in weights), *([0] * len(absent))]
     acts = [*functions, *(["none"] * len(absent))]
-    ranks = [int(w.shape[0]) for w in weights[::2]]  # type: ignore[arg-type]
     sizes: dict[str, Any] = {
         **{"m": rows.count, "k": rows.width, "rank": ranks[0]},
         **{"hidden": weights[1].shape[0], "second": ranks[-1], "n": out.width},
@@ -162,7 +169,7 @@ def _linear_chain(
         SOURCE,
         "chain_rows",
         grid=(ceil_div(rows.count, block_m),),
-        warps=int(warps),
+        warps=warps,
         stages=2,
         x=Pointer("x", x.dtype),
         **pointers,

@@ -43,6 +43,12 @@ def test_odd_sizes(m, dtype):
     check(linear_chain, mlp, chain("none", "silu", "none", "relu"))
 
 
+def test_ranks_that_two_blocks_hold():
+    check(linear_chain, operands(33, [50, 130, 77], torch.bfloat16), chain("none", "gelu"))
+    mlp = operands(33, [50, 130, 99, 200, 40], torch.bfloat16)
+    check(linear_chain, mlp, chain("none", "silu", "none", "none"))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     given = operands(17, [40, 8, 40, 8, 40])
@@ -77,7 +83,7 @@ def test_declines():
 
 
 @every_arch
-@pytest.mark.parametrize("rank", [16, 128])
+@pytest.mark.parametrize("rank", [16, 128, 192])
 @pytest.mark.parametrize("count", [2, 4])
 def test_compiles(arch, count, rank):
     widths = [768, rank, 3072, rank, 768][: count + 1]
