@@ -68,6 +68,7 @@ class Calls:
         cfg = Config(out_types, low.schedules(node, emitter))
         made = emitter.emit(cfg, low.target, *types, **attrs)
         calls = [made] if isinstance(made, Call | Launch) else list(made)
+        first = len(low.writer.steps)
         launches = [c for c in calls if isinstance(c, Launch)]
         native = [c for c in calls if isinstance(c, Call)]
         if not low.shipped and any(_is_shipped(c) for c in native):
@@ -89,6 +90,9 @@ class Calls:
         for call in native:
             if call.tasks != 0:
                 self._append(call, names)
+        for name in emitter.over if not any(packed) else ():
+            others = [v for k, v in names.items() if k not in (*emitter.over, "out")]
+            low.writer.may_overwrite(names[name], names["out"], first, others)
         return True
 
     def _operand(self, arg: Any, emitter: Emitter, name: str) -> Any:

@@ -91,6 +91,9 @@ class Emitter:
     packed: (types, attrs) -> for each result the bytes of a packed form, known only to kernels that
         take it, or None where the result is a plain tensor. takes_packed: attrs -> the parameters
         that must be given in that form
+    over: parameters that the only result may be written over, where they lie alike and nobody
+        reads them afterwards: each element is read before the one in its place is written, and in
+        no other task than that
     """
 
     kind: str
@@ -101,6 +104,7 @@ class Emitter:
     out: Callable[..., TensorType] | None = None
     packed: Callable[..., tuple[Size | None, ...]] | None = None
     takes_packed: Callable[..., tuple[str, ...]] | None = None
+    over: tuple[str, ...] = ()
 
     def reason_against(
         self, target: Target, types: Sequence[Any], attrs: Mapping[str, Any]
@@ -154,10 +158,11 @@ class KernelOp(Op):
         out: Callable[..., TensorType] | None = None,
         packed: Callable[..., tuple[Size | None, ...]] | None = None,
         takes_packed: Callable[..., tuple[str, ...]] | None = None,
+        over: tuple[str, ...] = (),
         **space: tuple,
     ) -> Callable:
         """Declare an emitter for targets of this kind: "cpu", or "gpu" (codegen/gpu)."""
-        return _register(self.name, kind, legal, layouts, out, space, packed, takes_packed)
+        return _register(self.name, kind, legal, layouts, out, space, packed, takes_packed, over)
 
     def __call__(self, *args: Any, **attrs: Any) -> Any:
         """The reference, in torch."""
@@ -184,13 +189,14 @@ def aten_kernel(
     legal: Legal = lambda target: None,
     layouts: Mapping[str, Wanted] | None = None,
     out: Callable[..., TensorType] | None = None,
+    over: tuple[str, ...] = (),
     **space: tuple,
 ) -> Callable:
     """Declare an emitter for torch's own ops, named as in `aten_kernel("softmax.int")`."""
 
     def add(emit: Callable) -> Callable:
         for name in names:
-            _register(f"aten.{name}", kind, legal, layouts, out, space)(emit)
+            _register(f"aten.{name}", kind, legal, layouts, out, space, over=over)(emit)
         return emit
 
     return add
@@ -205,9 +211,10 @@ def _register(
     space: Mapping[str, tuple],
     packed: Callable[..., tuple[Size | None, ...]] | None = None,
     takes_packed: Callable[..., tuple[str, ...]] | None = None,
+    over: tuple[str, ...] = (),
 ) -> Callable:
     def add(emit: Callable) -> Callable:
-        made = Emitter(kind, emit, legal, layouts or {}, space, out, packed, takes_packed)
+        made = Emitter(kind, emit, legal, layouts or {}, space, out, packed, takes_packed, over)
         _EMITTERS.setdefault(name, []).append(made)
         return emit
 

@@ -26,6 +26,7 @@ from infopt.codegen.grouping import MADE, VIEW, Grouping, Unit, basic_kind
 from infopt.codegen.kernel import Emitter, KernelOp, find_emitter
 from infopt.codegen.launches import KernelText, LaunchTexts
 from infopt.codegen.lower_region import Regions, Texts, copy, fill, lower_region, make
+from infopt.codegen.overwriting import overwrite
 from infopt.codegen.packing import packing_agrees, packs
 from infopt.codegen.plan_writer import PlanWriter, Value
 from infopt.codegen.results import Results
@@ -161,6 +162,7 @@ class _Lowering:
         mutations = self.mutations()
         outputs = tuple(self.outputs())
         guards = self.doors.guards()
+        overwrite(self.writer, mutations)
         w = self.writer
         plan = Plan(
             tuple(self.sizes.expressions),

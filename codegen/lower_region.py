@@ -155,6 +155,7 @@ def lower_region(low: Values, texts: Regions, unit: Unit) -> None:
         for index, node in outputs:
             text.write(index, known[node])
 
+    first = len(low.writer.steps)
     heavy = unit.vector or (unit.scalar and any(pointwise.is_heavy(n) for n in unit.nodes))
     texts.add_pass(
         low.writer,
@@ -165,6 +166,13 @@ def lower_region(low: Values, texts: Regions, unit: Unit) -> None:
         heavy,
         build,
     )
+    if len(outputs) == 1:  # of several, one might be stored before what another one needs is read
+        written = region.accesses[outputs[0][0]]
+        for read in region.accesses:
+            alike = (read.dtype, read.strides) == (written.dtype, written.strides)
+            if read is not written and alike:
+                others = [a.value for a in region.accesses if a not in (read, written)]
+                low.writer.may_overwrite(read.value, written.value, first, others)
 
 
 Source = Callable[[Text, "dict[Node, Operand]"], Operand]

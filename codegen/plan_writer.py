@@ -30,6 +30,17 @@ class Value:
         return self.layout.type
 
 
+@dataclass(frozen=True, slots=True)
+class Overwrite:
+    """The steps `first` to `last` may write `new` over `old`: they read an element of it before
+    they write the one in its place, and in no other task than that."""
+
+    old: Value
+    new: Value
+    first: int
+    last: int
+
+
 class PlanWriter:
     """The growing plan. Buffers may change from arena to output until the end."""
 
@@ -38,6 +49,7 @@ class PlanWriter:
         self.buffers: list[Buffer] = []
         self.views: list[View] = []
         self.steps: list[Step] = []
+        self.overwrites: list[Overwrite] = []
         self._view_of: dict[Value, int] = {}
 
     def buffer(self, kind: str, bytes: Size, index: int = 0) -> int:
@@ -133,6 +145,16 @@ class PlanWriter:
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
         raise LoweringDeclined(f"an argument {value!r} has no form in a plan")
+
+    def may_overwrite(
+        self, old: Value | None, new: Value | None, first: int, others: Sequence[Value | None]
+    ) -> None:
+        """The steps from `first` on may write `new` over `old`, where both are the whole of their
+        memory and lie alike. others: what the steps read beside, in whatever order."""
+        if old is None or new is None or old.layout != new.layout or old.layout.offset != 0:
+            return
+        if all(v is None or v.buffer != old.buffer for v in others):
+            self.overwrites.append(Overwrite(old, new, first, len(self.steps) - 1))
 
     def land(self, places: Mapping[int, Value]) -> None:
         """What the steps so far wrote to these buffers, they write to parts of others instead."""

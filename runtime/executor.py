@@ -237,7 +237,9 @@ class Program:
         """The steps as (first, last) of consecutive native ones, and functions of the call."""
         plan, native = self.plan, 0
         segments: list[Any] = []
-        last_use = {b: i for i, step in enumerate(plan.steps) for b in step_buffers(plan, step)}
+        last_use = {
+            b: i for i, step in enumerate(plan.steps) for b in step_buffers(plan.views, step)
+        }
         kept = {plan.views[o.view].buffer for o in plan.outputs if isinstance(o, OutputTensor)}
         kept |= {plan.views[m.view].buffer for m in plan.mutations}
         for i, step in enumerate(plan.steps):

@@ -7,21 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infopt.runtime.expression import encode, evaluate
-from infopt.runtime.plan import LaunchStep, NativeStep, Plan, Step
+from infopt.runtime.plan import LaunchStep, Mutation, NativeStep, Plan, Step, View
 
 _KINDS = {"arena": 0, "input": 1, "const": 1, "output": 1, "torch": 1}
 
 
-def step_buffers(plan: Plan, step: Step) -> Iterator[int]:
+def step_buffers(views: Sequence[View], step: Step) -> Iterator[int]:
     """The buffers a step reads or writes."""
     if isinstance(step, NativeStep):
         yield from (buffer for buffer, _ in step.pointers if buffer >= 0)
     elif isinstance(step, LaunchStep):
         yield from (buffer for buffer, _ in step.arguments if buffer >= 0)
     else:
-        yield from (plan.views[v].buffer for v in step.outputs if v is not None)
+        yield from (views[v].buffer for v in step.outputs if v is not None)
         templates = (step.args, tuple(step.kwargs.values()))
-        yield from (plan.views[v].buffer for v in template_views(templates))
+        yield from (views[v].buffer for v in template_views(templates))
 
 
 def template_views(value: Any) -> Iterator[int]:
@@ -36,14 +36,22 @@ def template_views(value: Any) -> Iterator[int]:
             yield from template_views(v)
 
 
-def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
-    """First and last step of every arena buffer; mutations come after the last step."""
+def spans(
+    steps: Sequence[Step], views: Sequence[View], mutations: Sequence[Mutation]
+) -> dict[int, tuple[int, int]]:
+    """First and last step that touches each buffer; mutations come after the last step."""
     found: dict[int, tuple[int, int]] = {}
-    touches = [(i, list(step_buffers(plan, step))) for i, step in enumerate(plan.steps)]
-    touches.append((len(plan.steps), [plan.views[m.view].buffer for m in plan.mutations]))
+    touches = [(i, list(step_buffers(views, step))) for i, step in enumerate(steps)]
+    touches.append((len(steps), [views[m.view].buffer for m in mutations]))
     for time, buffers in touches:
         for buffer in buffers:
             found[buffer] = (found.get(buffer, (time, time))[0], time)
+    return found
+
+
+def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
+    """First and last step of every arena buffer, (-1, -1) for one that no step touches."""
+    found = spans(plan.steps, plan.views, plan.mutations)
     return {i: found.get(i, (-1, -1)) for i, b in enumerate(plan.buffers) if b.kind == "arena"}
 
 

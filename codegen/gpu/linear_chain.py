@@ -18,6 +18,7 @@ from infopt.codegen.kernel import Config
 from infopt.codegen.kernels.linear_chain import (
     CHAIN_LAYOUTS,
     MOST,
+    OVER,
     chain_legal,
     linear_chain,
     split,
@@ -132,7 +133,7 @@ def _tile(named: str, target: Target, x: TensorType, rank: int) -> tuple[int, in
     return (64, 64, 4 if amd else 8)
 
 
-@linear_chain.kernel("gpu", legal=_legal, layouts=CHAIN_LAYOUTS, **TILES_SPACE)
+@linear_chain.kernel("gpu", legal=_legal, layouts=CHAIN_LAYOUTS, over=OVER, **TILES_SPACE)
 def _linear_chain(
     cfg: Config,
     target: Target,

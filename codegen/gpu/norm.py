@@ -149,7 +149,7 @@ def norm_launch(
 _LAYER = {"legal": layer_norm.layer_norm_legal, "layouts": layer_norm.LAYOUTS} | ROW_SPACE
 
 
-@aten_kernel("layer_norm.default", kind="gpu", **_LAYER)
+@aten_kernel("layer_norm.default", kind="gpu", over=("input",), **_LAYER)
 def _layer_norm(
     cfg: Config, target: Target, x: TensorType, weight: Any, bias: Any, *, eps: float, **attrs: Any
 ) -> Launch:
@@ -175,7 +175,7 @@ def _add_layer_norm(
 
 
 @rms_norm.rms_norm.kernel(
-    "gpu", legal=rms_norm.rms_norm_legal, layouts=rms_norm.LAYOUTS, **ROW_SPACE
+    "gpu", legal=rms_norm.rms_norm_legal, layouts=rms_norm.LAYOUTS, over=("x",), **ROW_SPACE
 )
 def _rms_norm(cfg: Config, target: Target, x: TensorType, weight: Any, **attrs: Any) -> Launch:
     names = ("x", None, "out", None)

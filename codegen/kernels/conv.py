@@ -237,7 +237,12 @@ LAYOUTS = {"weight": _weight_strides, "scale": contiguous, "shift": contiguous}
 LAYOUTS |= {"bias": contiguous, "residual": contiguous}
 
 
-@conv_act.kernel("cpu", legal=conv_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
+@conv_act.kernel(
+    "cpu",
+    legal=conv_legal,
+    layouts=LAYOUTS | {"x": neighbouring_columns},
+    over=("residual",),
+)
 def _conv_act(
     cfg: Config,
     target: Target,

@@ -123,7 +123,7 @@ LAYOUTS = {"input": row_strides, "x": row_strides, "residual": row_strides}
 LAYOUTS |= {"weight": contiguous, "bias": contiguous}
 
 
-@aten_kernel("layer_norm.default", legal=layer_norm_legal, layouts=LAYOUTS)
+@aten_kernel("layer_norm.default", legal=layer_norm_legal, layouts=LAYOUTS, over=("input",))
 def _layer_norm(
     cfg: Config,
     target: Target,

@@ -302,7 +302,7 @@ def products(
     return calls
 
 
-@linear_act.kernel("cpu", legal=linear_legal, layouts=LAYOUTS, **TILING)
+@linear_act.kernel("cpu", legal=linear_legal, layouts=LAYOUTS, over=("residual",), **TILING)
 def _linear_act(
     cfg: Config,
     target: Target,

@@ -169,6 +169,7 @@ def _narrow_legal(
 
 CHAIN_LAYOUTS = {name + str(i): dense_last for name in "wb" for i in range(MOST)}
 CHAIN_LAYOUTS |= {"x": row_strides, "residual": row_strides}
+OVER = ("residual", "x")  # a task reads its rows before it writes any
 # How many panels a task takes at most; fewer where all cores would not have enough tasks.
 PANELS = {"panels": (PANEL_CHUNK, 4, 2)}
 
@@ -293,7 +294,7 @@ class _Chain:
         )
 
 
-@linear_chain.kernel("cpu", legal=chain_legal, layouts=CHAIN_LAYOUTS, **PANELS)
+@linear_chain.kernel("cpu", legal=chain_legal, layouts=CHAIN_LAYOUTS, over=OVER, **PANELS)
 def _linear_chain(
     cfg: Config,
     target: Target,
@@ -304,7 +305,7 @@ def _linear_chain(
     return _Chain(cfg, target, x, operands, functions, False).calls()
 
 
-@narrow_linear_chain.kernel("cpu", legal=_narrow_legal, layouts=CHAIN_LAYOUTS, **PANELS)
+@narrow_linear_chain.kernel("cpu", legal=_narrow_legal, layouts=CHAIN_LAYOUTS, over=OVER, **PANELS)
 def _narrow_linear_chain(
     cfg: Config,
     target: Target,

@@ -92,7 +92,12 @@ def narrow_conv_legal(
     return None
 
 
-@narrow_conv.kernel("cpu", legal=narrow_conv_legal, layouts=LAYOUTS | {"x": neighbouring_columns})
+@narrow_conv.kernel(
+    "cpu",
+    legal=narrow_conv_legal,
+    layouts=LAYOUTS | {"x": neighbouring_columns},
+    over=("residual",),
+)
 def _narrow_conv(
     cfg: Config,
     target: Target,

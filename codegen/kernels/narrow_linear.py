@@ -93,7 +93,7 @@ _LAYOUTS = dict.fromkeys(("weight", "bias", "gate", "up", "gate_bias", "up_bias"
 _LAYOUTS |= {"x": row_strides, "residual": row_strides}
 
 
-@narrow_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS, **TILING)
+@narrow_linear.kernel("cpu", legal=_legal, layouts=_LAYOUTS, over=("residual",), **TILING)
 def _narrow_linear(
     cfg: Config,
     target: Target,

@@ -242,6 +242,7 @@ def _takes_packed(activations: str, **attrs: Any) -> tuple[str, ...]:
     layouts=LAYOUTS,
     packed=_packed,
     takes_packed=_takes_packed,
+    over=("residual",),
     **TILING,
 )
 def _quantized_linear(

@@ -81,7 +81,7 @@ LAYOUTS = {"x": row_strides, "residual": row_strides, "input": row_strides}
 LAYOUTS |= {"weight": contiguous}
 
 
-@rms_norm.kernel("cpu", legal=rms_norm_legal, layouts=LAYOUTS)
+@rms_norm.kernel("cpu", legal=rms_norm_legal, layouts=LAYOUTS, over=("x",))
 def _rms_norm(
     cfg: Config,
     target: Target,
@@ -123,7 +123,7 @@ def aten_rms_norm_legal(
     return norm_reason(x, weight)
 
 
-@aten_kernel("rms_norm.default", legal=aten_rms_norm_legal, layouts=LAYOUTS)
+@aten_kernel("rms_norm.default", legal=aten_rms_norm_legal, layouts=LAYOUTS, over=("input",))
 def _aten_rms_norm(
     cfg: Config, target: Target, x: TensorType, weight: Any, *, normalized_shape: tuple, eps: float
 ) -> Call:

@@ -142,7 +142,23 @@ def check(
         reason = tolerance.accepts(b, a, d)
         shapes = [tuple(x.shape) for x in args if x is not None]
         assert reason is None, f"{op.name} {shapes} {attrs}: {reason}"
+    for name in emitter_of(op).over:
+        check_over(launches, named, name, opened)
     return launches
+
+
+def check_over(
+    launches: Sequence[Launch], named: dict[str, torch.Tensor], name: str, opened: int | None
+) -> None:
+    """The same result where it is written over the operand `name`, if that lies as it does."""
+    out, old = named["out"], named.get(name)
+    if old is None or (out.shape, out.stride(), out.dtype) != (old.shape, old.stride(), old.dtype):
+        return
+    both = old.clone(memory_format=torch.preserve_format)
+    interpret(
+        launches, {**named, name: both, "out": both}, {} if opened is None else {OPEN: opened}
+    )
+    torch.testing.assert_close(both, out, rtol=0, atol=0, equal_nan=True)
 
 
 def _double(tensor: torch.Tensor | None) -> torch.Tensor | None:
