@@ -223,7 +223,7 @@ def _fused(cfg, target, x, weight, scale, shift, residual, attrs, narrow) -> Lau
     return conv_launch(cfg, target, x, weight, names, window, scale, shift, **how, narrow=narrow)
 
 
-@conv_act.kernel("gpu", legal=conv_legal, layouts=_LAYOUTS, **TILES_SPACE)
+@conv_act.kernel("gpu", legal=conv_legal, layouts=_LAYOUTS, over=("residual",), **TILES_SPACE)
 def _conv_act(
     cfg: Config,
     target: Target,

@@ -298,7 +298,7 @@ def divides(step: int, size: Size) -> bool:
     return isinstance(size, int) and size % step == 0
 
 
-@linear_act.kernel("gpu", legal=linear_legal, layouts=LAYOUTS, **TILES_SPACE)
+@linear_act.kernel("gpu", legal=linear_legal, layouts=LAYOUTS, over=("residual",), **TILES_SPACE)
 def _linear_act(
     cfg: Config,
     target: Target,

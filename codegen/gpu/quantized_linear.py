@@ -197,7 +197,9 @@ def _legal(target: Target, x: TensorType, *rest: Any, activations: str, **attrs:
     return quantized_legal(target, x, *rest, activations=activations, **attrs)
 
 
-@quantized_linear.kernel("gpu", legal=_legal, layouts=LAYOUTS, **QUANTIZED_SPACE)
+@quantized_linear.kernel(
+    "gpu", legal=_legal, layouts=LAYOUTS, over=("residual",), **QUANTIZED_SPACE
+)
 def _quantized_linear(
     cfg: Config,
     target: Target,
