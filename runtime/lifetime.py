@@ -62,8 +62,17 @@ def arena_bytes(plan: Plan, dims: Sequence[int] = ()) -> int:
     lives = lifetimes(plan)
     asked = {i: slots[plan.buffers[i].bytes] for i in lives}
     sizes = {i: -(-size // 64) * 64 for i, size in asked.items()}
+    by_size = sorted(lives, key=lambda i: -asked[i])
+    by_span = sorted(by_size, key=lambda i: lives[i][0] - lives[i][1])
+    return min(_placed(order, lives, sizes) for order in (by_size, by_span))
+
+
+def _placed(
+    order: Sequence[int], lives: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]
+) -> int:
+    """Bytes of an arena in which each buffer in turn has the first place free during its life."""
     placed: list[tuple[int, int]] = []  # (offset, buffer), sorted
-    for i in sorted(lives, key=lambda i: -asked[i]):
+    for i in order:
         if not sizes[i]:
             continue
         first, last = lives[i]
