@@ -74,6 +74,7 @@ CONSTS |= {"steps_of_groups": (torch.rand(96, 2) / 20 + 1e-2).bfloat16()}
 
 
 CONSTS |= {"line": torch.randn(4, 6, 5), "image": torch.randn(4, 3, 4, 3)}
+CONSTS |= {"points": torch.randn(5, 4, 1, 1)}
 
 
 def const(o: Any, name: str) -> Any:
@@ -117,6 +118,10 @@ def products(o: Any, x: Any, w: Any) -> Any:
 def adapter(o: Any, x: Any) -> Any:
     side = o.linear(o.linear(x, const(o, "w0")), const(o, "w1"))
     return o.add(o.linear(x, const(o, "w1"), const(o, "b0")), o.mul(side, 0.5))
+
+
+def convolved_twice(o: Any, x: Any) -> Any:
+    return o.conv2d(o.conv2d(x, const(o, "image")), const(o, "points"))
 
 
 def mlp(o: Any, x: Any, w: Any, v: Any, b: Any) -> Any:
@@ -251,7 +256,10 @@ EXAMPLES: dict[type[Pass], list[Example]] = {
         ("the last rows", last_row, test_keep_needed_rows.INPUTS),
         ("of a matrix", last_row_of_matrix, [torch.randn(64, 32), torch.randn(32, 32)]),
     ],
-    MergeFactors: [("an adapter", adapter, [X])],
+    MergeFactors: [
+        ("an adapter", adapter, [X]),
+        ("convolutions", convolved_twice, [torch.randn(2, 3, 8, 7)]),
+    ],
     KeepQuantized: [
         ("a layer", on_integers, [torch.randn(5, 64)]),
         ("four bits", on_groups_of_nibbles, [torch.randn(5, 128)]),

@@ -61,6 +61,22 @@ def test_accuracy():
         torch.testing.assert_close(interpret(found, [x])[0], interpret(start, [x])[0])
 
 
+def test_both_layers_have_biases():
+    torch.manual_seed(1)
+    x = torch.randn(32, K)
+    given = {"a": torch.randn(K, K) / 8, "c": torch.randn(K), "b": torch.randn(N, K) / 8}
+    given["d"] = torch.randn(N)
+
+    def between(o, x, a, c, b, d):
+        return o.relu(o.linear(o.linear(o.relu(x), a, c), b, d))
+
+    start = graph_with(given, x, between)
+    found, _ = run_pass(MergeFactors(), start, [(x,)])
+    [one] = linears(found)
+    assert one.args[2].attr("name") == "merged_b_bias"
+    torch.testing.assert_close(found.consts["merged_b_bias"], given["d"] + given["b"] @ given["c"])
+
+
 def test_declines():
     def reasons(build, x=None, **given):
         x = torch.randn(256, K) if x is None else x
