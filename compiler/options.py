@@ -34,9 +34,10 @@ class Options:
                "int8-static": the same, but what one layer makes for another alone has one range for
                all rows, found on calibration inputs
     low_rank   None, or the rank of the two thin factors that constant weights of linear layers
-               become: a share of the full rank, "energy-0.99" for the least rank that keeps such a
-               share of the outputs' power, or a dict of patterns of their names to those and
-               "none". What does not pay stays as it is. weights and compute apply to the factors
+               and convolutions become: a share of the full rank, "energy-0.99" for the least rank
+               that keeps such a share of the outputs' power, or a dict of patterns of their names
+               to those and "none". What does not pay stays as it is. weights and compute apply to
+               the factors
     passes     the passes to run, in order: objects, or names as in infopt.passes.named; None for
                infopt.default_passes()
     tune       how much measuring may choose kernels' schedules: 0 none, 1 quick, 2 thorough; None:

@@ -1,4 +1,5 @@
-"""linear(x, constant weight) -> linear(linear(x, a), b): two thin products for a wide one."""
+"""linear(x, constant weight) -> linear(linear(x, a), b), and convolutions: two thin products for a
+wide one."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.passes.layers import LINEARS, label_of, name_matches, names_of
-from infopt.passes.low_rank_layers import ENERGY, LowRankLayers
+from infopt.passes.layers import label_of, name_matches, names_of
+from infopt.passes.low_rank_layers import ENERGY, LowRankLayers, can_be_factored
 
 Ranks: TypeAlias = "tuple[tuple[str, float | str], ...]"
 
@@ -20,8 +21,12 @@ Ranks: TypeAlias = "tuple[tuple[str, float | str], ...]"
 class FactorLowRank(Pass):
     """linear(x, w) -> linear(linear(x, a), b) where w ~ b a, of a rank that pays
 
-    The factors are those of least error for the calibration inputs, without such inputs those of
-    the SVD (codegen/factoring.py). Two products of one x that are multiplied (gate and up) share a.
+    A convolution's weight is a matrix [N, C k k]: the first factor keeps the window, the second is
+    1 x 1.
+
+    The factors are those of least error for the calibration inputs, without such inputs, and for
+    convolutions, those of the SVD (codegen/factoring.py). Two products of one x that are multiplied
+    (gate and up) share a.
 
     ranks  (pattern, rank) pairs, the first whose pattern matches the weight's name counts; a rank
            is a share of the full rank, "energy-0.99" for the least that keeps such a share of the
@@ -47,7 +52,7 @@ class FactorLowRank(Pass):
         layers = LowRankLayers(graph, ctx)
         changes: dict[Node, Node] = {}
         for node in graph.nodes():
-            if node.op.name not in LINEARS:
+            if not can_be_factored(node):
                 continue
             reason, gain = layers.refusal(node), None
             wanted = {self.rank_of(name) for name in names_of(node)}

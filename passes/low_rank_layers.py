@@ -1,7 +1,8 @@
-"""The low-rank form of one linear layer: what passes that factor weights are made of."""
+"""The low-rank form of one layer: what passes that factor weights are made of."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from infopt.passes.layers import (
     source_of,
     value_of,
     weights_of,
+)
+from infopt.passes.low_rank_convs import (
+    factor_shapes,
+    factored,
+    is_convolution,
+    is_second_convolution,
 )
 
 ENERGY = "energy-"  # begins a rank that is told by the share of power it keeps
@@ -45,8 +52,8 @@ class LowRankLayers:
     def shape(self, node: Node) -> tuple[int, int]:
         """Rows and columns of a layer's weight; of gate and up one below the other."""
         weights = weights_of(node)
-        n, k = weights[0].shape
-        return len(weights) * n, k  # type: ignore[return-value, operator]
+        n, *window = weights[0].shape
+        return len(weights) * n, prod(window)  # type: ignore[return-value, operator, arg-type]
 
     def refusal(self, node: Node) -> str:
         """Why no rank at all is possible for the layer, "" where one is."""
@@ -55,6 +62,8 @@ class LowRankLayers:
         for dtype in (*(w.dtype for w in weights_of(node)), node.dtype):
             if dtype not in _FLOATS:
                 return f"it computes in {dtype}"
+        if is_convolution(node) and node.attr("groups") != 1:
+            return f"it has {node.attr('groups')} groups"
         n, k = self.shape(node)
         if n * k < _LEAST:
             return f"{n} x {k} is too small to pay"
@@ -63,7 +72,7 @@ class LowRankLayers:
         for weight in weights_of(node):
             source = source_of(weight)
             assert source is not None
-            others = [u for u in self.graph.users(source) if u.op.name not in LINEARS]
+            others = [u for u in self.graph.users(source) if not can_be_factored(u)]
             if others and source is weight:
                 return f"its weight is also read by {others[0].op.name}"
         return ""
@@ -98,6 +107,11 @@ class LowRankLayers:
         source = source_of(weights_of(node)[0])
         assert source is not None
         stem = f"{source.attr('name')}_rank{made.a.shape[0]}"
+        if is_convolution(node):
+            shapes = factor_shapes(weights_of(node)[0], made.a.shape[0])
+            a = self._const(f"{stem}_a", made.a.reshape(shapes[0]))
+            b = self._const(f"{stem}_b", made.b.reshape(shapes[1]).contiguous())
+            return factored(self.o, node, a, b)
         parts = [self._const(f"{stem}_a", made.a)]
         names = ("b",) if len(weights_of(node)) == 1 else ("gate", "up")
         for name, part in zip(names, made.b.chunk(len(names)), strict=True):
@@ -123,8 +137,11 @@ class LowRankLayers:
         found = self._factorings.get(node)
         if found is None:
             weight = torch.cat([value_of(self.graph, w).detach() for w in weights_of(node)])
-            moments = self.moments.get(node.args[0])
-            found = self._factorings[node] = Factoring(weight, moments, self._has_bias(node))
+            if is_convolution(node):  # windows overlap: their moments are not those of x
+                found = Factoring(weight.flatten(1))
+            else:
+                found = Factoring(weight, self.moments.get(node.args[0]), self._has_bias(node))
+            self._factorings[node] = found
         return found
 
     @property
@@ -147,8 +164,11 @@ class LowRankLayers:
         return bool(users) and all(is_second_factor(u) and u.args[0] is node for u in users)
 
     def _placeholders(self, node: Node, rank: int) -> list[Node]:
-        n, k = weights_of(node)[0].shape
-        shapes = [(rank, k), *((n, rank) for _ in weights_of(node))]
+        if is_convolution(node):
+            shapes = list(factor_shapes(weights_of(node)[0], rank))
+        else:
+            n, k = weights_of(node)[0].shape
+            shapes = [(rank, k), *((n, rank) for _ in weights_of(node))]
         dtype = weights_of(node)[0].dtype
         return [
             self.o.input(f"factor{i}", TensorType.dense(shape, dtype))
@@ -157,6 +177,8 @@ class LowRankLayers:
 
     def _second(self, node: Node, parts: list[Node], biases: list[Any] | None = None) -> Node:
         """The product with the second factor, which reads that with the first."""
+        if is_convolution(node):
+            return factored(self.o, node, *parts)
         count = len(parts) - 1
         first = self.o.linear(node.args[0], parts[0])
         rest = list(node.args[1 + count :])
@@ -171,8 +193,15 @@ class LowRankLayers:
         return self.o.const(name, TensorType.of(tensor))
 
 
+def can_be_factored(node: Node) -> bool:
+    """True for layers that can be two thin ones."""
+    return node.op.name in LINEARS or is_convolution(node)
+
+
 def is_second_factor(node: Node) -> bool:
     """True where a layer reads a plain product and both hold fewer numbers than one would."""
+    if is_convolution(node):
+        return is_second_convolution(node)
     first = node.args[0] if node.op.name in LINEARS else None
     if not isinstance(first, Node) or first.op.name != "aten.linear.default":
         return False
