@@ -63,15 +63,19 @@ INFOPT_LINEAR(bf16_f32, StepPairs, float)
 #undef INFOPT_LINEAR
 
 // infopt_linear_chain_<panel type>_<weight type>: products one after another, without anything
-// between them in memory: x -> act(x wᵀ + bias) for each, then + residual
-//   pointers: x, residual or null, y, and for each product w[N][K], bias[N] or null
+// between them in memory: x -> act(x wᵀ + bias) for each, then + residual. The second may be a gate:
+// its result is multiplied by that of up1, which reads what the first gives, or x up0ᵀ
+//   pointers: x, residual or null, y, up0 or null (like the first w), up1 or null (like the second
+//             one, with its row stride), up_bias[N] or null, and for each product w[N][K],
+//             bias[N] or null
 //   numbers:  0 M, 1 K of the first, 2 how many products, 3 panel_chunk, 4 x format, 5 its stride,
 //             6 y format, 7 its stride, 8 residual format, 9 its stride, 10 bias format,
 //             11 where in scratch panels of the second product begin, 12 where those of infopt_linear
-//             does; then for each product: N, weight row stride, activation. All row formats
+//             does, 13 row stride of up0, 14 where in scratch panels of x up0ᵀ begin; then for each
+//             product: N, weight row stride, activation. All row formats
 //   tasks:    ceil(P / panel_chunk)
-//   scratch:  panel_chunk panels of the widest even operand, of the widest odd one, and that of
-//             infopt_linear for the deepest product (each part a multiple of 64)
+//   scratch:  panel_chunk panels of the widest even operand, of the widest odd one, of x up0ᵀ, and
+//             that of infopt_linear for the deepest product (each part a multiple of 64)
 #define INFOPT_CHAIN(name, Step, W)                                                              \
   INFOPT_EXPORT void infopt_linear_chain_##name(const infopt_call *call, int64_t first,          \
                                                 int64_t last) {                                  \

@@ -26,6 +26,7 @@ struct LinearCall {
   int64_t m, n, k, row_stride, n_chunk, panel_chunk, x_stride;
   const void *x, *w, *up;
   Epilogue epilogue;
+  const void *up_x = nullptr;  // panels that `up` meets, where they are not x
 };
 
 // The order of pointers and numbers is in kernels_linear.cpp.
@@ -142,6 +143,7 @@ void linear_task(const LinearCall &c, const Source &source, const TileSession<St
   const int64_t count = least(c.panel_chunk, ceil_div(c.m, 16) - p0);
   const int64_t n1 = least(c.n, n0 + c.n_chunk);
   const Panel *x = (const Panel *)c.x + p0 * c.x_stride;
+  const Panel *up_x = c.up_x ? (const Panel *)c.up_x + p0 * c.x_stride : x;
   if (n0 == 0) store_fixed_codes(c, p0, count);
   for (int64_t n = n0; n < n1; n += kGroup) {
     const int64_t rows = least(kGroup, n1 - n);
@@ -151,7 +153,7 @@ void linear_task(const LinearCall &c, const Source &source, const TileSession<St
       const Rows<Row> r = source.rows(is_up, n, k, rows, depth, converted);
       for (int64_t p = 0; p < count; p += 2) {
         const int64_t pair = least(2, count - p), at = p * kGroup * 16;
-        const Panel *panel = x + p * c.x_stride + k * 16;
+        const Panel *panel = (is_up ? up_x : x) + p * c.x_stride + k * 16;
         if constexpr (Source::kGrouped) {
           source.multiply(session, is_up, n, k, r, rows, panel, pair, depth, into + at);
         } else {

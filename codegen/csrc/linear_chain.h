@@ -1,7 +1,8 @@
 // Linear layers one after another: what lies between two of them never leaves a task's scratch.
 //
 // A task takes `panel_chunk` panels of tokens through all products. Each product's epilogue writes
-// the panels that the next one reads; two buffers take turns.
+// the panels that the next one reads; two buffers take turns, and a third holds what is multiplied
+// beside a gate.
 #pragma once
 
 #include "linear.h"
@@ -37,8 +38,8 @@ void linear_chain(const infopt_call *call, int64_t first, int64_t last) {
     for (int64_t panel = 0; panel < ceil_div(rows, 16); ++panel)
       pack_panel(rows_from(x, row), given, rows, k, panel);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t *product = v + 13 + 3 * i;
-      void *const *operands = p + 3 + 2 * i;
+      const int64_t *product = v + 15 + 3 * i;
+      void *const *operands = p + 6 + 2 * i;
       const bool ends = i + 1 == count;
       const int64_t n = product[0];
       LinearCall c = {rows, n, k, product[1], n, panel_chunk, given.stride, given.data,
@@ -47,6 +48,19 @@ void linear_chain(const infopt_call *call, int64_t first, int64_t last) {
       c.epilogue.activation = product[2];
       if (ends && residual.present()) c.epilogue.residual = rows_from(residual, row);
       c.epilogue.y = ends ? rows_from(y, row) : panels(i + 1, n);
+      if (i == 0 && p[3]) {
+        LinearCall beside = c;
+        beside.w = p[3];
+        beside.row_stride = v[13];
+        beside.epilogue = {};
+        beside.epilogue.y = {scratch + v[14], c.epilogue.y.stride, c.epilogue.y.format};
+        linear_task(beside, Source(call, beside), session, 0, 0, scratch + v[12]);
+      }
+      if (i == 1 && p[4]) {
+        c.up = p[4];
+        c.epilogue.up_bias = {p[5], 0, p[5] ? v[10] : int64_t(kAbsent)};
+        if (p[3]) c.up_x = scratch + v[14];
+      }
       linear_task(c, Source(call, c), session, 0, 0, scratch + v[12]);
       given = c.epilogue.y;
       k = n;

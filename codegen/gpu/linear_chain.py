@@ -15,14 +15,8 @@ from infopt.codegen.gpu.linear_source import EPILOGUE
 from infopt.codegen.gpu.text import ACTIVATE, HEADER, launch
 from infopt.codegen.gpu.tiles import power_of_two
 from infopt.codegen.kernel import Config
-from infopt.codegen.kernels.linear_chain import (
-    CHAIN_LAYOUTS,
-    MOST,
-    OVER,
-    chain_legal,
-    linear_chain,
-    split,
-)
+from infopt.codegen.kernels.chain_calls import MOST, split
+from infopt.codegen.kernels.linear_chain import CHAIN_LAYOUTS, OVER, chain_legal, linear_chain
 from infopt.codegen.kernels.rows import as_rows, ceil_div, row_stride
 from infopt.codegen.launch import Launch, Pointer
 from infopt.compiler.target import Target
@@ -113,7 +107,9 @@ def _legal(
     reason = chain_legal(target, x, *operands, functions=functions)
     if reason is not None:
         return reason
-    weights, _, _ = split(operands)
+    weights, *_, up1, _ = split(operands)
+    if up1 is not None:
+        return "a gate among the products"
     if len(weights) == 3:
         return "three products, expected two or four"
     most = MOST_RANK[x.dtype]
@@ -141,7 +137,7 @@ def _linear_chain(
     *operands: TensorType | None,
     functions: tuple[str, ...],
 ) -> Launch:
-    weights, biases, residual = split(operands)
+    weights, biases, residual, *_ = split(operands)
     rows, out = as_rows(x), as_rows(cfg.out)
     added = as_rows(residual) if residual is not None else None
     assert rows is not None and out is not None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import infopt
-from infopt.codegen.kernels.linear import linear_act
+from infopt.codegen.kernels.linear import gated_linear, linear_act
 from infopt.codegen.kernels.linear_chain import linear_chain, narrow_linear_chain
 from infopt.codegen.kernels.narrow_linear import narrow_linear
 from infopt.compiler.cost import graph_seconds
@@ -68,7 +68,44 @@ def three_fused(o, *given):
     return o.call(linear_chain, hidden, v2, u2, None, None, None, b2, **plain), o.relu(hidden)
 
 
+def shared(o, x, v, u, v2, u2, b, b2):
+    """A gate and what it multiplies, of one first factor."""
+    hidden = o.call(gated_linear, o.linear(x, v), u, u, b, b, activation="gelu")
+    return o.call(linear_act, o.linear(hidden, v2), u2, b2, x, activation="none")
+
+
+def shared_fused(o, x, v, u, v2, u2, b, b2):
+    args = (x, v, u, v2, u2, None, b, None, b2, x, None, u, b)
+    return o.call(linear_chain, *args, functions=("none", "gelu", "none", "none"))
+
+
+def gated(o, x, v, u, v2, u2, b, b2):
+    """A gate and what it multiplies, each in two factors."""
+    gate = o.call(linear_act, o.linear(x, v), u, b, None, activation="silu")
+    up = o.linear(o.linear(x, o.relu(v)), o.relu(u))
+    return o.linear(o.linear(o.mul(up, gate), v2), u2)
+
+
+def gated_fused(o, x, v, u, v2, u2, b, b2):
+    args = (x, v, u, v2, u2, None, b, None, None, None, o.relu(v), o.relu(u))
+    return o.call(linear_chain, *args, functions=("none", "silu", "none", "none"))
+
+
+def gate_alone(o, x, v, u, v2, u2, b, b2):
+    """Read twice, so without the way down."""
+    hidden = o.call(gated_linear, o.linear(x, v), u, u, activation="silu")
+    return hidden, o.relu(hidden)
+
+
+def gate_alone_fused(o, x, v, u, v2, u2, b, b2):
+    args = (x, v, u, *[None] * 8, u)
+    hidden = o.call(linear_chain, *args, functions=("none", "silu"))
+    return hidden, o.relu(hidden)
+
+
 CASES = {
+    "a gated mlp": (shared, shared_fused),
+    "a gate alone": (gate_alone, gate_alone_fused),
     "two": (pair, pair_fused),
     "an mlp": (mlp, mlp_fused),
     "hidden features read twice": (three, three_fused),
@@ -80,6 +117,20 @@ CASES = {
 def test_rewrites(case, dtype):
     before, after = CASES[case]
     assert check_pass(FuseLowRank(), before, after, [t.to(dtype) for t in INPUTS]).applied
+
+
+def test_rewrites_a_gate_of_other_factors():
+    assert check_pass(FuseLowRank(), gated, gated_fused, INPUTS).applied
+
+
+def test_a_gate_that_is_rounded_stays():
+    """Its two pairs are fused each by itself, and so is the way down."""
+    given = [t.to(BF16) for t in INPUTS]
+    found, report = run_pass(FuseLowRank(), graph_of(gated, given, FuseLowRank()))
+    assert names(found).count("linear_chain") == 3
+    assert [s.reason for s in report.declined] == [
+        "gate and up are rounded before they are multiplied"
+    ]
 
 
 def test_rewrites_bf16_products():
@@ -156,6 +207,69 @@ class Thin(torch.nn.Module):
 
     def forward(self, x):
         return self.u(self.v(x))
+
+
+class Gated(torch.nn.Module):
+    def __init__(self, k, rank, n, act=torch.nn.functional.silu):
+        super().__init__()
+        self.gate, self.up, self.down = Thin(k, rank, n), Thin(k, rank, n), Thin(n, rank, k)
+        self.act = act
+
+    def forward(self, x):
+        return x + self.down(self.act(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("act", [torch.nn.functional.silu, torch.relu])
+@pytest.mark.parametrize("compute", [None, "bf16"])
+def test_gated_models_in_factors(compute, act):
+    """The same bits as one by one, of few rows too."""
+    torch.manual_seed(0)
+    net, x = Gated(64, 8, 256, act).eval(), torch.randn(2048, 64)
+    rows = {"dynamic_shapes": ({0: torch.export.Dim("rows", min=1, max=4096)},)}
+    passes = infopt.default_passes(remove=["fuse-low-rank"], compute=compute)
+    with torch.no_grad():
+        one = infopt.compile(net, (x,), compute=compute, **rows)
+        plain = infopt.compile(net, (x,), passes=passes, **rows)
+        assert [n for n in names(one.graph) if "linear" in n] == [
+            "narrow_linear_chain" if compute else "linear_chain"
+        ]
+        for count in (1, 8, 9, 100, 1000, 2048):
+            given = torch.randn(count, 64)
+            assert torch.equal(one(given), plain(given)), count
+
+
+class Dense(torch.nn.Module):
+    """A gated MLP whose weights are of low rank."""
+
+    def __init__(self, k, rank, n):
+        super().__init__()
+        self.gate, self.up = (torch.nn.Linear(k, n, bias=False) for _ in range(2))
+        self.down = torch.nn.Linear(n, k, bias=False)
+        with torch.no_grad():
+            v = torch.randn(rank, k) / k**0.5
+            for layer in (self.gate, self.up):
+                layer.weight.copy_(torch.randn(n, rank) / rank**0.5 @ v)
+            self.down.weight.copy_(torch.randn(k, rank) @ torch.randn(rank, n) / (rank * n) ** 0.5)
+
+    def forward(self, x):
+        return self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("given", [{}, {"compute": "bf16"}, {"dtype": BF16}], ids=str)
+def test_gated_models_that_become_factors(given):
+    torch.manual_seed(0)
+    dtype, compute = given.get("dtype", torch.float32), given.get("compute")
+    net, x = Dense(128, 16, 512).eval().to(dtype), torch.randn(2048, 128, dtype=dtype)
+    thin = {"low_rank": 0.125, "compute": compute}
+    passes = infopt.default_passes(remove=["fuse-low-rank"], **thin)
+    rows = {"dynamic_shapes": ({0: torch.export.Dim("rows", min=1, max=4096)},)}
+    with torch.no_grad():
+        one = infopt.compile(net, (x,), **thin, **rows)
+        plain = infopt.compile(net, (x,), passes=passes, **rows)
+        assert len([n for n in names(one.graph) if "linear" in n]) == 1
+        for count in (1, 8, 9, 100, 1000, 2048):
+            some = torch.randn(count, 128).to(dtype)
+            assert torch.equal(one(some), plain(some)), count
 
 
 def test_models_in_factors():
