@@ -82,8 +82,9 @@ class _Merging:
         made, shift = found.weight(ctx.builder), found.shift(ctx.builder)
         if made.dtype not in _EXACT or node.dtype != made.dtype:
             return f"the merged weight would be rounded to {made.dtype}", None
-        for old in (n for n in found.replaced if n is not node):
-            others = set(graph.users(old)) - {*found.replaced, node, found.scaled}
+        inside = {*found.replaced, found.scaled}
+        for old in (n for n in (*found.replaced, found.scaled) if n not in (node, None)):
+            others = set(graph.users(old)) - inside - {node}
             if others or graph.is_output(old):
                 return f"the product {old!r} is read elsewhere too", None
         try:

@@ -93,6 +93,12 @@ def test_declines():
     ]
     [twice] = reasons(lambda o, x, **w: o.add(adapter(o, x, **w), o.sum(o.linear(x, w["a"]))))
     assert twice.endswith("is read elsewhere too")
+
+    def scaled(o, x, w, a, b, bias):
+        side = o.mul(o.linear(o.linear(x, a), b), 0.25)
+        return o.add(o.add(o.linear(x, w, bias), side), o.sum(side))
+
+    assert "is read elsewhere too" in reasons(scaled, rank=2)[0]
     [moving] = reasons(lambda o, x, w, a, b, bias: adapter(o, x, w, o.relu(a), b, bias))
     assert moving == "weights are aten.relu.defaults, not constants"
 
