@@ -65,6 +65,11 @@ def chains(dtype, narrow=False):
         yield (x, *pair, *no * 5), attrs | {"functions": two}
         yield (x, *pair, *no, b, *no * 2, x.clone()), attrs | {"functions": two}
         yield (x, *w, *no * 3, b, torch.randn_like(x)), attrs | {"functions": four}
+        gated = (x, *w, *no * 3, b, torch.randn_like(x))
+        up0, up1 = torch.randn_like(w[0]) / 7, torch.randn_like(w[1]) / 7
+        yield (*gated, None, up1, None), attrs | {"functions": four}
+        if dtype is F32:
+            yield (*gated, up0, up1, torch.randn(70)), attrs | {"functions": four}
 
 
 def convolutions(dtype):
