@@ -25,7 +25,7 @@ from infopt.compiler.interpret import interpret
 from infopt.compiler.one_device import originals
 from infopt.compiler.options import Options
 from infopt.compiler.page import page
-from infopt.compiler.pipeline import PassContext, Pipeline
+from infopt.compiler.pipeline import PassContext, Pipeline, Reference
 from infopt.compiler.report import Report
 from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
@@ -67,12 +67,15 @@ def build(
     calibration: Sequence[tuple[Any, ...]] = (),
     device: Device | None = None,
     timed: tuple[Any, ...] | None = None,
+    own_state: bool = False,
+    reference: Reference | None = None,
 ) -> Built:
     """Run the passes, lower and build. Errors of passes are raised; nothing is half done.
 
     samples: inputs to measure errors on. calibration: further ones, to choose by; all on the CPU.
     device: the GPU to run on, for such a target (load_gpu.py)
     timed: inputs of a call whose time counts, where that is not the first of samples
+    own_state, reference: as of PassContext
     """
     settings = Settings.from_environment()
     if settings.dump is not None:
@@ -81,9 +84,12 @@ def build(
     if options.batch_invariant:
         target = replace(target, batch_invariant=True)
     try:
-        chosen_by = tuple(calibration)
         ctx = PassContext(
-            target, tuple(samples), report, settings, calibration=chosen_by, timed=timed
+            *(target, tuple(samples), report, settings),
+            calibration=tuple(calibration),
+            timed=timed,
+            own_state=own_state,
+            reference=reference,
         )
         return _build(graph, options, ctx, device)
     finally:

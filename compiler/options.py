@@ -185,7 +185,7 @@ class Options:
             if self.passes is not None:
                 raise BadOption("passes lists passes and a budget adds one: give one of the two")
             for name in made.techniques:
-                if getattr(self, name) is not None:
+                if getattr(self, name, None) is not None:
                     raise BadOption(f"{name} names a share and the budget chooses one: give one")
         return made
 

@@ -29,7 +29,7 @@ from infopt.compiler.settings import Settings
 from infopt.compiler.target import Target
 from infopt.compiler.verify import verify, verify_same_interface
 
-__all__ = ["Pass", "PassContext", "Pipeline", "SiteLimit", "Stage", "results_of"]
+__all__ = ["Pass", "PassContext", "Pipeline", "Reference", "SiteLimit", "Stage", "results_of"]
 
 
 @dataclass
@@ -47,6 +47,14 @@ class SiteLimit:
         return True
 
 
+@dataclass
+class Reference:
+    """What searches measure errors against where several programs are searched for one model: the
+    results of the first, which loses nothing beside."""
+
+    results: list[list[Any]] | None = None
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a pass may know: an argument, never a global.
@@ -59,6 +67,9 @@ class PassContext:
     held      those of which that is true for the values that the model has now alone
     calibration  further example inputs, to choose by: what they chose is not judged on them
     timed     inputs of a call whose time counts; None: the first of samples
+    own_state  whether what the program updates is read by its own later calls alone: errors of
+              lossy passes are then those of its outputs
+    reference  None, or what a search measures errors against in place of the graph's own results
     """
 
     target: Target
@@ -72,6 +83,20 @@ class PassContext:
     held: set[str] = field(default_factory=set)
     calibration: tuple[tuple[Any, ...], ...] = ()
     timed: tuple[Any, ...] | None = None
+    own_state: bool = False
+    reference: Reference | None = None
+
+    def results(self, graph: Graph) -> list[list[Any]]:
+        """The results that errors are measured on, of every sample."""
+        return results_of(graph, self.samples, updates=not self.own_state)
+
+    def expected(self, graph: Graph) -> list[list[Any]]:
+        """What a search that begins with this graph measures errors against."""
+        if self.reference is None:
+            return self.results(graph)
+        if self.reference.results is None:
+            self.reference.results = self.results(graph)
+        return self.reference.results
 
     def derive(self, name: str, expression: Node, held: bool = False) -> None:
         """Say how the new constant `name` is computed from constants, so that the weights of a
@@ -139,12 +164,14 @@ class Pass:
     after     names of passes that must come earlier; checked, never solved
     accuracy  how far results may move; measured on samples where the pass is not Exact
     parts     passes that it runs itself: later ones may ask to come after those
+    searches  whether what it promises holds against the reference of its context, if there is one
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[Stage] = Stage.NORMALIZE
     after: ClassVar[tuple[str, ...]] = ()
     accuracy: ClassVar[Accuracy] = Exact()
+    searches: ClassVar[bool] = False
 
     @property
     def parts(self) -> tuple[Pass, ...]:
@@ -266,8 +293,9 @@ class Pipeline:
         exact = isinstance(p.accuracy, Exact)
         if not ctx.samples or (exact and not ctx.settings.check):
             return
-        expected = results_of(before, ctx.samples)
-        found = results_of(after, ctx.samples)
+        lossy = ctx if not exact else replace(ctx, own_state=False)
+        expected = ctx.expected(before) if p.searches else lossy.results(before)
+        found = lossy.results(after)
         for sample in zip(expected, found, strict=True):
             for position, (a, b) in enumerate(zip(*sample, strict=True)):
                 if not isinstance(a, torch.Tensor):
@@ -286,13 +314,15 @@ def _without_data(graph: Graph) -> Graph:
     return replace(graph, consts={k: v for k, v in graph.consts.items() if v.numel() == 1})
 
 
-def results_of(graph: Graph, samples: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """The graph's results on copies of the samples, updated inputs included."""
+def results_of(
+    graph: Graph, samples: Sequence[tuple[Any, ...]], updates: bool = True
+) -> list[list[Any]]:
+    """The graph's results on copies of the samples, with the inputs that it updates or without."""
     results = []
     for sample in samples:
         copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in sample]
         flat = interpret(graph, copies)
-        results.append(flat + [copies[i] for i, _ in graph.updates])
+        results.append(flat + [copies[i] for i, _ in graph.updates if updates])
     return results
 
 

@@ -10,18 +10,17 @@ from typing import Any, ClassVar
 
 from infopt.codegen.timing import whole_seconds
 from infopt.compiler.accuracy import Accuracy
-from infopt.compiler.budget import Budget
+from infopt.compiler.budget import NOTICED, Budget
 from infopt.compiler.cost import graph_seconds
 from infopt.compiler.errors import UnreachableBudget
 from infopt.compiler.graph import Graph, Stage
 from infopt.compiler.infer import builder_for
-from infopt.compiler.pipeline import Pass, PassContext, Pipeline, results_of
+from infopt.compiler.pipeline import Pass, PassContext, Pipeline
 from infopt.compiler.report import PassReport, Report
 from infopt.compiler.target import Target
 from infopt.passes.quantize_to_budget import QuantizeToBudget
 from infopt.passes.techniques import LADDERS, Rung, sparse_bytes, with_rungs
 
-_NOTICED = 0.95  # of the time: with less between them, what is measured last may seem faster
 _LEAVES_HALF = 0.5**0.5  # of the error: errors add in squares, so half of the budget is left
 _REASONS = 2  # of a pass are told where it did nothing
 _ALONE = "formats and ranks"
@@ -46,6 +45,7 @@ class CompressToBudget(Pass):
     name: ClassVar[str] = "compress-to-budget"
     stage: ClassVar[Stage] = Stage.FUSE
     after: ClassVar[tuple[str, ...]] = ("fuse-attention",)
+    searches: ClassVar[bool] = True
 
     formats: QuantizeToBudget = field(
         default_factory=lambda: QuantizeToBudget(Budget(0.01, techniques="all"))
@@ -99,7 +99,7 @@ class _Search:
         self.options, self.graph, self.ctx = options, graph, ctx
         self.budget = options.formats.budget
         self.timed = self.budget.objective == "latency"
-        self.expected = results_of(graph, ctx.samples)
+        self.expected = ctx.expected(graph)
         self.told: list[_Told] = []
         self.amounts: dict[int, str] = {}
 
@@ -122,7 +122,7 @@ class _Search:
             if compared[least] is best:
                 break
             if best is not None:
-                if not costs[least] < costs[0] * (_NOTICED if self.timed else 1):
+                if not costs[least] < costs[0] * (NOTICED if self.timed else 1):
                     break
                 gain = (gain or 0.0) + costs[0] - costs[least]
             best = compared[least]
@@ -142,8 +142,7 @@ class _Search:
 
     def trial(self, rungs: tuple[Rung, ...], graph: Graph, ctx: PassContext) -> _Trial:
         finished = _run(self.options.then, graph, self.aside(ctx))
-        pairs = zip(self.expected, results_of(finished, self.ctx.samples), strict=True)
-        error = max(self.budget.error(a, b) for a, b in pairs)
+        error = self.budget.worst(self.expected, self.ctx.results(finished))
         return _Trial(rungs, graph, ctx, finished, error)
 
     def aside(self, ctx: PassContext) -> PassContext:
@@ -252,13 +251,15 @@ class _Search:
     def tell(self, best: _Trial | None, trials: Sequence[_Trial], costs: Sequence[float]) -> None:
         """What the report says of what each trial costs: the one to beat in the same turns."""
         said = [f"{c * 1e3:.4g} ms" if self.timed else f"{c:.0f} bytes" for c in costs]
-        asked = f" and {1 - _NOTICED:.0%} less is asked for" if self.timed else ""
+        asked = f" and {1 - NOTICED:.0%} less is asked for" if self.timed else ""
         against = "" if best is None else f", where {best} takes {said[0]}{asked}"
         for trial, amount in zip(trials, said, strict=True):
             other = "" if trial is best else against
             self.amounts.setdefault(id(trial), f", takes {amount}{other}")
 
     def record(self, best: _Trial, gain: float | None) -> None:
+        if "kv" in self.budget.techniques:  # a decoder's was chosen before
+            self.ctx.site("kv", False, "there is no cache whose format could be chosen")
         for told in self.told:
             trial = told.trial
             taken = trial is not None and _leads_to(trial, best)

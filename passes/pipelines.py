@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from infopt.compiler.adapters import Adapters
-from infopt.compiler.budget import Budget
+from infopt.compiler.budget import TECHNIQUES, Budget
 from infopt.compiler.errors import BadOption
 from infopt.compiler.pipeline import Pass
 from infopt.compiler.tokens import Tokens
@@ -70,6 +70,11 @@ def default_passes(
     """
     quantize: Pass | None = None
     if budget is not None:
+        if "kv" in budget.techniques and budget.techniques != TECHNIQUES:
+            raise BadOption(
+                "techniques: 'kv' is the format of a decoder's cache, and there is none here; "
+                "infopt.compile_causal_lm has one, and 'all' takes what there is"
+            )
         quantize = QuantizeToBudget(budget, (NarrowCompute(),) if compute == "bf16" else ())
     elif weights is not None:
         quantize = QuantizeWeights(weight_formats(weights), activations or "none")

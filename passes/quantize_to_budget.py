@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 
 from infopt.codegen.timing import measured_seconds
 from infopt.compiler.accuracy import Accuracy, Bounded
-from infopt.compiler.allocation import Choice, allocate
-from infopt.compiler.budget import Budget
+from infopt.compiler.allocation import allocate
+from infopt.compiler.budget import NOTICED, Budget
 from infopt.compiler.cost import node_seconds
 from infopt.compiler.errors import UnreachableBudget
 from infopt.compiler.graph import Graph, Node, Stage
-from infopt.compiler.pipeline import Pass, PassContext, results_of
+from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.report import FrontierPoint
 from infopt.compiler.sensitivity import relative_errors
 from infopt.compiler.target import Target
 from infopt.passes.factor_low_rank import layer_ranks
 from infopt.passes.layer_forms import Form, LayerForms, surely_better
 from infopt.passes.layers import label_of
+from infopt.passes.priced import Priced, against, amount, priced, why_not, why_not_less
 from infopt.passes.quantize_weights import checked_format
 
 _PROBES = 16
-_NOTICED = 0.95  # of a cost: with less between them, what is measured last may seem cheaper
 _ATTEMPTS = 8  # end-to-end checks of an allocation
 _FRONTIER = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # multiples of the budget that the report shows
 
@@ -44,6 +44,7 @@ class QuantizeToBudget(Pass):
     name: ClassVar[str] = "quantize-to-budget"
     stage: ClassVar[Stage] = Stage.FUSE
     after: ClassVar[tuple[str, ...]] = ("fuse-linear-epilogue",)
+    searches: ClassVar[bool] = True
 
     budget: Budget = field(default_factory=lambda: Budget(0.01))
     then: tuple[Pass, ...] = ()
@@ -62,7 +63,9 @@ class QuantizeToBudget(Pass):
         if not ctx.samples:
             ctx.site("graph", False, "there are no example inputs to measure errors on")
             return graph
-        return self.choose(graph, ctx, results_of(graph, ctx.samples))
+        expected = ctx.expected(graph)
+        spent = self.budget.worst(expected, ctx.results(graph)) if ctx.reference else 0.0
+        return self.choose(graph, ctx, expected, spent)
 
     def choose(
         self, graph: Graph, ctx: PassContext, expected: Sequence[Sequence[Any]], spent: float = 0.0
@@ -73,21 +76,6 @@ class QuantizeToBudget(Pass):
         """
         search = _Search(self, graph, ctx, expected, spent)
         return search.best() if search.layers else graph
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """A form of a layer with what it costs."""
-
-    form: Form
-    choice: Choice
-
-    def __str__(self) -> str:
-        return str(self.form)
-
-
-def _priced(form: Form, costs: Mapping[Form, float], error: float = 0.0) -> _Priced:
-    return _Priced(form, Choice(costs.get(form, form.bytes), error, form.bytes))
 
 
 class _Search:
@@ -111,7 +99,7 @@ class _Search:
         found = self.found()
         costs = self.costs([form for forms in found.values() for form, _ in forms])
         self.layers = {
-            node: [_priced(f, costs, e) for f, e in forms] for node, forms in found.items()
+            node: [priced(f, costs, e) for f, e in forms] for node, forms in found.items()
         }
 
     def found(self) -> dict[Node, list[tuple[Form, float]]]:
@@ -160,9 +148,9 @@ class _Search:
                 if form.held:
                     others = [plain, *surely_better(form, forms)]
                     better = min(others, key=lambda f: costs.get(f, f.bytes))
-                    mine, least = (_priced(f, costs) for f in (form, better))
-                    if least.choice.cost * _NOTICED < mine.choice.cost:
-                        said = f"; not tried: {_against(mine, least, bool(costs))}"
+                    mine, least = (priced(f, costs) for f in (form, better))
+                    if least.choice.cost * NOTICED < mine.choice.cost:
+                        said = f"; not tried: {against(mine, least, bool(costs))}"
                         self.untried[node] = self.untried.get(node, "") + said
                         continue
                     form = self.forms.encoded(node, form)
@@ -263,8 +251,7 @@ class _Search:
         graph = graph.with_consts(self.forms.tensors)
         for later in self.options.then:
             graph = later.run(graph, ctx)
-        pairs = zip(self.expected, results_of(graph, self.ctx.samples), strict=True)
-        return max(self.budget.error(a, b) for a, b in pairs)
+        return self.budget.worst(self.expected, self.ctx.results(graph))
 
     def applied(self, picked: Sequence[int], error: float) -> Graph:
         for (node, forms), index in zip(self.layers.items(), picked, strict=True):
@@ -273,9 +260,9 @@ class _Search:
             timed = self.budget.objective == "latency"
             if index:
                 reason = f"{chosen}, error {chosen.choice.error:.1e} of the results'"
-                reason += _why_not_less(forms, chosen, timed)
+                reason += why_not_less(forms, chosen, timed)
             else:
-                reason = _why_not(forms, timed)
+                reason = why_not(forms, timed)
             reason += self.untried.get(node, "") + self.of_ranks(node, chosen)
             self.ctx.site(label_of(node), bool(index), reason, gain if index and timed else None)
         self.ctx.report.frontier = self.frontier(picked, error)
@@ -284,7 +271,7 @@ class _Search:
             return self.graph
         return self.ctx.exchange(self.graph, changes).with_consts(self.forms.tensors)
 
-    def of_ranks(self, node: Node, chosen: _Priced) -> str:
+    def of_ranks(self, node: Node, chosen: Priced) -> str:
         """Why a layer did not become two thin products, where that was asked."""
         if node in self.ranks:
             return f"; as factors: {self.ranks[node]}"
@@ -294,8 +281,8 @@ class _Search:
         timed = self.budget.objective == "latency"
         best = min(thin, key=lambda p: p.choice.cost)
         return (
-            f"; as factors: {best} would take {_amount(best, timed)} and add "
-            f"{best.choice.error:.1e}, this takes {_amount(chosen, timed)}"
+            f"; as factors: {best} would take {amount(best, timed)} and add "
+            f"{best.choice.error:.1e}, this takes {amount(chosen, timed)}"
         )
 
     def frontier(self, picked: Sequence[int], error: float) -> list[FrontierPoint]:
@@ -323,33 +310,3 @@ class _Search:
             bytes=sum(f.choice.bytes for f in forms),
             formats=counts,
         )
-
-
-def _amount(priced: _Priced, timed: bool) -> str:
-    cost = priced.choice.cost
-    return f"{cost * 1e6:.4g} us" if timed else f"{cost:.0f} bytes"
-
-
-def _why_not(forms: Sequence[_Priced], timed: bool) -> str:
-    """Why a layer stays as it is."""
-    plain, others = forms[0], forms[1:]
-    if not others:
-        return "nothing pays"
-    cheapest = min(others, key=lambda f: f.choice.cost)
-    if cheapest.choice.cost >= plain.choice.cost:
-        return f"does not pay: {_against(cheapest, plain, timed)}"
-    least = min(others, key=lambda f: f.choice.error)
-    return f"the budget is spent elsewhere: {least} would add {least.choice.error:.1e}"
-
-
-def _why_not_less(forms: Sequence[_Priced], chosen: _Priced, timed: bool) -> str:
-    """What a layer could have been for less."""
-    less = [f for f in forms if f.choice.cost < chosen.choice.cost]
-    if not less:
-        return ""
-    other = min(less, key=lambda f: f.choice.error)
-    return f" ({_against(other, chosen, timed)}, but adds {other.choice.error:.1e})"
-
-
-def _against(one: _Priced, other: _Priced, timed: bool) -> str:
-    return f"{one} takes {_amount(one, timed)}, {other} {_amount(other, timed)}"

@@ -9,20 +9,17 @@ weights, and nothing is compiled again while sequences grow.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import infopt.compiler.decoding.transformers_cache as transformers_cache
-from infopt.codegen.traced_ops import adopt_kernel_ops
-from infopt.compiler.adapter_room import no_adapters, room_of, with_slots
-from infopt.compiler.compiled import build
+from infopt.compiler.adapter_room import room_of
+from infopt.compiler.compiled import Built, build
 from infopt.compiler.decoding.contiguous import Contiguous
+from infopt.compiler.decoding.kv_budget import TOKENS, CacheSearch
 from infopt.compiler.decoding.paged import Paged
 from infopt.compiler.decoding.policy import LayerShape, Policy
 from infopt.compiler.decoding.prompt_filter import (
@@ -31,29 +28,33 @@ from infopt.compiler.decoding.prompt_filter import (
     with_layer,
 )
 from infopt.compiler.decoding.prompt_parts import in_parts
-from infopt.compiler.decoding.tracing_cache import ShapeCache, TracingCache
+from infopt.compiler.decoding.step_program import (
+    Forward,
+    Step,
+    StepProgram,
+    checked_ids,
+    inverse_frequencies,
+    random_ids,
+)
+from infopt.compiler.decoding.tracing_cache import ShapeCache
 from infopt.compiler.dynamo import refuse_fallbacks
 from infopt.compiler.errors import BadOption, TraceDeclined
 from infopt.compiler.flat_program import FlatProgram, save_with
-from infopt.compiler.graph import Node
 from infopt.compiler.one_device import CPU, device_of
 from infopt.compiler.options import Options
+from infopt.compiler.pipeline import Reference
 from infopt.compiler.report import Report
 from infopt.compiler.target import Target
-from infopt.compiler.tracing.export import Exported, check_module, export
+from infopt.compiler.tracing.export import check_module
 from infopt.passes.slice_runs import SliceRuns
-from infopt.runtime.decoding.adapted import SLOTS_AT
 from infopt.runtime.decoding.causal_lm import CausalLM
 from infopt.runtime.decoding.compaction import FILTER, Compaction
 from infopt.runtime.decoding.layout import KV
-from infopt.runtime.decoding.pages import PagedMemory
 from infopt.runtime.decoding.spec import CausalSpec
 from infopt.runtime.device import Device
 from infopt.runtime.forked import torch_threads
-from infopt.runtime.structure import Leaf
 
-_TOKENS, _ROWS = 5, 3  # of the example that is traced
-_PREFIX = "model."  # of the names of a model's weights within _Step
+_PREFIX = "model."  # of the names of a model's weights within Step
 _ENDLESS = 2**30  # positions of a model that names no last one
 
 
@@ -76,7 +77,8 @@ def compile_causal_lm(
     max_length  the room of the cache: tokens of a prompt and of what follows
     batch       the most sequences at once
     kv          how the cache is kept: infopt.KV, or a policy such as infopt.kv.Quest; without it
-                exactly as the model computes it. Policies are for CPUs
+                exactly as the model computes it, or as a budget with the technique "kv" chooses.
+                Policies are for CPUs
     compact     an infopt.Compaction: long prompts are cut to the tokens that matter, which keep
                 their positions; max_length is the room for what is left of them. For CPUs
     target      "native", or a machine such as "cpu:avx2" or "cuda:sm90" (Target.parse). The model
@@ -85,8 +87,9 @@ def compile_causal_lm(
                 one the result can be saved, not called
     options     see infopt.compiler.options.Options; calibration is a list of tuples (ids,) of
                 texts int64 [sequences, tokens] of one length, and so are the samples of a budget,
-                which errors are measured on in place of a few random ids; its times are those of
-                a step of one token; max_activations is kept by reading prompts in parts
+                on whose logits errors are measured in place of those of a few random ids; its times
+                are those of a step of one token behind as many as the longest sample has, or a full
+                cache without samples; max_activations is kept by reading prompts in parts
 
     Raises TraceDeclined with the reason where the model has no such form, BadOption,
     UnreachableBudget.
@@ -128,41 +131,67 @@ def compile_causal_lm(
                 compact = None
         if not policy.endless(layers[0]):
             _check_positions(model, max_length)
-        stores = tuple(
-            (store.shape, str(store.dtype), store.fill)
-            for layer in layers
-            for store in policy.stores(layer, max_length).values()
-        )
-        kept = policy.group, policy.chunk, policy.pooled
         positions = 0 if compact is None else _positions(model) or _ENDLESS
-        spec = CausalSpec(vocabulary, max_length, batch, stores, *kept, positions, compact)
-        texts = list(_texts("calibration", parsed.calibration or (), spec))
-        judging = list(_texts("samples", parsed.budget.samples if parsed.budget else (), spec))
+
+        def spec_of(policy: Policy) -> CausalSpec:
+            stores = tuple(
+                (store.shape, str(store.dtype), store.fill)
+                for layer in layers
+                for store in policy.stores(layer, max_length).values()
+            )
+            kept = policy.group, policy.chunk, policy.pooled
+            return CausalSpec(vocabulary, max_length, batch, stores, *kept, positions, compact)
+
+        spec, budget = spec_of(policy), parsed.budget
+        seen = checked_ids("calibration", parsed.calibration or (), spec)
+        judged = checked_ids("samples", budget.samples if budget else (), spec)
+        longest = max((ids.shape[1] for ids in judged), default=max_length)
+        begun = min(longest, max_length - 1)  # tokens in the cache of the step whose time counts
         filter = None
         if compact is not None:
-            sizes, calibrating = (vocabulary, batch, positions), [text[0] for text in texts]
             plain = replace(parsed, adapters=None)
-            filter = build_filter(forward, model, compact, sizes, calibrating, plain, machine)
-        exported, sample = _trace(_Step(forward, model, policy, layers, spec), spec)
-        if parsed.adapters is not None:
-            exported = with_slots(exported, len(tree_leaves(sample)), SLOTS_AT)
+            sizes = vocabulary, batch, positions
+            filter = build_filter(forward, model, compact, sizes, seen, plain, machine)
 
-        def chosen(text: tuple) -> Mapping[str, Any]:
-            return {} if parsed.adapters is None else no_adapters(len(text[0]))
+        def trace(policy: Policy) -> StepProgram:
+            spec = spec_of(policy)
+            return StepProgram.of(Step(forward, model, policy, layers, spec), spec, parsed.adapters)
 
-        def given(text: tuple) -> tuple:
-            return exported.sample(text, chosen(text))
+        def made(
+            program: StepProgram,
+            options: Options,
+            report: Report,
+            reference: Reference | None = None,
+        ) -> Built:
+            samples = [program.flat(ids) for ids in judged] or [program.flat_sample()]
+            step = None
+            if options.budget is not None:
+                step = program.flat(random_ids(1, 1, program.spec), begun)
+            return build(
+                *(program.exported.graph, options, machine, report, samples),
+                *([program.flat(ids) for ids in seen], device, step),
+                own_state=True,
+                reference=reference,
+            )
 
-        samples, seen = map(given, judging or [sample]), map(given, texts)
-        step = given(_whole(sample[0][:1, :1], 1, spec)) if parsed.budget else None
-        built = build(*(exported.graph, parsed, machine, report, [*samples], [*seen], device, step))
+        if budget is not None and "kv" in budget.techniques:
+            judged = judged or [random_ids(min(2, batch), min(TOKENS, max_length), spec)]
+            search = CacheSearch(
+                *(parsed, budget, machine, judged, begun),
+                *(policy, kv is not None, trace, made, report),
+            )
+            program, built = search.best()
+        else:
+            program = trace(policy)
+            built = made(program, parsed, report)
+    spec, report = program.spec, built.report
     if limit is not None:
         spec = in_parts(spec, limit, built.lowered.plan, report)
     refuse_fallbacks(parsed, report)
     room = None
     if parsed.adapters is not None:
-        room = room_of(exported, built.graph, parsed.adapters, report, _PREFIX)
-    compiled = FlatProgram(exported, built, (sample, chosen(sample)), room=room)
+        room = room_of(program.exported, built.graph, parsed.adapters, report, _PREFIX)
+    compiled = FlatProgram(program.exported, built, (program.sample, program.chosen), room=room)
     compiled.about["causal_lm"] = spec.to_json()
     if filter is None:
         return CausalLM(spec, compiled, compiled.save)
@@ -179,9 +208,6 @@ def _no_form_on_gpu(policy: Policy, compact: Compaction | None) -> str | None:
 
 def _policy_of(kv: KV) -> Policy:
     return Paged(kv) if kv.page else Contiguous(kv)
-
-
-Forward = Callable[[Tensor, Tensor, Any, Callable[[Tensor], Tensor]], Tensor]
 
 
 def _forward_of(model: torch.nn.Module) -> Forward:
@@ -225,151 +251,9 @@ def _shapes(forward: Forward, model: torch.nn.Module) -> tuple[list[LayerShape],
         ) from error
     if not cache.layers or sorted(cache.layers) != list(range(len(cache.layers))):
         raise TraceDeclined(f"expected a cache for layers 0, 1, ..., found {sorted(cache.layers)}")
-    rotary = _inverse_frequencies(model) is not None
+    rotary = inverse_frequencies(model) is not None
     layers = [
         replace(cache.layers[i], layer=i, layers=len(cache.layers), rotary=rotary)
         for i in sorted(cache.layers)
     ]
     return layers, logits.shape[-1], cache.windows
-
-
-def _inverse_frequencies(model: Any) -> Tensor | None:
-    """f32 [D / 2], of rotary positions whose pairs are halves apart, where the model names them: a
-    buffer inv_freq, as transformers' models have one, or config.rope_base."""
-    found = {
-        tuple(value.tolist()): value.float()
-        for module in model.modules()
-        if isinstance(value := getattr(module, "inv_freq", None), Tensor) and value.dim() == 1
-    }
-    config = getattr(model, "config", None)
-    base, width = getattr(config, "rope_base", 0), getattr(config, "head_width", 0)
-    if not found and base and width:
-        return base ** (-torch.arange(0, width, 2) / width)
-    return found.popitem()[1] if len(found) == 1 else None
-
-
-class _Step(torch.nn.Module):
-    """The program to trace: (ids, starts, counts, picks, more, stores) -> (logits, the stores' next
-    values). picks int64 [B, R]: the rows of ids whose logits [B, R, V] are wanted.
-
-    more, each where the spec asks for it: "positions" int64 [B, T], where ids stand in their texts;
-    "table" int64 [B, P], the pages of each sequence.
-    """
-
-    inverse_frequencies: Tensor | None
-
-    def __init__(
-        self,
-        forward: Forward,
-        model: torch.nn.Module,
-        policy: Policy,
-        layers: list[LayerShape],
-        spec: CausalSpec,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.through, self.policy, self.layers, self.room = forward, policy, layers, spec.max_length
-        self.register_buffer("inverse_frequencies", _inverse_frequencies(model), persistent=False)
-
-    def forward(
-        self,
-        ids: Tensor,
-        starts: Tensor,
-        counts: Tensor,
-        picks: Tensor,
-        more: dict[str, Tensor],
-        stores: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor]]:
-        known = self.policy, self.room, self.inverse_frequencies, more.get("table")
-        cache = TracingCache(self.layers, stores, starts, counts, *known)
-        positions = more.get("positions")
-        if positions is None:
-            last = (counts - 1).clamp(min=0)
-            # padding has the position of the last token: one that the model surely knows
-            inside = torch.minimum(torch.arange(ids.shape[1], device=ids.device), last[:, None])
-            positions = starts[:, None] + inside
-
-        def pick(x: Tensor) -> Tensor:
-            return x.gather(1, picks[:, :, None].expand(-1, -1, x.shape[-1]))
-
-        logits = self.through(ids, positions, cache, pick)
-        if cache.read != set(range(len(self.layers))):
-            unread = sorted(set(range(len(self.layers))) - cache.read)
-            raise TraceDeclined(f"the attention of layers {unread} does not read their caches")
-        return logits, cache.stores
-
-
-def _texts(of: str, given: Sequence[tuple], spec: CausalSpec) -> Iterator[tuple]:
-    """Texts as the program takes them: all tokens at once, into an empty cache, or BadOption."""
-    most = min(spec.max_length, spec.chunk or spec.max_length)
-    for index, args in enumerate(given):
-        ids: Any = args[0] if len(args) == 1 else None
-        fits = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2
-        if not fits or not (1 <= ids.shape[0] <= spec.batch and 1 <= ids.shape[1] <= most):
-            found = "other arguments" if ids is None else f"{ids.dtype} {list(ids.shape)}"
-            raise BadOption(
-                f"{of}[{index}]: expected ids int64 [sequences, tokens] of at most "
-                f"[{spec.batch}, {most}], found {found}"
-            )
-        yield _whole(ids, ids.shape[1], spec)
-
-
-def _whole(ids: Tensor, first: int, spec: CausalSpec) -> tuple:
-    """The program's inputs for texts that an empty cache takes at once, and the logits of their
-    first tokens."""
-    rows, tokens = ids.shape
-    counts = torch.full((rows,), tokens)
-    picks = torch.arange(first).repeat(rows, 1)
-    given: tuple = (ids, torch.zeros_like(counts), counts, picks)
-    more = {"positions": torch.arange(tokens).repeat(rows, 1)} if spec.positions else {}
-    if not spec.page:
-        return (*given, more, spec.empty(rows))
-    memory = PagedMemory.empty(spec.pool(), rows, spec.max_length)
-    memory.make_room(given[1], counts)  # from empty ones: the ends are the counts
-    return (*given, more | {"table": memory.table}, memory.stores)
-
-
-def _trace(step: _Step, spec: CausalSpec) -> tuple[Exported, tuple]:
-    rows = min(2, spec.batch)
-    tokens = min(_TOKENS, spec.max_length, spec.chunk or _TOKENS)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(spec.vocabulary, (rows, tokens), generator=generator)
-    sample = _whole(ids, min(_ROWS, tokens), spec)
-    # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
-    batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
-    open_rows = {0: batch} if spec.batch > 1 else {}
-    most = min(spec.max_length, spec.chunk or spec.max_length)
-    length = torch.export.Dim("tokens", min=1, max=max(3, most))
-    shapes: dict[str, Any] = {
-        "ids": {**open_rows, 1: length},
-        "starts": open_rows,
-        "counts": open_rows,
-        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, most))},
-        "more": {"positions": {**open_rows, 1: length}} if spec.positions else {},
-        "stores": [open_rows for _ in spec.stores],
-    }
-    if spec.page:
-        room = torch.export.Dim("room", min=2)
-        shapes["more"]["table"] = open_rows
-        shapes["stores"] = [{2: room} for _ in spec.stores]
-    exported = export(step.eval(), sample, {}, shapes, Leaf)
-    return _with_updates(exported, len(spec.stores)), sample
-
-
-def _with_updates(exported: Exported, stores: int) -> Exported:
-    """The program whose last results are the values that its last inputs hold after the call."""
-    graph = adopt_kernel_ops(exported.graph)
-    first = len(graph.inputs) - stores
-    updates = []
-    for index, node in enumerate(graph.outputs[1:]):
-        assert isinstance(node, Node)
-        updates.append((first + index, node))
-    graph = replace(
-        graph,
-        outputs=graph.outputs[:1],
-        results=graph.results[:1],
-        memory=graph.memory[:1],
-        offsets=graph.offsets[:1],
-        updates=tuple(updates),
-    )
-    return replace(exported, graph=graph, outputs=Leaf(0), rebuild=lambda flat: flat[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,15 @@ class CausalSpec:
             zeros = partial(torch.full, fill_value=fill) if fill else torch.zeros
             made.append(zeros(sizes, dtype=dtype, device=where))
         return made
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of a full batch of texts of max_length."""
+        pieces = self.batch * (-(-self.max_length // self.page) if self.page else 1)
+        sizes = [
+            math.prod(shape) * dtype_of(name, "stores").itemsize for shape, name, _ in self.stores
+        ]
+        return pieces * sum(sizes)
 
     def pool(self, where: torch.device = CPU) -> PagePool:
         """Pages for a batch of full sequences; more are made where more texts are kept."""

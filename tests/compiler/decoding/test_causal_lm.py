@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import infopt
-from infopt.compiler.decoding import causal_lm
+from infopt.compiler.decoding import causal_lm, step_program
 from infopt.compiler.decoding.contiguous import Contiguous
 from infopt.compiler.decoding.policy import LayerShape
 from infopt.compiler.errors import TraceDeclined
@@ -455,14 +455,14 @@ def test_a_run_that_fails_says_why() -> None:
 
 
 def test_frequencies_are_one_for_all_layers() -> None:
-    one = causal_lm._inverse_frequencies(Stub(frequencies=([1.0, 0.5], [1.0, 0.5])))
+    one = step_program.inverse_frequencies(Stub(frequencies=([1.0, 0.5], [1.0, 0.5])))
     assert one.tolist() == [1.0, 0.5]
-    assert causal_lm._inverse_frequencies(Stub(frequencies=([1.0], [0.5]))) is None
-    assert causal_lm._inverse_frequencies(Stub(frequencies=([[1.0]],))) is None
-    assert causal_lm._inverse_frequencies(Stub()) is None
+    assert step_program.inverse_frequencies(Stub(frequencies=([1.0], [0.5]))) is None
+    assert step_program.inverse_frequencies(Stub(frequencies=([[1.0]],))) is None
+    assert step_program.inverse_frequencies(Stub()) is None
     named = Stub()
     named.config = SimpleNamespace(rope_base=100.0, head_width=4)
-    torch.testing.assert_close(causal_lm._inverse_frequencies(named), torch.tensor([1.0, 0.1]))
+    torch.testing.assert_close(step_program.inverse_frequencies(named), torch.tensor([1.0, 0.1]))
 
 
 def test_every_layer_reads_its_cache() -> None:
@@ -476,7 +476,7 @@ def test_every_layer_reads_its_cache() -> None:
 
     layers = [LayerShape(2, 4, 4, torch.float32, i, 3) for i in range(3)]
     spec = SimpleNamespace(max_length=8)
-    step = causal_lm._Step(run, Stub(), Contiguous(), layers, spec)
+    step = step_program.Step(run, Stub(), Contiguous(), layers, spec)
     stores = [torch.zeros(1, 2, 8, 4) for _ in range(6)]
     ints = (torch.zeros(1, dtype=torch.int64), torch.tensor([3]), torch.zeros(1, 1).long())
     with pytest.raises(TraceDeclined, match=r"attention of layers \[0, 2\] does not read"):
