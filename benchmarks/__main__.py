@@ -17,6 +17,7 @@ COMMANDS = {
     "kv_quality": "perplexity and recall of a real model by layout and policy of its cache",
     "compaction": "prompts cut to the tokens that matter: time, perplexity, two questions",
     "quantization": "formats and budgets on a real model: error, agreement, bytes",
+    "decoder_budgets": "budgets over formats, techniques and the cache of a real decoder",
     "low_bits": "3 and 4 bits, tables and remainders on real models: what each format loses",
     "low_rank": "thin factors and slices: bytes, memory, time, agreement",
     "adapters": "rows of a batch with adapters of their own: a step, a batch of sequences",

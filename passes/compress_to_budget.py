@@ -258,8 +258,6 @@ class _Search:
             self.amounts.setdefault(id(trial), f", takes {amount}{other}")
 
     def record(self, best: _Trial, gain: float | None) -> None:
-        if "kv" in self.budget.techniques:  # a decoder's was chosen before
-            self.ctx.site("kv", False, "there is no cache whose format could be chosen")
         for told in self.told:
             trial = told.trial
             taken = trial is not None and _leads_to(trial, best)
@@ -270,6 +268,8 @@ class _Search:
                 told.reason = f"{behind}error {trial.error:.1e}{self.amounts.get(id(trial), '')}"
                 told.reason += "" if taken or trial is best else f"; chosen: {best}"
             self.ctx.site(told.label, taken, told.reason, gain if trial is best else None)
+        if "kv" in self.budget.techniques:  # compile_causal_lm chooses it before
+            self.ctx.site("kv", False, "there is no cache whose format could be chosen")
 
     def adopted(self, best: _Trial) -> Graph:
         """The graph of the trial that was chosen; its records become the compilation's."""

@@ -175,7 +175,7 @@ def compile_causal_lm(
             )
 
         if budget is not None and "kv" in budget.techniques:
-            judged = judged or [random_ids(min(2, batch), min(TOKENS, max_length), spec)]
+            judged = judged or [random_ids(min(2, batch), min(TOKENS, spec.most), spec)]
             search = CacheSearch(
                 *(parsed, budget, machine, judged, begun),
                 *(policy, kv is not None, trace, made, report),

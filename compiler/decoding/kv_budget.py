@@ -91,6 +91,7 @@ class CacheSearch:
     build: Build
     report: Report
     reference: Reference = field(default_factory=Reference)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)  # of the cache as it is
 
     @cached_property
     def budget(self) -> Budget:
@@ -186,8 +187,10 @@ class CacheSearch:
         found = self.results(one, built.graph)
         one.error = budget.worst(self.reference.results or found, found)
         if one.policy is self.policy:
+            self.fallbacks = report.fallbacks
             return built
-        slow = [f"{op}: {why}" for op, why in report.fallbacks.items() if op.startswith("kv_")]
+        known = self.fallbacks
+        slow = [f"{op}: {why}" for op, why in report.fallbacks.items() if op not in known]
         if slow:
             one.reason = f"torch would run {slow[0]}"
         elif one.error > budget.max_error:
@@ -234,7 +237,7 @@ class CacheSearch:
                     told += f", where {first} takes {self.amount(whole)}"
                     told += f" and {1 - NOTICED:.0%} less is asked for" if self.timed else ""
                     gain = whole - cost if taken and self.timed else None
-                told += "; it was given" if self.asked else ""
+                told += "; a cache was given, no other is tried" if self.asked else ""
                 told += "" if one is best else f"; chosen: {best}"
             entry.sites.append(Site(str(one), taken, told, gain))
         return entry

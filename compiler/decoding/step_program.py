@@ -119,15 +119,15 @@ class Step(torch.nn.Module):
 
 def checked_ids(of: str, given: Sequence[tuple], spec: CausalSpec) -> list[Tensor]:
     """Texts that fit into one call of a program, or BadOption."""
-    most, found = min(spec.max_length, spec.chunk or spec.max_length), []
+    found = []
     for index, args in enumerate(given):
         ids: Any = args[0] if len(args) == 1 else None
         fits = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2
-        if not fits or not (1 <= ids.shape[0] <= spec.batch and 1 <= ids.shape[1] <= most):
+        if not fits or not (1 <= ids.shape[0] <= spec.batch and 1 <= ids.shape[1] <= spec.most):
             said = "other arguments" if ids is None else f"{ids.dtype} {list(ids.shape)}"
             raise BadOption(
                 f"{of}[{index}]: expected ids int64 [sequences, tokens] of at most "
-                f"[{spec.batch}, {most}], found {said}"
+                f"[{spec.batch}, {spec.most}], found {said}"
             )
         found.append(ids)
     return found
@@ -172,18 +172,17 @@ def inverse_frequencies(model: Any) -> Tensor | None:
 
 def _trace(step: Step, spec: CausalSpec) -> tuple[Exported, tuple]:
     rows = min(2, spec.batch)
-    tokens = min(_TOKENS, spec.max_length, spec.chunk or _TOKENS)
+    tokens = min(_TOKENS, spec.most)
     sample = inputs_of(random_ids(rows, tokens, spec), min(_ROWS, tokens), spec)
     # torch traces as if an open size were 2 or more, and takes one of 2 at most for a fixed one
     batch: Any = torch.export.Dim("batch", min=1, max=max(3, spec.batch))
     open_rows = {0: batch} if spec.batch > 1 else {}
-    most = min(spec.max_length, spec.chunk or spec.max_length)
-    length = torch.export.Dim("tokens", min=1, max=max(3, most))
+    length = torch.export.Dim("tokens", min=1, max=max(3, spec.most))
     shapes: dict[str, Any] = {
         "ids": {**open_rows, 1: length},
         "starts": open_rows,
         "counts": open_rows,
-        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, most))},
+        "picks": {**open_rows, 1: torch.export.Dim("rows", min=1, max=max(3, spec.most))},
         "more": {"positions": {**open_rows, 1: length}} if spec.positions else {},
         "stores": [open_rows for _ in spec.stores],
     }

@@ -85,6 +85,11 @@ class CausalSpec:
         return made
 
     @property
+    def most(self) -> int:
+        """The most tokens of one call."""
+        return min(self.max_length, self.chunk or self.max_length)
+
+    @property
     def cache_bytes(self) -> int:
         """Of a full batch of texts of max_length."""
         pieces = self.batch * (-(-self.max_length // self.page) if self.page else 1)

@@ -176,7 +176,8 @@ def test_nothing_pays():
     graph = graph_of(mlp, x, mlp_weights())
     result, entry, report = compress(graph, x, Budget(1e-4, "size", techniques="all", **INT8))
     assert result is graph and not entry.applied
-    assert len(entry.sites) == 1 + sum(map(len, LADDERS.values()))
+    assert len(entry.sites) == 2 + sum(map(len, LADDERS.values()))
+    assert reason(entry, "kv") == "there is no cache whose format could be chosen"
     assert "all 256 channels are worth more" in reason(entry, "prune=0.05")
     assert reason(entry, "prune=0.1").endswith(" before formats, the budget is 1.0e-04")
     assert reason(entry, "prune=0.3").startswith("not tried: prune=0.1 has an error ")
