@@ -24,7 +24,8 @@ class Budget:
     max_error   the largest error of the compiled model, end to end, on the samples
     objective   "latency": seconds of a call, measured on the target if it is this machine.
                 "memory" or "size": bytes of the weights, in memory or in an artifact
-    max_memory  None, or bytes that the weights may occupy
+    max_memory  None, or bytes that the weights may occupy; with the technique "kv" and another
+                objective than "size", weights and cache together
     samples     further example inputs, tuples of arguments like `args` of infopt.compile; the
                 more they resemble what comes later, the more the limit is worth
     metric      metric(expected, found) -> error, of the model's flat results; None: the relative
@@ -36,9 +37,11 @@ class Budget:
                 names them: shares, or "energy-0.99". "auto": what keeps 99.99, 99.9, 99 and 95 % of
                 the outputs' power where there are calibration inputs, else none. () for none
     techniques  what may be done to the whole model beside, named as the options that do it by hand:
-                of "prune", "tokens" and "sparse_activations", or "all". They change what a model
-                computes more than formats do (embeddings of fewer tokens are others), so () is
-                the default
+                of "prune", "tokens", "sparse_activations" and "kv", or "all". They change what a
+                model computes more than formats do (embeddings of fewer tokens are others), so ()
+                is the default. "kv" is the format of the cache of infopt.compile_causal_lm, which
+                then counts where memory does; elsewhere "all" leaves it out, and named alone it
+                raises BadOption
     """
 
     max_error: float

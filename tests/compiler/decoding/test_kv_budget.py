@@ -3,6 +3,7 @@ others are not, and what generating from such a cache loses. Times are given, ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 import torch
 
 import infopt
-from infopt.compiler.decoding import kv_budget
+from infopt.compiler.decoding import kv_budget, step_program
 from infopt.compiler.errors import BadOption, UnreachableBudget
 from infopt.models.decoder import SMALL, Decoder
 from infopt.runtime.decoding.layout import GROUP
 from infopt.runtime.measure import Timing
 from tests.compiler.decoding.sharp_decoder import sharp_decoder
 
-TOKENS, ROOM = 96, 512
+TOKENS, ROOM = 96, 1024
+CONFIG = replace(SMALL, heads=2)  # heads of 32 features, which int4 rounds together
 NOTHING: dict[str, Any] = {"formats": (), "ranks": ()}  # to choose from, of weights
 INT8: dict[str, Any] = {"formats": ("int8",), "activations": ("none",), "ranks": ()}
 
@@ -28,9 +30,26 @@ def texts(seed: int = 0, tokens: int = TOKENS) -> torch.Tensor:
     return torch.randint(SMALL.vocabulary, (2, tokens), generator=draw)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing takes most of the time, and is the same for one model, cache and size."""
+    known: dict[Any, Any] = {}
+    trace = step_program._trace
+
+    def once(step: Any, spec: Any) -> Any:
+        key = step.model, step.policy, spec
+        if key not in known:
+            known[key] = trace(step, spec)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_program, "_trace", once)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    return sharp_decoder(1.5)
+    return sharp_decoder(1.5, CONFIG)
 
 
 def budget_of(error: float, objective: str = "memory", **given: Any) -> infopt.Budget:
@@ -140,10 +159,10 @@ def test_an_artifact_holds_no_cache(model: Decoder) -> None:
 
 def test_a_cache_that_is_no_smaller_does_not_pay(model: Decoder) -> None:
     """int4 keeps the last 64 tokens in full precision beside the others."""
-    lm = compiled(model, budget_of(0.5), max_length=TOKENS)
+    lm = compiled(model, budget_of(0.5, samples=((texts(tokens=64),),)), max_length=64)
     told = reasons(lm)["kv=int4"]
     assert kept_in(lm) == "int8" and ", where kv=same takes " not in told
-    whole = 2 * 2 * 2 * 2 * TOKENS * 16 * 4  # layers, keys and values, texts, heads
+    whole = 2 * 2 * 2 * 2 * 64 * 32 * 4  # layers, keys and values, texts, heads
     assert told.startswith("does not pay: ") and told.endswith(f" bytes of cache, {whole} as is")
 
 
@@ -230,12 +249,8 @@ def test_the_first_reference_is_the_whole_cache_also_where_that_is_too_large(
 def test_what_torch_would_run_is_left(model: Decoder) -> None:
     wide = Decoder(SMALL).double().eval()
     lm = compiled(wide, budget_of(0.2))
-    assert kept_in_dtype(lm) == "torch.float64"
+    assert lm.spec.stores[0][1] == "torch.float64"
     assert reasons(lm)["kv=int8"].startswith("torch would run ")
-
-
-def kept_in_dtype(lm: infopt.CausalLM) -> str:
-    return lm.spec.stores[0][1]
 
 
 @torch.no_grad()
