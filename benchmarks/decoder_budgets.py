@@ -30,7 +30,7 @@ WINDOW, BATCH = 512, 16
 SAMPLES, SEEN = 2, 8  # windows that errors are measured on, and that calibrate
 STEPS = 32  # timed, behind a window without them
 SEARCHES = ("cache-to-budget", "compress-to-budget")
-PERMITTED = {"formats": (), "all": "all"}
+PERMITTED: dict[str, Any] = {"formats": (), "kv": ("kv",), "all": "all"}
 
 
 def main(arguments: list[str]) -> int:
