@@ -15,6 +15,7 @@ import infopt
 from infopt.compiler.decoding import kv_budget, step_program
 from infopt.compiler.errors import BadOption, UnreachableBudget
 from infopt.models.decoder import SMALL, Decoder
+from infopt.passes.techniques import LADDERS
 from infopt.runtime.decoding.layout import GROUP
 from infopt.runtime.measure import Timing
 from tests.compiler.decoding.sharp_decoder import sharp_decoder
@@ -262,8 +263,10 @@ def test_an_artifact_keeps_the_format(model: Decoder, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_beside_other_techniques(model: Decoder) -> None:
+def test_beside_other_techniques(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "all" has them all; each search says what it did, and the cache's format is said once."""
+    for name, shares in LADDERS.items():
+        monkeypatch.setitem(LADDERS, name, shares[:1])
     budget = budget_of(0.05, techniques="all", **INT8)
     lm = compiled(model, budget, calibration=[(texts(n),) for n in (1, 2)])
     assert taken(lm) == ["kv=int8"]
