@@ -113,6 +113,7 @@ def _build(graph: Graph, options: Options, ctx: PassContext, device: Device | No
             tokens=options.tokens,
             sparse_activations=options.sparse_activations,
             prune=options.prune,
+            group_sparsity=options.group_sparsity,
             adapters=options.adapters,
         )
     certify_new(passes, settings, report)

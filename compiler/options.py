@@ -17,6 +17,7 @@ from infopt.passes.prune_structures import PruneStructures
 from infopt.passes.quantize_weights import NEEDS_CALIBRATION, Formats, weight_formats
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.sparsify_groups import SparsifyGroups
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -69,6 +70,10 @@ class Options:
                inner channels of convolutions goes, where what is made there hardly varies over
                the calibration inputs, and its mean goes into biases. Layers become smaller; what
                does not pay stays as it is
+    group_sparsity  None, or a share: so many of the small groups of weights of constant linear
+               layers go, chosen and the others fitted by the calibration inputs where there are
+               some; or "zeros": groups that are zero already are skipped. What does not pay stays
+               as it is
     adapters   None, or infopt.Adapters(rank=16, slots=8, layers="*q_proj,*v_proj"): those linear
                layers get room for low-rank adapters, that are loaded later and chosen row by row.
                Only infopt.compile and infopt.compile_causal_lm take it
@@ -96,6 +101,7 @@ class Options:
     tokens: Tokens | None = None
     sparse_activations: float | None = None
     prune: float | None = None
+    group_sparsity: float | str | None = None
     adapters: Adapters | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = False
@@ -126,12 +132,14 @@ class Options:
             SparseActivations(self.sparse_activations)
         if self.prune is not None:
             PruneStructures(self.prune)
+        if self.group_sparsity is not None:
+            SparsifyGroups(self.group_sparsity)
         if self.adapters is not None and not isinstance(self.adapters, Adapters):
             raise BadOption(f"adapters: expected an infopt.Adapters, found {self.adapters!r}")
         if self.passes is not None:
             self._refuse_beside_passes(
                 *("compute", "weights", "activations", "low_rank", "max_activations", "tokens"),
-                *("sparse_activations", "prune", "adapters"),
+                *("sparse_activations", "prune", "group_sparsity", "adapters"),
             )
             object.__setattr__(self, "passes", _passes(self.passes))
         if isinstance(self.tune, bool) or self.tune not in (None, 0, 1, 2):
@@ -159,7 +167,7 @@ class Options:
     def changes_weights(self) -> bool:
         """True where weights may be stored in another format, as factors, turned, or cut."""
         asked = (self.weights, self.low_rank, self.budget, self.sparse_activations, self.prune)
-        return any(option is not None for option in asked)
+        return any(option is not None for option in (*asked, self.group_sparsity))
 
     @property
     def is_lossy(self) -> bool:
@@ -200,7 +208,7 @@ class Options:
         if not self.changes_weights and self.passes is None:
             raise BadOption(
                 "calibration is for weights stored in few bits, as factors or cut: give weights, "
-                "low_rank, prune or a budget too"
+                "low_rank, prune, group_sparsity or a budget too"
             )
         return tuple(given)
 

@@ -59,6 +59,17 @@ def value_of(graph: Graph, weight: Node) -> torch.Tensor:
     return evaluate(graph, weight, {source: value_of(graph, source)}, {})
 
 
+def foreign_reader(graph: Graph, node: Node) -> str:
+    """Why a layer's weight cannot be exchanged for another form, "" where only layers read it."""
+    for weight in weights_of(node):
+        source = source_of(weight)
+        assert source is not None
+        others = [u for u in graph.users(source) if u.op.name not in LINEARS]
+        if others and source is weight:
+            return f"its weight is also read by {others[0].op.name}"
+    return ""
+
+
 def name_matches(name: str, pattern: str) -> bool:
     """Whether a weight's name fits a pattern of fnmatch in which whatever is not a letter, a digit
     or a wildcard counts as an underscore."""

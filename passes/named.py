@@ -49,6 +49,7 @@ from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.sparsify_groups import SparsifyGroups
 from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 
@@ -60,7 +61,8 @@ _CLASSES: tuple[type[Pass], ...] = (
     *(FuseConvEpilogue, FuseConvPadding, FuseLinearEpilogue, FuseNorm),
     *(FuseRotary, KeepNeededRows, KeepQuantized, MergeFactors, MergeLinears, MergeTokens),
     *(NarrowCompute, PackActivations, PruneStructures, QuantizeToBudget, QuantizeWeights),
-    *(RecognizeGroups, RecognizeQuantized, SliceRuns, SparseActivations, SplitTransposed),
+    *(RecognizeGroups, RecognizeQuantized, SliceRuns, SparseActivations, SparsifyGroups),
+    SplitTransposed,
 )
 BUILT_IN: Mapping[str, type[Pass]] = {cls.name: cls for cls in _CLASSES}
 

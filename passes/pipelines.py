@@ -42,6 +42,7 @@ from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.simplify_masks import SimplifyMasks
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.sparsify_groups import SparsifyGroups
 from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 
@@ -58,6 +59,7 @@ def default_passes(
     tokens: Tokens | None = None,
     sparse_activations: float | None = None,
     prune: float | None = None,
+    group_sparsity: float | str | None = None,
     adapters: Adapters | None = None,
 ) -> tuple[Pass, ...]:
     """The passes of a compilation, in order.
@@ -66,7 +68,7 @@ def default_passes(
              each goes to the end of its stage
     remove   names of passes to leave out; BadOption if there is none of that name
     compute, weights, activations, low_rank, budget, max_activations, tokens,
-    sparse_activations, prune, adapters  as in Options (infopt.compiler.options)
+    sparse_activations, prune, group_sparsity, adapters  as in Options (infopt.compiler.options)
     """
     quantize: Pass | None = None
     if budget is not None:
@@ -81,10 +83,11 @@ def default_passes(
     factor = None if low_rank is None else FactorLowRank(layer_ranks(low_rank))
     sparse = None if sparse_activations is None else SparseActivations(sparse_activations)
     cut = None if prune is None else PruneStructures(prune)
+    groups = None if group_sparsity is None else SparsifyGroups(group_sparsity)
     room = None
     if adapters is not None:
         room = AttachAdapters(adapters.rank, adapters.slots, adapters.patterns)
-    passes = list(_blocks(compute, room, cut, factor, quantize, tokens, sparse))
+    passes = list(_blocks(compute, room, cut, groups, factor, quantize, tokens, sparse))
     if max_activations is not None:
         passes.append(SliceRuns(max_activations))
     unknown = sorted(set(remove) - {p.name for p in passes})
@@ -126,6 +129,7 @@ def _blocks(
     compute: str | None,
     room: Pass | None,
     cut: Pass | None,
+    groups: Pass | None,
     factor: Pass | None,
     quantize: Pass | None,
     tokens: Tokens | None,
@@ -170,6 +174,8 @@ def _blocks(
     yield FuseConvPadding()
     yield FuseConvEpilogue()
     yield KeepQuantized()
+    if groups is not None:
+        yield groups
     if factor is not None:
         yield factor
     if quantize is not None:

@@ -25,6 +25,7 @@ _LAST_DIM = {
     "narrow_gated_linear": ("x",),
     "linear_chain": ("x", "residual"),
     "narrow_linear_chain": ("x", "residual"),
+    "group_sparse_linear": ("x", "residual"),
     "quantized_linear": ("x", "residual"),
     "quantized_gated_linear": ("x",),
     "aten.layer_norm.default": ("input",),

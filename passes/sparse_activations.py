@@ -19,7 +19,14 @@ from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
-from infopt.passes.layers import LINEARS, label_of, names_of, source_of, value_of, weights_of
+from infopt.passes.layers import (
+    LINEARS,
+    foreign_reader,
+    label_of,
+    names_of,
+    value_of,
+    weights_of,
+)
 
 SCORES = ("weighted", "magnitude")
 # As measured on 1,024 x 1,024 and 1,024 x 2,816 in bf16:
@@ -165,12 +172,8 @@ def _refusal(graph: Graph, node: Node) -> str:
         rows = rows * n
     if isinstance(rows, int) and rows > FEW:
         return f"it has {rows} rows at once, which together read all weights"
-    for weight in weights:
-        source = source_of(weight)
-        assert source is not None
-        others = [u for u in graph.users(source) if u.op.name not in LINEARS]
-        if others and source is weight:
-            return f"its weight is also read by {others[0].op.name}"
+    if reason := foreign_reader(graph, node):
+        return reason
     if len(weights) == 2 and any(b is not None for b in node.args[3:]):
         return "its gate has a bias"
     return ""

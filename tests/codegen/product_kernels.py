@@ -76,6 +76,7 @@ class Kernels:
             *LEVELS[level][0],
             str(CSRC / "kernels_linear.cpp"),
             str(CSRC / "kernels_grouped.cpp"),
+            str(CSRC / "kernels_group_sparse.cpp"),
             *([str(CSRC / "kernels_stored.cpp")] if level == "amx_emulated" else []),
             "-o",
             str(path),

@@ -31,6 +31,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"tokens": 0.5}, "tokens: expected an infopt.Tokens, found 0.5"),
     "sparse_activations": ({"sparse_activations": 2.0}, "sparse_activations"),
     "prune": ({"prune": 2.0}, "prune"),
+    "group_sparsity": ({"group_sparsity": 1.0}, "group_sparsity: expected a share between 0 and 1"),
+    "group_sparsity, a text": ({"group_sparsity": "half"}, "or 'zeros', found 'half'"),
     "passes": ({"passes": "canonicalize"}, "passes: expected a list of passes or names of passes"),
     "passes of numbers": ({"passes": [3]}, "passes: expected a list of passes or names of passes"),
     "tune": ({"tune": 3}, "tune: expected 0, 1 or 2, found 3"),
@@ -99,6 +101,7 @@ BESIDE = {
     "tokens": infopt.Tokens(0.5),
     "sparse_activations": 0.5,
     "prune": 0.5,
+    "group_sparsity": 0.5,
 }
 
 
@@ -127,6 +130,7 @@ CHANGES: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "budget": ({"budget": BUDGET}, True, True),
     "sparse_activations": ({"sparse_activations": 0.5}, True, True),
     "prune": ({"prune": 0.5}, True, True),
+    "group_sparsity": ({"group_sparsity": "zeros"}, True, True),
 }
 
 

@@ -32,6 +32,7 @@ from infopt.passes.recognize_groups import RecognizeGroups
 from infopt.passes.recognize_quantized import RecognizeQuantized
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.sparse_activations import SparseActivations
+from infopt.passes.sparsify_groups import SparsifyGroups
 from infopt.passes.split_transposed import SplitTransposed
 from infopt.passes.unfold_patches import UnfoldPatches
 from tests.passes.certified_programs import ATTRS, EXAMPLES, programs
@@ -44,7 +45,7 @@ LOSSY = (FactorLowRank, NarrowCompute, QuantizeWeights)
 # get room for adapters where a graph has an input of a certain name.
 MEASURED = (
     *(CompressToBudget, QuantizeToBudget, MergeTokens, PackActivations, PruneStructures),
-    *(AttachAdapters, RecognizeGroups, SparseActivations),
+    *(AttachAdapters, RecognizeGroups, SparseActivations, SparsifyGroups),
 )
 PATTERNS = [c for c in ATTRS if issubclass(c, Rule)] + [FuseGatedMlp]
 # What they do depends on sizes that few draws meet; test_examples_in_every_dtype draws theirs.

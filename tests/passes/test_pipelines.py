@@ -148,6 +148,7 @@ ADDED = {
     "tokens": ({"tokens": infopt.Tokens(0.5)}, ["merge-tokens"]),
     "sparse_activations": ({"sparse_activations": 0.5}, ["sparse-activations"]),
     "prune": ({"prune": 0.5}, ["prune-structures"]),
+    "group_sparsity": ({"group_sparsity": 0.5}, ["sparsify-groups"]),
     "adapters": ({"adapters": infopt.Adapters()}, ["attach-adapters"]),
     "max_activations": ({"max_activations": 1 << 20}, ["slice-runs"]),
 }

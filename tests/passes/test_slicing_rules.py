@@ -19,6 +19,7 @@ ACT, OUT = {"activation": "gelu"}, {"out": torch.float32}
 EPS, SIDE = {"eps": 1e-5}, [[1, 1], [0, 0], [1, 1]]
 HEADS = [(4, 2, 5, 8)] * 3
 CHAIN = [(4, 8), (2, 8), (6, 2), (3, 6), (5, 3), (2,), (6,), (3,), (5,), (4, 5)]
+GROUPS = [(4, 9), (4, 3, 2, 1), "ids", (8,), (4, 8)]
 FOUR = {"functions": ("none", "relu", "none", "none")}
 THIN, UPS = [(4, 5, 3)] * 3, [(16, 3)] * 3
 SHARED = {"heads": 2, "kv_heads": 2, "scale": 0.3}
@@ -34,6 +35,7 @@ CASES: list[Case] = [
     ("narrow_gated_linear", [(4, 8), (6, 8), (6, 8)], [], OUT, {0}, {0}),
     ("linear_chain", CHAIN, [], FOUR, {0, 9}, {0, 9}),
     ("narrow_linear_chain", CHAIN, [], FOUR | OUT, {0, 9}, {0, 9}),
+    ("group_sparse_linear", GROUPS, [], {"features": 8}, {0, 4}, {0, 4}),
     ("rms_norm", [(4, 8), (8,)], [], EPS, {0}, {0}),
     ("attention", HEADS, [], {"scale": 0.3}, set(), {0, 1, 2}),
     ("attention", [*HEADS, (4, 1, 5, 5)], [], {"scale": 0.3}, set(), {0, 1, 2, 3}),
