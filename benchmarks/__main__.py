@@ -24,6 +24,7 @@ COMMANDS = {
     "tokens": "merging and dropping tokens: speed and agreement with all of them",
     "streaming": "a step of a stream against computing its past again, by hop",
     "pruning": "fewer channels and heads: size, speed, and quality by what is chosen",
+    "groups": "layers that skip groups of weights against whole ones, and what MiniLM loses",
     "prefill": "a long prompt whole and in parts that keep a limit: memory, time, bits",
     "experts": "a layer of a mixture of experts against eager and Inductor",
     "sparsity": "a decoder's steps that skip weights: speed, and perplexity by share",

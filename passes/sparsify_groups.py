@@ -41,8 +41,8 @@ class SparsifyGroups(Pass):
     """linear(x, w) -> group_sparse_linear(x, groups of w): of small groups of weights a share goes
 
     A group is some neighbouring rows times one or a few columns, as the target's kernel takes them
-    (`group_form`); every block of rows keeps as many groups, of columns of its own. A group is worth
-    the squares of its weights, with calibration inputs each times the mean square of what it
+    (`group_form`); every block of rows keeps as many groups, of columns of its own. A group's worth
+    is the squares of its weights, with calibration inputs each times the mean square of what it
     multiplies (Wanda, Sun et al., 2024); then those that stay are fitted to the results seen, and
     what is left of the mean goes into the bias.
 
@@ -111,8 +111,9 @@ class _Layers:
         if made.type != node.type:
             return f"it would give {made.type}, expected {node.type}", None
         for part in _parts(made):
-            if find_emitter(part, self.ctx.target)[0] is None:
-                return find_emitter(part, self.ctx.target)[1], None
+            emitter, missing = find_emitter(part, self.ctx.target)
+            if emitter is None and part.op is group_sparse_linear:
+                return missing, None
         target, dims = self.ctx.target, self.graph.dims
         before = node_seconds(node, target, dims)
         after = sum(_seconds(part, target, self.graph) for part in _parts(made))
@@ -169,7 +170,7 @@ class _Layers:
         if len(parts) == 1 and len(node.args) > 3:
             residual = node.args[3]
         activation = dict(node.attrs).get("activation", "none")
-        made = []
+        made: list[Node] = []
         for weight, groups, bias in zip(weights_of(node), parts, biases, strict=True):
             given = {"features": weight.shape[0], "activation": "none" if made else activation}
             made.append(self.o.call(group_sparse_linear, x, *groups, bias, residual, **given))
@@ -227,5 +228,5 @@ def _seconds(node: Node, target: Target, graph: Graph) -> float:
     if target.level == "amx" and compute_dtype(node) is torch.bfloat16:
         vectors = target.peak_of("bf16") / (2 * target.peak_of("f32"))  # tiles take whole rows
     flops = int(hint(cost.flops, graph.dims) * slower * vectors)
-    traffic = int(hint(cost.bytes, graph.dims) * slower)
+    traffic = int(hint(cost.bytes, graph.dims) * (slower if rows <= FEW else 1))
     return seconds(replace(cost, flops=flops, bytes=traffic), target, node)

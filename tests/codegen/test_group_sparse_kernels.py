@@ -200,4 +200,3 @@ def test_declines():
     assert "of 20 features" in reason((3, 7, 8, 1), (3, 6))
     assert reason((3, 7, 8), (3, 7)).startswith("values ")
     assert group_form(Target.parse("cuda:sm90"), BF16) == GroupForm(64, 8)
-
