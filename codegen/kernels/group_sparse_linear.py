@@ -83,19 +83,27 @@ def grouped_legal(
     """Why no kernel takes such operands, None where one may."""
     if not x.rank or not isinstance(x.shape[-1], int):
         return f"rows of {x}"
-    form = group_form(target, x.dtype)
     if values.rank != 4 or not values.is_static or columns.dtype is not torch.int32:
         return f"values {values}, columns {columns}"
-    blocks, kept, *group = values.shape
-    if tuple(group) != (form.rows, form.width):
-        return f"groups of {group[0]} x {group[1]}, expected {form.rows} x {form.width}"
-    if blocks != form.counts(features, 1)[0] or not kept or columns.shape != (blocks, kept):
+    blocks, kept, rows, _ = map(int, values.shape)  # type: ignore[arg-type]
+    if blocks != -(-features // rows) or not kept or columns.shape != (blocks, kept):
         return f"values {values} and columns {columns} of {features} features"
     weight = TensorType.dense((features, x.shape[-1]), values.dtype)
     return linear_legal(target, x, weight, *rest, activation=activation)
 
 
-@group_sparse_linear.kernel("cpu", legal=grouped_legal, layouts=GROUPED_LAYOUTS, **TILING)
+def _legal(
+    target: Target, x: TensorType, values: TensorType, *rest: Any, **attrs: Any
+) -> str | None:
+    if reason := grouped_legal(target, x, values, *rest, **attrs):
+        return reason
+    form, (rows, width) = group_form(target, x.dtype), values.shape[2:]
+    if (rows, width) != (form.rows, form.width):
+        return f"groups of {rows} x {width}, expected {form.rows} x {form.width}"
+    return None
+
+
+@group_sparse_linear.kernel("cpu", legal=_legal, layouts=GROUPED_LAYOUTS, **TILING)
 def _group_sparse_linear(
     cfg: Config,
     target: Target,
