@@ -77,7 +77,9 @@ def _legal(
 TILES_SPACE = {"rows": ("usual", 16, 32, 64, 128)}
 
 
-@group_sparse_linear.kernel("gpu", legal=_legal, layouts=GROUPED_LAYOUTS, **TILES_SPACE)
+@group_sparse_linear.kernel(
+    "gpu", legal=_legal, layouts=GROUPED_LAYOUTS, over=("residual",), **TILES_SPACE
+)
 def _group_sparse_linear(
     cfg: Config,
     target: Target,

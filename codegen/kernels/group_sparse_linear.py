@@ -103,7 +103,9 @@ def _legal(
     return None
 
 
-@group_sparse_linear.kernel("cpu", legal=_legal, layouts=GROUPED_LAYOUTS, **TILING)
+@group_sparse_linear.kernel(
+    "cpu", legal=_legal, layouts=GROUPED_LAYOUTS, over=("residual",), **TILING
+)
 def _group_sparse_linear(
     cfg: Config,
     target: Target,
