@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from infopt.codegen import kernel
 from infopt.codegen.build import find_compiler
 from infopt.codegen.kernels.conv import conv_act
+from infopt.codegen.kernels.group_sparse_linear import group_sparse_linear
 from infopt.codegen.kernels.linear import linear_act
 from infopt.codegen.kernels.linear_chain import linear_chain, narrow_linear_chain
 from infopt.codegen.kernels.narrow_conv import narrow_conv
@@ -109,6 +110,9 @@ CASES = {
     narrow_linear_chain.name: lambda: [*chains(F32, narrow=True)],
     quantized_linear.name: lambda: [
         (args, attrs) for args, attrs in quantized_linear.cases() if len(args) > 4
+    ],
+    group_sparse_linear.name: lambda: [
+        (args, attrs) for args, attrs in group_sparse_linear.cases() if len(args) > 4
     ],
     conv_act.name: lambda: [*convolutions(F32), *convolutions(BF16)],
     narrow_conv.name: lambda: [*convolutions(F32)],
