@@ -160,14 +160,26 @@ class Options:
             )
 
         object.__setattr__(self, "budget", self._checked_budget())
+        for name in ("objective", "max_memory"):  # the budget has them, and copies would ask twice
+            object.__setattr__(self, name, None)
         if self.calibration is not None:
             object.__setattr__(self, "calibration", self._checked_calibration())
 
     @property
     def changes_weights(self) -> bool:
         """True where weights may be stored in another format, as factors, turned, or cut."""
-        asked = (self.weights, self.low_rank, self.budget, self.sparse_activations, self.prune)
+        return self.budget is not None or self._names_a_change
+
+    @property
+    def _names_a_change(self) -> bool:
+        asked = (self.weights, self.low_rank, self.sparse_activations, self.prune)
         return any(option is not None for option in (*asked, self.group_sparsity))
+
+    def beside_budget(self) -> Options:
+        """What is asked for without a budget and its limit, where another program is made too."""
+        calibrated = self._names_a_change or self.passes is not None
+        seen = self.calibration if calibrated else None
+        return replace(self, budget=None, max_error=None, calibration=seen)
 
     @property
     def is_lossy(self) -> bool:

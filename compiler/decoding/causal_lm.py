@@ -149,7 +149,7 @@ def compile_causal_lm(
         begun = min(longest, max_length - 1)  # tokens in the cache of the step whose time counts
         filter = None
         if compact is not None:
-            plain = replace(parsed, adapters=None)
+            plain = replace(parsed.beside_budget(), adapters=None)
             sizes = vocabulary, batch, positions
             filter = build_filter(forward, model, compact, sizes, seen, plain, machine)
 

@@ -155,7 +155,7 @@ class CacheSearch:
     def decline_slower(self, first: _Tried, others: Sequence[_Tried]) -> None:
         """What a cache costs is the same whatever becomes of the weights: if a step takes no less
         as they are, nobody has to choose for them."""
-        plain = replace(self.options, budget=None, calibration=None, max_error=None)
+        plain = self.options.beside_budget()
         made = [(t, self.build(t.program, plain, Report())) for t in (first, *others)]
         costs = self.costs(made)
         whole = costs[str(first)]

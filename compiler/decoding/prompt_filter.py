@@ -70,7 +70,8 @@ def build_filter(
 ) -> FlatProgram:
     """The compiled program (ids [B, T], counts [B]) -> f32 [B, T], what each token is worth.
 
-    sizes: vocabulary, sequences, and tokens at most. texts: ids to calibrate with.
+    sizes: vocabulary, sequences, and tokens at most. texts: ids to calibrate with. options: without
+    a budget, for what errors do to scores is not what they do to results.
     Raises TraceDeclined, FallbackRefused.
     """
     vocabulary, batch, most = sizes
@@ -86,8 +87,6 @@ def build_filter(
     exported: Exported = export(step, sample, {}, shapes, Leaf)
     exported = replace(exported, graph=adopt_kernel_ops(exported.graph))
     seen = [exported.sample((text, torch.full((len(text),), text.shape[1])), {}) for text in texts]
-    # what errors do to scores is not what they do to results: budgets are for the model itself
-    options = replace(options, max_error=None, objective=None, max_memory=None, budget=None)
     report = Report(target=target.name)
     built = build(
         exported.graph, options, target, report, [exported.sample(sample, {})], calibration=seen

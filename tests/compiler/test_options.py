@@ -180,3 +180,18 @@ def test_modes_of_torch(mode: str | None, given: dict, tune: int | None, cuda_gr
 def test_an_unknown_mode() -> None:
     with pytest.raises(BadOption, match="unknown mode 'fastest'; known modes are default, reduce"):
         Options.parse({}, "fastest")
+
+
+def test_copies_of_an_objective_have_its_budget() -> None:
+    given = {"objective": "size", "max_error": 0.1, "max_memory": 1 << 20}
+    parsed = Options.parse(given, mode="max-autotune")
+    assert parsed.budget == infopt.Budget(0.1, "size", 1 << 20)
+    assert parsed.tune == 2
+
+
+def test_beside_a_budget_all_else_stays() -> None:
+    budget = {"objective": "size", "max_error": 0.1, "calibration": SAMPLE}
+    bare = Options.parse(budget).beside_budget()
+    assert (bare.budget, bare.max_error, bare.calibration) == (None, None, None)
+    pruned = Options.parse({**budget, "prune": 0.2}).beside_budget()
+    assert (pruned.budget, pruned.prune, pruned.calibration) == (None, 0.2, tuple(SAMPLE))

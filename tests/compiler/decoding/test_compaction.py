@@ -243,3 +243,18 @@ def test_what_does_not_pay_is_declined_with_both_numbers(model: Any) -> None:
     assert lm.spec.compact is None and lm.filter is None
     (note,) = [n for n in lm.report.notes if n.startswith("compact:")]
     assert "1 of 2 layers for all tokens and 2 for 60% of them are 110% of reading them all" in note
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"objective": "size", "max_error": 0.3},
+        {"budget": infopt.Budget(0.3, "size"), "calibration": [(torch.arange(32)[None],)]},
+    ],
+    ids=["objective", "calibrated budget"],
+)
+def test_a_budget_is_for_the_model_alone(model: Any, given: dict[str, Any]) -> None:
+    lm = infopt.compile_causal_lm(model, max_length=80, compact=CUT, **given)
+    assert lm.spec.compact is not None
+    assert "too small to pay" in infopt.explain(lm.program, "quantize-to-budget")
+    assert len(list(lm.generate(list(range(60)), 3))) == 3
