@@ -26,6 +26,7 @@ COMMANDS = {
     "pruning": "fewer channels and heads: size, speed, and quality by what is chosen",
     "groups": "layers that skip groups of weights against whole ones, and what MiniLM loses",
     "prefill": "a long prompt whole and in parts that keep a limit: memory, time, bits",
+    "slices": "a U-Net block whole and in slices that keep a limit: memory, time, bits",
     "experts": "a layer of a mixture of experts against eager and Inductor",
     "sparsity": "a decoder's steps that skip weights: speed, and perplexity by share",
     "sparse_choices": "what of feed-forward weights steps may leave unread: perplexity, speed",

@@ -41,8 +41,10 @@ _FIRST_DIM = {
     "aten.conv2d.default": ("input",),
     "conv_act": ("x", "residual"),
     "narrow_conv": ("x", "residual"),
+    "aten.group_norm.default": ("input",),
     "aten.max_pool2d.default": ("self",),
     "aten.avg_pool2d.default": ("self",),
+    "aten.upsample_nearest2d.vec": ("input",),
 }
 # Tensors that have the axis where their sizes say so, and are repeated along it otherwise.
 _MASKS = {"attn_mask", "mask"}  # as large as the result, or broadcast to it

@@ -13,6 +13,8 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
 from infopt.compiler.testing import run_pass
 from infopt.compiler.types import TensorType
+from infopt.models import unet
+from infopt.models.unet import UNetBlock
 from infopt.passes.slice_runs import SliceRuns
 from infopt.passes.slicing_rules import Axis, cut_operands
 
@@ -167,3 +169,21 @@ def test_bad_limits(wrong):
         infopt.compile(nn.Linear(4, 4), (torch.randn(2, 4),), max_activations=wrong)
     with pytest.raises(infopt.BadOption, match="max_activations chooses passes"):
         infopt.compile(nn.Linear(4, 4), (torch.randn(2, 4),), max_activations=64, passes=[])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_of_a_diffusion_models_block(dtype):
+    torch.manual_seed(0)
+    model = UNetBlock(unet.SMALL).eval().to(dtype)
+    c = unet.SMALL
+    shapes = (c.channels, c.image, c.image), (c.time,), (c.tokens, c.context)
+    args = tuple([torch.randn(8, *shape).to(dtype) for shape in shapes])
+    whole = infopt.compile(model, args)
+    target = infopt.Target.detect()
+    limit = int(0.4 * lower(whole.graph, target).arena_bytes)
+    sliced = infopt.compile(model, args, max_activations=limit)
+    assert lower(sliced.graph, target).arena_bytes <= limit
+    assert torch.equal(sliced(*args), whole(*args))
+    expected, close = model(*args), {} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
+    torch.testing.assert_close(whole(*args), expected, **(close or {"rtol": 1e-4, "atol": 1e-4}))
