@@ -59,7 +59,7 @@ class BuildCache:
         """
         if found := self.get(key, name):
             return found
-        with self._lock(key):
+        with self._lock(f"{Path(name).suffix[1:]}-{key[:2]}"):
             return self.get(key, name) or self._fill(key, name, fill)
 
     def get(self, key: str, name: str) -> Path | None:
@@ -176,11 +176,12 @@ class BuildCache:
                 shutil.rmtree(entry, ignore_errors=True)
 
     @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        """Held by one process per key (keys share 256 lock files). Without locks it is no error."""
+    def _lock(self, bucket: str) -> Iterator[None]:
+        """Held by one process per kind of file and first digits of the key: who makes a library may
+        make the header that it includes. Without locks it is no error."""
         try:
             descriptor = os.open(
-                self._shared() / f".lock-{key[:2]}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
+                self._shared() / f".lock-{bucket}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
             )
         except (OSError, UnsafeCache):
             yield

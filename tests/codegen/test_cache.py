@@ -1,5 +1,6 @@
 """The cache of compiled code: limits, faults of the disk at every point, owners, interruption."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from infopt.codegen import build as builder
+from infopt.codegen import cache as cache_module
 from infopt.codegen import cache_folder, parallel, toolchain
 from infopt.codegen.build import build, find_compiler
 from infopt.codegen.cache import BuildCache, CacheWarning
@@ -245,7 +247,7 @@ def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A process that is stopped holds the lock: after a while this one makes the entry itself."""
     monkeypatch.setattr(cache_folder, "PATIENCE", 0.1)
     holder = BuildCache(tmp_path / "native")
-    with holder._lock("key"):
+    with holder._lock("-ke"):
         made = BuildCache(tmp_path / "native").ensure("key", "file", fill_with(b"x"))
     assert made.read_bytes() == b"x"
 
@@ -396,3 +398,22 @@ def test_full_disk_while_compiling(tmp_path: Path) -> None:
 def no_memory_of_caches() -> Iterator[None]:
     yield
     builder._cache_at.cache_clear()
+
+
+def test_who_makes_a_library_may_make_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a library and that of a header are two, whatever their keys begin with."""
+
+    def never_wait(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(cache_module, "wait_for", never_wait)
+    store = BuildCache(tmp_path / "native")
+
+    def both(folder: Path) -> None:
+        store.ensure("78b", "region.h.gch", lambda f: (f / "region.h.gch").write_bytes(b"h"))
+        (folder / "graph.so").write_bytes(b"so")
+
+    assert store.ensure("78a", "graph.so", both).read_bytes() == b"so"
+    assert store.get("78b", "region.h.gch")
