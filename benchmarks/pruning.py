@@ -27,7 +27,7 @@ from benchmarks.workloads import build_resnet
 from infopt.compiler.cost import graph_seconds
 from infopt.compiler.pipeline import Pass
 from infopt.models.agreement import relative_error
-from infopt.models.language_model import checkpoint, evaluation
+from infopt.models.language_model import checkpoint, corpus, evaluation
 from infopt.models.minilm import load_minilm, tokenize
 from infopt.models.sentences import SENTENCES
 from infopt.passes.pipelines import default_passes
@@ -35,6 +35,7 @@ from infopt.passes.prune_structures import SCORES, PruneStructures
 from infopt.runtime.measure import measure
 
 WINDOW, SEEN, PROMPT, STEPS, IMAGES = 512, 24, 256, 16, 4
+TEXT = 2_000_000  # tokens that calibration windows are from
 Row = dict[str, Any]
 
 
@@ -120,9 +121,9 @@ def minilm(options: argparse.Namespace) -> list[Row]:
 
 def decoder(options: argparse.Namespace) -> list[Row]:
     model, tokenizer = checkpoint.load_language_model(), checkpoint.load_tokenizer()
-    corpus = options.folder / "corpus"
-    held_out = np.load(corpus / "held_out.npy", mmap_mode="r")
-    text = np.load(corpus / "train.npy", mmap_mode="r")
+    folder = options.folder / "corpus"
+    held_out = corpus.read(folder, "held_out", tokenizer)
+    text = corpus.read(folder, "train", tokenizer, TEXT)
     starts = np.linspace(0, len(text) - WINDOW, SEEN).astype(int)
     windows = [torch.from_numpy(text[i : i + WINDOW].astype(np.int64))[None] for i in starts]
     prompt = torch.from_numpy(held_out[:PROMPT].astype(np.int64))[None]

@@ -32,7 +32,7 @@ from benchmarks.report import wide_console, write_json
 from benchmarks.sparsity import compiled, random_decoder, steps_in_turn, table
 from infopt.compiler.target import Target
 from infopt.models.decoder import DECODER_340M, Decoder
-from infopt.models.language_model import checkpoint
+from infopt.models.language_model import checkpoint, corpus
 
 WINDOW = 512
 OFTEN = 0.4  # of a token's neurons, as in CoreInfer
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 def quality(folder: Path, windows: int, prompt: int) -> Iterator[dict[str, Any]]:
     """A row for each way and share, as it is known."""
-    ids = np.load(folder / "corpus" / "held_out.npy", mmap_mode="r")
+    ids = corpus.read(folder / "corpus", "held_out", checkpoint.load_tokenizer())
     whole = checkpoint.load_language_model()
     yield {"way": "all weights"} | perplexity(whole, ids, windows, prompt)
     for share in SHARES:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 
@@ -24,7 +23,7 @@ import infopt
 from benchmarks.report import spread, wide_console, write_json
 from infopt.compiler.target import Target
 from infopt.models.decoder import DECODER_340M, Decoder
-from infopt.models.language_model import checkpoint, evaluation
+from infopt.models.language_model import checkpoint, corpus, evaluation
 from infopt.passes.pipelines import default_passes
 from infopt.passes.sparse_activations import SCORES, SparseActivations
 
@@ -101,7 +100,7 @@ def random_decoder(config: Any) -> Decoder:
 def quality(folder: Path, windows: int) -> Iterator[dict[str, Any]]:
     """Perplexity of the shipped model, whole and by every score and share."""
     model, tokenizer = checkpoint.load_language_model(), checkpoint.load_tokenizer()
-    ids = np.load(folder / "corpus" / "held_out.npy", mmap_mode="r")
+    ids = corpus.read(folder / "corpus", "held_out", tokenizer)
     slow = replace(Target.detect(), caches=(0, 0, 0), bandwidth=1e-3)
 
     def judged(way: str, lm: Any) -> dict[str, Any]:

@@ -150,6 +150,20 @@ def encode(documents: list[str], tokenizer) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def read(folder: Path, half: str, tokenizer, most: int | None = None) -> np.ndarray:
+    """The ids of "train" or "held_out" that `build` wrote, as `tokenizer` splits the text: another
+    machine's packages train another one. most: of the ids in the file, from the beginning."""
+    from tokenizers import Tokenizer
+
+    ids = np.load(folder / f"{half}.npy", mmap_mode="r")[:most]
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if theirs.to_str() == tokenizer.to_str():
+        return ids
+    ends = np.flatnonzero(ids == END)
+    documents = [part[part != END].tolist() for part in np.split(ids, ends)]
+    return encode([text for text in theirs.decode_batch(documents) if text], tokenizer)
+
+
 def build(folder: Path) -> None:
     """Write tokenizer.json, train.npy, held_out.npy and sources.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,17 @@ def test_held_out_documents_are_those_of_the_corpus(
     assert len(held_out) > 1 and "same" in held_out[0] and "same" not in held_out[1]
 
 
+def test_text_in_another_tokenizers_numbers(tmp_path: Path) -> None:
+    documents = ["def f(x):\n    return x + 1\n" * 5, "class A:\n    pass  # 12\n"]
+    theirs, ours = corpus.train_tokenizer(documents * 20), checkpoint.load_tokenizer()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    np.save(tmp_path / "held_out.npy", corpus.encode(documents, theirs))
+    expected = corpus.encode(documents, ours)
+    assert np.array_equal(corpus.read(tmp_path, "held_out", ours), expected)
+    kept = corpus.read(tmp_path, "held_out", theirs, 7)
+    assert np.array_equal(kept, corpus.encode(documents, theirs)[:7])
+
+
 def test_a_question_gives_away_one_letter() -> None:
     pytest.importorskip("tokenizers")
     tokenizer = checkpoint.load_tokenizer()

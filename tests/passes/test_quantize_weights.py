@@ -180,7 +180,10 @@ def test_artifact_and_new_weights(x, tmp_path):
         ({"weights": "int8", "activations": "int4"}, "or 'int8-static', found 'int4'"),
         ({"weights": "int8", "activations": "int8-static"}, "give calibration too, a list of"),
         ({"weights": "int8", "passes": []}, "give one of the two"),
-        ({"calibration": [(torch.zeros(1, K),)]}, "low_rank, prune, group_sparsity or a budget too"),
+        (
+            {"calibration": [(torch.zeros(1, K),)]},
+            "low_rank, prune, group_sparsity or a budget too",
+        ),
         ({"weights": "int8", "calibration": []}, "expected a list of tuples of inputs, found []"),
         ({"weights": "int8", "calibration": [torch.zeros(1)]}, "calibration[0]: expected a tuple"),
     ],
