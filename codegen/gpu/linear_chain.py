@@ -124,10 +124,10 @@ def _tile(named: str, target: Target, x: TensorType, rank: int) -> tuple[int, in
     if x.dtype.itemsize > 2:
         return (32, 64 if named == "fewer rows" else 32, 4)
     amd, wide = target.arch.startswith("gfx"), rank > 128
-    if amd and wide:
-        return (32, 32, 4)
+    if wide:
+        return (32, 32, 4) if amd else (32, 64, 8)
     if named == "fewer rows":
-        return (32, 64, 8 if wide else 4)
+        return (32, 64, 4)
     return (64, 64, 4 if amd else 8)
 
 
