@@ -16,6 +16,7 @@ from infopt.compiler.types import Size, TensorType, contiguous_strides
 from infopt.passes.coupled import CUT, Coupled
 from infopt.passes.coupled_channels import is_convolution, sees_a_border
 from infopt.passes.layers import source_of, value_of
+from infopt.passes.new_constants import new_constant
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,7 @@ class Cutting:
         source = source_of(of)
         assert source is not None
         name = f"{source.attr('name')}{ending}"
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
+        return new_constant(self.o, name, tensor, self.graph, self.tensors)
 
 
 def between(roots: Iterable[Node], ends: set[Node]) -> list[Node]:

@@ -14,6 +14,7 @@ from infopt.compiler.interpret import evaluate
 from infopt.compiler.ops import CONST, INPUT
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
+from infopt.passes.new_constants import free_name
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class FoldConstants(Pass):
                     continue
                 values[node] = evaluate(graph, node, values, {})
                 if isinstance(node.type, TensorType) and not is_view(node):
-                    name = _unused(f"folded_{len(tensors)}", graph, tensors)
+                    name = free_name(f"folded_{len(tensors)}", graph, tensors)
                     tensors[name] = values[node]
                     changes[node] = ctx.builder.const(name, TensorType.of(values[node]))
                     ctx.derive(name, node)
@@ -86,9 +87,3 @@ def _open(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(_open, value))
     return isinstance(value, sympy.Expr) and bool(value.free_symbols)
-
-
-def _unused(name: str, graph: Graph, made: dict[str, torch.Tensor]) -> str:
-    while name in graph.consts or name in made:
-        name += "_"
-    return name

@@ -19,6 +19,7 @@ from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
 from infopt.compiler.types import TensorType
 from infopt.passes.layers import LINEARS, is_table, weights_of
+from infopt.passes.new_constants import new_constant
 from infopt.passes.quantizing import no_kernel
 
 _WEIGHT, _BYTES = "integer_weight", "byte_rows"
@@ -120,10 +121,7 @@ class _Keeping:
 
     def constant(self, weight: Node, kind: str, tensor: torch.Tensor) -> Node:
         name = f"{_name(weight)}_{kind}"
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
+        return new_constant(self.o, name, tensor, self.graph, self.tensors)
 
     def value(self, const: Node) -> torch.Tensor:
         return self.graph.consts[str(const.attr("name"))].detach()

@@ -27,6 +27,7 @@ from infopt.passes.low_rank_convs import (
     is_convolution,
     is_second_convolution,
 )
+from infopt.passes.new_constants import new_constant
 
 ENERGY = "energy-"  # begins a rank that is told by the share of power it keeps
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
@@ -187,10 +188,7 @@ class LowRankLayers:
         return self.o.call(node.op, first, *parts[1:], *rest, **dict(node.attrs))
 
     def _const(self, name: str, tensor: torch.Tensor) -> Node:
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
+        return new_constant(self.o, name, tensor, self.graph, self.tensors)
 
 
 def can_be_factored(node: Node) -> bool:

@@ -15,9 +15,9 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import evaluate
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.types import TensorType
 from infopt.passes.conv_pairs import conv_pair
 from infopt.passes.factor_pairs import Pair, linear_pair
+from infopt.passes.new_constants import new_constant
 
 _ADD, _MUL = "aten.add.Tensor", "aten.mul.Scalar"
 _EXACT = (torch.float32, torch.float64)
@@ -107,11 +107,10 @@ class _Merging:
         return "", gain
 
     def _constant(self, name: str, made: Node) -> Node:
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = _value(self.graph, made)
-        self.ctx.derive(name, made)
-        return self.ctx.builder.const(name, TensorType.of(self.tensors[name]))
+        value = _value(self.graph, made)
+        const = new_constant(self.ctx.builder, name, value, self.graph, self.tensors)
+        self.ctx.derive(str(const.attr("name")), made)
+        return const
 
 
 @dataclass(frozen=True)

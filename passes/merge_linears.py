@@ -11,7 +11,7 @@ import torch
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.types import TensorType
+from infopt.passes.new_constants import new_constant
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,9 @@ def _merged(
         if not isinstance(parts[0], Node):
             return None
         value = torch.cat([graph.consts[p.attr("name")].detach() for p in parts])  # type: ignore[union-attr]
-        name = f"merged_{len(tensors)}"
-        while name in graph.consts:
-            name += "_"
-        tensors[name] = value
-        ctx.derive(name, o.call("aten.cat.default", tuple(parts), 0))
-        return o.const(name, TensorType.of(value))
+        made = new_constant(o, f"merged_{len(tensors)}", value, graph, tensors)
+        ctx.derive(str(made.attr("name")), o.call("aten.cat.default", tuple(parts), 0))
+        return made
 
     whole = o.call("aten.linear.default", linears[0].args[0], joined(1), joined(2))
     changes, start = {}, 0

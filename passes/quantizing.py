@@ -34,6 +34,7 @@ from infopt.passes.layers import (
     watch_calibration,
     weights_of,
 )
+from infopt.passes.new_constants import new_constant
 
 _NORM = "aten.layer_norm.default"
 _LEAST = 4096  # elements: smaller weights cost nothing as they are
@@ -191,9 +192,9 @@ class Quantizing:
                 weights = [value_of(self.graph, w) for n in readers for w in weights_of(n)]
                 factors = self.ranges[x].smoothing(weights, codec, static)
                 if factors is not None:
-                    name = self._new_name(f"{names_of(readers[0])[0]}_smoothing")
-                    self.tensors[name] = factors
-                    self._smoothing[x] = factors, self.o.const(name, TensorType.of(factors))
+                    name = f"{names_of(readers[0])[0]}_smoothing"
+                    made = new_constant(self.o, name, factors, self.graph, self.tensors)
+                    self._smoothing[x] = factors, made
         return self._smoothing[x]
 
     def rounding_error(
@@ -283,9 +284,8 @@ class Quantizing:
         for kind, part in zip(kinds, parts, strict=True):
             if part is None:
                 continue
-            name = self._new_name(f"{stem}_{kind}")
-            self.tensors[name] = part
-            nodes.append(self.o.const(name, TensorType.of(part)))
+            name = f"{stem}_{kind}"
+            nodes.append(new_constant(self.o, name, part, self.graph, self.tensors))
         # else no expression says how they were found
         if format.remainder is None and (x is None or not self.ctx.calibration):
 
@@ -299,11 +299,6 @@ class Quantizing:
                 self.ctx.derive(str(node.attr("name")), expression)
         self._encoded[key] = tuple(nodes)
         return self._encoded[key]
-
-    def _new_name(self, name: str) -> str:
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        return name
 
 
 def no_kernel(node: Node, target: Target) -> str:

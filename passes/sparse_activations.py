@@ -18,7 +18,6 @@ from infopt.compiler.accuracy import Accuracy, Bounded
 from infopt.compiler.errors import BadOption
 from infopt.compiler.graph import Graph, Node, Stage
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.types import TensorType
 from infopt.passes.layers import (
     LINEARS,
     foreign_reader,
@@ -27,6 +26,7 @@ from infopt.passes.layers import (
     value_of,
     weights_of,
 )
+from infopt.passes.new_constants import new_constant
 
 SCORES = ("weighted", "magnitude")
 # As measured on 1,024 x 1,024 and 1,024 x 2,816 in bf16:
@@ -154,10 +154,7 @@ class _Layers:
         return self.o.call(sparse_linear, kept, *turned, *rest, activation=activation)
 
     def _const(self, name: str, tensor: torch.Tensor) -> Node:
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
+        return new_constant(self.o, name, tensor, self.graph, self.tensors)
 
 
 def _refusal(graph: Graph, node: Node) -> str:

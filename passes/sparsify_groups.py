@@ -29,6 +29,7 @@ from infopt.passes.layers import (
     value_of,
     weights_of,
 )
+from infopt.passes.new_constants import new_constant
 
 ZEROS = "zeros"
 # How many times as long a kept weight takes as one of a dense layer; python -m benchmarks groups.
@@ -184,10 +185,7 @@ class _Layers:
         return self._const(f"{name}_shifted_bias", shift)
 
     def _const(self, name: str, tensor: torch.Tensor) -> Node:
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
-        self.tensors[name] = tensor
-        return self.o.const(name, TensorType.of(tensor))
+        return new_constant(self.o, name, tensor, self.graph, self.tensors)
 
 
 def _refusal(graph: Graph, node: Node) -> str:

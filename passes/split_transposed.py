@@ -14,7 +14,7 @@ from infopt.compiler.infer import Builder
 from infopt.compiler.interpret import interpret
 from infopt.compiler.ops import CONST
 from infopt.compiler.pipeline import Pass, PassContext
-from infopt.compiler.types import TensorType
+from infopt.passes.new_constants import new_constant
 
 TRANSPOSED = {"aten.conv_transpose1d.default": 1, "aten.conv_transpose2d.input": 2}
 
@@ -62,13 +62,11 @@ class _Constants:
     def held(self, source: Node, expression: Node) -> Node:
         """The value of an expression of the constant `source` as a constant."""
         name = f"{source.attr('name')}_phases"
-        while name in self.graph.consts or name in self.tensors:
-            name += "_"
         with torch.no_grad():
             value = interpret(Graph((), (expression,), self.graph.consts), [])[0]
-        self.tensors[name] = value
-        self.ctx.derive(name, expression)
-        return self.ctx.builder.const(name, TensorType.of(value))
+        made = new_constant(self.ctx.builder, name, value, self.graph, self.tensors)
+        self.ctx.derive(str(made.attr("name")), expression)
+        return made
 
 
 def _window(node: Node, axes: int) -> list[tuple[int, int, int, int]]:
