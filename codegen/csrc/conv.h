@@ -79,23 +79,31 @@ inline void multiply_few(const Rows<Row> &w, int64_t features, const Row *x, int
   }
 }
 
-// What a task keeps: few pixels, panels of one cut, products of all its features, converted weights, taps.
+// What a task keeps: panels of one cut, where their pixels lie, what the taps see; the pixels of a
+// panel that are few; products of all features; converted weights.
 template <class Panel, class Row> struct ConvScratch {
   int64_t panel_size, product_size;  // elements; panels a power of two apart would share cache sets
   Panel *panels;
   float *products;
   Row *converted, *pixels;
   int64_t pixel_stride;
+  PixelLanes *lanes;  // of every panel
   PanelTaps taps;
+  static_assert(sizeof(PixelLanes) == 664, "kernels_conv.cpp says how large the scratch is");
   ConvScratch(const ConvCall &c, void *memory)
       : panel_size(cut(c) * 16 + 64 / int64_t(sizeof(Panel))),
         product_size(round_up(c.feature_chunk, 16) * 16), panels((Panel *)memory),
         products((float *)(panels + c.panel_chunk * panel_size)),
         converted((Row *)(products + c.panel_chunk * product_size)),
         pixels(converted + kGroup * (cut(c) + 32)), pixel_stride(cut(c) + 32),
-        taps(pixels + 4 * pixel_stride, c.shape.taps(), c.panel_chunk) {}
+        lanes((PixelLanes *)(pixels + 4 * pixel_stride)),
+        taps(lanes + c.panel_chunk, c.shape.taps(), c.panel_chunk) {}
   static int64_t cut(const ConvCall &c) {
     return least(kDepth<Panel>, round_up(c.shape.depth(), 32));
+  }
+  void find(const ConvShape &s, int64_t first_panel, int64_t count) {
+    for (int64_t p = 0; p < count; ++p) lanes[p] = PixelLanes(s, first_panel + p);
+    taps.find(s, first_panel, count);
   }
 };
 
@@ -113,11 +121,15 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
   const bool one_cut = depth <= kDepth<Panel>;
   const TileSession<Step> session;
   int64_t packed = -1;  // the chunk of panels that lies in scratch
-  auto first_product = [&](int64_t task) {
+  // Where the first product of a task will write.
+  auto task_ahead = [&](int64_t task) {
     const int64_t chunk = task / feature_chunks, p0 = chunk % panel_chunks * c.panel_chunk;
     const int64_t f0 = task % feature_chunks * c.feature_chunk;
-    return Product{p0, least(panels, p0 + c.panel_chunk), chunk / panel_chunks * s.features + f0,
-                   least(kGroup, least(c.feature_chunk, s.features - f0))};
+    const int64_t some = session.panels(least(panels, p0 + c.panel_chunk) - p0);
+    PixelLanes at[kAtOnce];
+    for (int64_t i = 0; i < some; ++i) at[i] = PixelLanes(s, p0 + i);
+    return pixels_ahead(s, c.epilogue, at, some, chunk / panel_chunks * s.features + f0,
+                        least(kGroup, least(c.feature_chunk, s.features - f0)));
   };
 
   for (int64_t task = first; task < last; ++task) {
@@ -129,7 +141,7 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
     const W *weights = (const W *)c.w + (group * s.features + f0) * c.weight_stride;
     const int64_t in_last = s.pixels() - (p0 + count - 1) * 16;  // pixels of the last panel
     const int64_t few = in_last <= c.few ? in_last : 0;
-    if (packed != chunk) scratch.taps.find(s, p0, count);
+    if (packed != chunk) scratch.find(s, p0, count);
 
     for (int64_t k = 0; k < depth; k += kDepth<Panel>) {
       const int64_t cut = least(kDepth<Panel>, depth - k);
@@ -143,7 +155,8 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
         });
       packed = chunk;
       const int64_t whole = few ? count - 1 : count;  // panels
-      const int64_t products = ceil_div(features, kGroup) * ceil_div(whole, 2);
+      const int64_t products =
+          ceil_div(features, kGroup) * ceil_div(whole, greatest(1, session.panels(whole)));
       const int64_t next_chunk = last_cut ? (task + 1) / feature_chunks : chunk;
       ImageAhead image;
       if (products > 0 && (!last_cut || task + 1 < last) && (next_chunk != chunk || !one_cut)) {
@@ -159,32 +172,34 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
         const W *w = weights + f * c.weight_stride + k;
         const Rows<Row> r = convert_rows<Row>(w, c.weight_stride, rows, cut, scratch.converted);
         const Affine<kGroup> affine(c.epilogue, feature, last_cut ? rows : 0);
-        for (int64_t p = 0; p < whole; p += 2) {
-          const int64_t pair = least(2, whole - p);
-          const PixelLanes at[2] = {{s, p0 + p}, {s, p0 + p + pair - 1}};
+        for (int64_t p = 0, some; p < whole; p += some) {
+          some = session.panels(whole - p);
+          const PixelLanes *at = scratch.lanes + p;
           float *result = scratch.products + (one_cut ? 0 : p * c_stride + f * 16);
           const bool first_use = p == 0 && (const void *)r.data == (const void *)w;
           Ahead ahead;
           if (last_cut) {
-            Product next = {p0 + p + 2, p0 + whole, feature, rows};
-            if (next.panel >= next.end)
-              next = {p0, p0 + whole, feature + rows, least(kGroup, features - f - rows)};
-            if (next.rows <= 0 && one_cut && task + 1 < last) next = first_product(task + 1);
-            ahead = pixels_ahead(s, c.epilogue, next);
+            const bool ends = p + some == whole;
+            const int64_t next = ends ? 0 : p + some;
+            if (!ends || f + kGroup < features)
+              ahead = pixels_ahead(s, c.epilogue, scratch.lanes + next,
+                                   session.panels(whole - next), ends ? feature + rows : feature,
+                                   ends ? least(kGroup, features - f - rows) : rows);
+            else if (one_cut && task + 1 < last) ahead = task_ahead(task + 1);
           }
           ahead.in = image.take();
           const int64_t row_end = first_use ? features - f : 0;
           if constexpr (TileSession<Step>::kVectors)
-            if (last_cut && InRegisters::fits(c.epilogue, at, pair)) {
+            if (last_cut && InRegisters::fits(c.epilogue, at, some)) {
               multiply_block<Step>(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride,
-                                   pair, cut, result, c_stride, k > 0, row_end, ahead,
-                                   InRegisters(s, c.epilogue, at, pair, feature, affine.scale,
+                                   some, cut, result, c_stride, k > 0, row_end, ahead,
+                                   InRegisters(s, c.epilogue, *at, feature, affine.scale,
                                                affine.shift));
               continue;
             }
-          session.multiply(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride, pair,
+          session.multiply(r.data, r.stride, rows, scratch.panels + p * x_stride, x_stride, some,
                            cut, result, c_stride, k > 0, row_end, ahead);
-          for (int64_t i = 0; last_cut && i < pair; ++i)
+          for (int64_t i = 0; last_cut && i < some; ++i)
             finish_conv(s, c.epilogue, at[i], result + i * c_stride, affine.scale, affine.shift,
                         feature, rows);
         }
@@ -192,8 +207,8 @@ template <class Step, class W> void conv(const infopt_call *call, int64_t first,
           float *result = scratch.products + (count - 1) * c_stride + f * 16;
           multiply_few(r, rows, scratch.pixels, scratch.pixel_stride, few, cut, k > 0, result);
           if (last_cut)
-            finish_conv(s, c.epilogue, {s, p0 + count - 1}, result, affine.scale, affine.shift,
-                        feature, rows);
+            finish_conv(s, c.epilogue, scratch.lanes[count - 1], result, affine.scale,
+                        affine.shift, feature, rows);
         }
       }
     }

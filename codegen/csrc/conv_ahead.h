@@ -7,21 +7,15 @@
 
 namespace infopt {
 
-// One product of a task: some features of two panels, or of the one that is left before `end`.
-struct Product {
-  int64_t panel, end, feature, rows;
-};
-
-// The lines of a product's result and residual; rows 0: none.
-INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const Product &next) {
+// The lines of the results and residuals of some rows of panels that follow each other.
+INFOPT_INLINE Ahead pixels_ahead(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at,
+                                 int64_t panels, int64_t feature, int64_t rows) {
   Ahead ahead;
-  if (next.rows <= 0) return ahead;
-  const PixelLanes at[2] = {{s, next.panel}, {s, least(next.panel + 1, next.end - 1)}};
-  if (!at[0].whole() || !at[1].whole()) return ahead;
   const int64_t size = e.y.format == kRowF32 ? 4 : 2;
-  for (int64_t i = 0; i < 2; ++i)
-    ahead.out[i] = (const char *)e.y.data + at[i].offset(s, 0, next.feature) * size;
-  ahead.count = next.rows, ahead.stride = s.out_pixels() * size, ahead.width = 16 * size;
+  if (rows <= 0 || !follow_each_other(at, panels)) return ahead;
+  ahead.out[0] = (const char *)e.y.data + at[0].offset(s, 0, feature) * size;
+  ahead.parts = 1, ahead.count = rows;
+  ahead.stride = s.out_pixels() * size, ahead.width = panels * 16 * size;
   if (e.residual.present()) ahead.beside = (const char *)e.residual.data - (const char *)e.y.data;
   return ahead;
 }

@@ -5,6 +5,8 @@
 // all in f32. scale and shift are one value per feature: a bias, or a batch norm.
 #pragma once
 
+#include <math.h>
+
 #include <type_traits>
 
 #include "conv_window.h"
@@ -38,6 +40,7 @@ struct PixelLanes {
   int64_t lanes;       // that exist
   int64_t feature_stride;
 
+  PixelLanes() = default;
   PixelLanes(const ConvShape &s, int64_t panel) : count(0), lanes(0) {
     PixelRun rows[16];
     const int64_t found = pixel_runs(s, panel, rows);
@@ -55,6 +58,14 @@ struct PixelLanes {
            r.column;
   }
 };
+
+// Whether the pixels of so many panels are neighbours in one image, whole lines of them.
+INFOPT_INLINE bool follow_each_other(const PixelLanes *at, int64_t panels) {
+  bool all = true;
+  for (int64_t i = 0; i < panels; ++i)
+    all = all && at[i].whole() && at[i].runs[0].image == at[0].runs[0].image;
+  return all;
+}
 
 // Rows `feature` to `feature` + n of a panel's pixels; `whole` is known of most panels.
 template <bool whole, class T>
@@ -131,61 +142,75 @@ inline void finish_conv(const ConvShape &s, const ConvEpilogue &e, const PixelLa
   });
 }
 
-// The same for whole panels, while the products are in registers (microkernel.h): y of type T,
-// without activation or with relu.
+// The same for panels of neighbouring pixels, while the products are in registers (microkernel.h): y
+// of type T, without activation or with relu. Nothing is decided between the registers: a rectifier
+// is a maximum with 0, none is one with -inf.
 template <class T> struct FinishInRegisters {
-  T *y[2];
-  const T *residual[2];  // null: none
-  int64_t stride;        // between features
+  T *y;
+  const T *residual;    // null: none
+  int64_t stride;       // between features
   const float *scale, *shift;
-  bool add_first, rectify, joined;  // joined: the second panel's pixels follow the first's
+  float before, after;  // least values before and after the residual is added
 
-  static bool fits(const ConvEpilogue &e, const PixelLanes *at, int64_t pair) {
-    return e.y.format == (std::is_same_v<T, float> ? kRowF32 : kRowBf16) && at[0].whole() &&
-           at[pair - 1].whole() && (e.activation == kRelu || e.activation == kIdentity);
+  static bool fits(const ConvEpilogue &e, const PixelLanes *at, int64_t panels) {
+    return e.y.format == (std::is_same_v<T, float> ? kRowF32 : kRowBf16) &&
+           follow_each_other(at, panels) &&
+           (e.activation == kRelu || e.activation == kIdentity);
   }
-  FinishInRegisters(const ConvShape &s, const ConvEpilogue &e, const PixelLanes *at, int64_t pair,
+  FinishInRegisters(const ConvShape &s, const ConvEpilogue &e, const PixelLanes &at,
                     int64_t feature, const float *scale, const float *shift)
-      : y(), residual(), stride(s.out_pixels()), scale(scale), shift(shift),
-        add_first(e.add_first), rectify(e.activation == kRelu) {
-    for (int64_t i = 0; i < pair; ++i) {
-      const int64_t offset = at[i].offset(s, 0, feature);
-      y[i] = (T *)e.y.data + offset;
-      if (e.residual.present()) residual[i] = (const T *)e.residual.data + offset;
-    }
-    joined = y[1] == y[0] + 16;
+      : y((T *)e.y.data + at.offset(s, 0, feature)), residual(nullptr), stride(s.out_pixels()),
+        scale(scale), shift(shift), before(-INFINITY), after(-INFINITY) {
+    if (e.residual.present()) residual = (const T *)e.residual.data + at.offset(s, 0, feature);
+    if (e.activation == kRelu) (e.residual.present() && e.add_first ? after : before) = 0;
   }
   INFOPT_INLINE FinishInRegisters from(int64_t r, int64_t p) const {
     FinishInRegisters f = *this;
-    for (int64_t i = p; i < 2; ++i) {
-      f.y[i - p] = y[i] + r * stride;
-      f.residual[i - p] = residual[i] ? residual[i] + r * stride : nullptr;
-    }
+    f.y += r * stride + p * 16;
+    if (residual) f.residual += r * stride + p * 16;
     f.scale += r, f.shift += r;
     return f;
   }
   template <int R, int P>
-  INFOPT_INLINE void take(const Vec (&acc)[R][P], float *, int64_t) const {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      Vec t[P];
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        t[p] = fma(acc[r][p], broadcast(scale[r]), broadcast(shift[r]));
-        if (residual[p] && add_first) t[p] = t[p] + load(residual[p] + r * stride);
-        if (rectify) t[p] = relu(t[p]);
-        if (residual[p] && !add_first) t[p] = t[p] + load(residual[p] + r * stride);
-      }
-      write(t, r);
-    }
+  INFOPT_INLINE void take(const Vec (&acc)[R][P], int64_t r0, float *, int64_t) const {
+    if (residual) add_and_store<true>(acc, r0);
+    else add_and_store<false>(acc, r0);
   }
 
  private:
-  template <int P> INFOPT_INLINE void write(const Vec (&t)[P], int64_t r) const {
-    if constexpr (P == 2 && std::is_same_v<T, bf16>)
-      if (joined) return store_pairs(y[0] + r * stride, to_row(t[0], t[1]));
+  template <bool adds, int R, int P>
+  INFOPT_INLINE void add_and_store(const Vec (&acc)[R][P], int64_t r0) const {
+    const Vec least = broadcast(before), last = broadcast(after);
+    const T *beside = residual + (adds ? r0 * stride : 0);
+    Vec t[R][P];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r, beside += adds ? stride : 0)
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) store(y[p] + r * stride, t[p]);
+      for (int p = 0; p < P; ++p) {
+        t[r][p] = fma(acc[r][p], broadcast(scale[r0 + r]), broadcast(shift[r0 + r]));
+        t[r][p] = max(least, t[r][p]);  // of a NaN the maximum is the second
+        if (adds) t[r][p] = max(last, t[r][p] + load(beside + p * 16));
+      }
+    write(t, y + r0 * stride);
+  }
+  template <int R, int P> INFOPT_INLINE void write(const Vec (&t)[R][P], T *to) const {
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<T, bf16>)
+      if (!has_denormals(t)) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r, to += stride) {
+#pragma GCC unroll 2
+          for (int p = 0; p + 2 <= P; p += 2)
+            store_pairs(to + p * 16, to_row_without_denormals(t[r][p], t[r][p + 1]));
+          if (P % 2) store(to + (P - 1) * 16, t[r][P - 1]);
+        }
+        return;
+      }
+#endif
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r, to += stride)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) store(to + p * 16, t[r][p]);
   }
 };
 

@@ -5,6 +5,8 @@
 // torch's contiguous weights, by tap then channel for weights in channels_last.
 #pragma once
 
+#include <type_traits>
+
 #include "conv_window.h"
 
 namespace infopt {
@@ -29,12 +31,18 @@ struct Walk {
 struct PanelTaps {
   char *tables;   // one TapTable per panel
   Piece *single;  // [tap][panel], where no tap of any panel has two pieces
+  Piece *joined;  // [tap][panel / 2]: 32 lanes, where every second panel goes on where one ends
   int64_t taps, count;
-  bool all_single;
+  bool all_single, all_joined;
 
+  // Bytes for so many taps of so many panels.
+  static int64_t bytes(int64_t taps, int64_t panels) {
+    return panels * TapTable::bytes(taps) + taps * (panels + panels / 2) * int64_t(sizeof(Piece));
+  }
   PanelTaps(void *memory, int64_t taps, int64_t panels)
       : tables((char *)memory), single((Piece *)(tables + panels * TapTable::bytes(taps))),
-        taps(taps), count(0), all_single(false) {}
+        joined(single + taps * panels), taps(taps), count(0), all_single(false),
+        all_joined(false) {}
 
   TapTable table(int64_t panel) const {
     return TapTable(tables + panel * TapTable::bytes(taps), taps);
@@ -42,7 +50,7 @@ struct PanelTaps {
 
   void find(const ConvShape &s, int64_t first_panel, int64_t panels) {
     count = panels;
-    all_single = true;
+    all_single = true, all_joined = s.stride_width == 1;
     for (int64_t p = 0; p < count; ++p) {
       const TapTable t = table(p);
       find_taps(s, first_panel + p, t);
@@ -52,6 +60,13 @@ struct PanelTaps {
         single[tap * count + p] = pieces ? t.pieces[t.first[tap]] : Piece{0, 0, 0};
       }
     }
+    for (int64_t tap = 0; tap < taps && all_single && all_joined; ++tap)
+      for (int64_t p = 0; p + 2 <= count; p += 2) {
+        const Piece &a = single[tap * count + p], &b = single[tap * count + p + 1];
+        all_joined = all_joined && (!a.lanes || !b.lanes || b.base == a.base + 16);
+        joined[tap * (count / 2) + p / 2] = {a.lanes ? a.base : b.base - 16,
+                                             a.lanes | b.lanes << 16, 0};
+      }
   }
 };
 
@@ -61,8 +76,8 @@ INFOPT_INLINE void pack_row(const PanelTaps &at, const X *plane, int64_t tap, in
                             float *out, int64_t panel_stride) {
   if (at.all_single) {
     const Piece *piece = at.single + tap * at.count;
-    for (int64_t p = 0; p < at.count; ++p)
-      store(out + p * panel_stride, read_lanes<step>(plane, piece + p, piece + p + 1, stride).widened());
+    for (int64_t p = 0; p < at.count; ++p, out += panel_stride)
+      store(out, read_piece<step>(plane, piece[p], stride).widened());
     return;
   }
   for (int64_t p = 0; p < at.count; ++p) {
@@ -77,11 +92,21 @@ template <int step, class X>
 INFOPT_INLINE void pack_pair(const PanelTaps &at, const X *plane0, int64_t tap0, const X *plane1,
                              int64_t tap1, int64_t stride, bf16 *out, int64_t panel_stride) {
   if (at.all_single) {
+    int64_t p = 0;
+#ifdef INFOPT_AVX512
+    if constexpr (step == 1 && std::is_same_v<X, bf16>)
+      if (at.all_joined) {
+        const int64_t half = at.count / 2;
+        const Piece *even = at.joined + tap0 * half, *odd = at.joined + tap1 * half;
+        for (; p < half; ++p, out += 2 * panel_stride)
+          store_two_panels(plane0, even[p], plane1, odd[p], out, out + panel_stride);
+        p *= 2;
+      }
+#endif
     const Piece *even = at.single + tap0 * at.count, *odd = at.single + tap1 * at.count;
-    for (int64_t p = 0; p < at.count; ++p)
-      store_pairs(out + p * panel_stride,
-                  pairs_of(read_lanes<step>(plane0, even + p, even + p + 1, stride),
-                           read_lanes<step>(plane1, odd + p, odd + p + 1, stride)));
+    for (; p < at.count; ++p, out += panel_stride)
+      store_pairs(out, pairs_of(read_piece<step>(plane0, even[p], stride),
+                                read_piece<step>(plane1, odd[p], stride)));
     return;
   }
   for (int64_t p = 0; p < at.count; ++p) {

@@ -199,12 +199,36 @@ INFOPT_INLINE Sixteen<T> read_lanes(const T *plane, const Piece *piece, const Pi
   return {v};
 }
 
+// The same of one piece, if there is one.
+template <int known, class T>
+INFOPT_INLINE Sixteen<T> read_piece(const T *plane, const Piece &piece, int64_t step) {
+  using Integer = typename Bits<T>::type;
+  const Integer *at = (const Integer *)plane;
+  if (known == 1) return {neighbours(no_lanes(at), at + piece.base, piece.lanes)};
+  if (known == 2) return {every_second(no_lanes(at), at + piece.base, piece)};
+  return read_lanes<known>(plane, &piece, &piece + 1, step);
+}
+
 template <class T> INFOPT_INLINE BVec pairs_of(Sixteen<T> even, Sixteen<T> odd) {
   return to_pairs(even.widened(), odd.widened());
 }
 template <> INFOPT_INLINE BVec pairs_of(Sixteen<bf16> even, Sixteen<bf16> odd) {
   const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd.raw.v), 16);
   return {_mm512_or_si512(_mm512_cvtepu16_epi32(even.raw.v), high)};
+}
+
+// 32 neighbours of two planes as the pairs of two panels.
+INFOPT_INLINE void store_two_panels(const bf16 *plane0, const Piece &even, const bf16 *plane1,
+                                    const Piece &odd, bf16 *first, bf16 *second) {
+  alignas(64) static constexpr uint16_t kLow[32] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i a = _mm512_maskz_loadu_epi16(even.lanes, plane0 + even.base);
+  const __m512i b = _mm512_maskz_loadu_epi16(odd.lanes, plane1 + odd.base);
+  store_pairs(first, {_mm512_permutex2var_epi16(a, low, b)});
+  store_pairs(second, {_mm512_permutex2var_epi16(a, high, b)});
 }
 #else
 template <class T> struct Sixteen {
@@ -218,6 +242,11 @@ INFOPT_INLINE Sixteen<T> read_lanes(const T *plane, const Piece *piece, const Pi
   Sixteen<T> v = {};
   read_lanes_one_by_one(plane, piece, end, known ? known : step, v.raw);
   return v;
+}
+
+template <int known, class T>
+INFOPT_INLINE Sixteen<T> read_piece(const T *plane, const Piece &piece, int64_t step) {
+  return read_lanes<known>(plane, &piece, &piece + 1, step);
 }
 
 template <class T> INFOPT_INLINE BVec pairs_of(const Sixteen<T> &even, const Sixteen<T> &odd) {

@@ -17,7 +17,10 @@ constexpr int kGroupRows = 8;
 
 // How many of a block's rows the registers hold at once.
 template <class Step>
-constexpr int kRowsAtOnce = Step::kBlock >= 8 ? 8 : Step::kBlock >= 4 ? 4 : Step::kBlock >= 2 ? 2 : 1;
+constexpr int kRowsAtOnce = kBlock<Step, kPanels> / 8   ? 8
+                            : kBlock<Step, kPanels> / 4 ? 4
+                            : kBlock<Step, kPanels> / 2 ? 2
+                                                        : 1;
 
 // c[p][r][i] (+)= sum_j values[j][r] * panel[p][columns[j]][i], `count` groups, R rows, P panels.
 template <class Step, int R, int P>

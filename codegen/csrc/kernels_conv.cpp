@@ -18,8 +18,8 @@ using namespace infopt;
 //   tasks:    groups * ceil(P / panel_chunk) * ceil(features / feature_chunk),
 //             P = ceil(batch * out height * out width / 16)
 //   scratch:  64 * panel_chunk * (B * Q / 4 + 1 + round_up(feature_chunk, 16)) + 400 * (Q + 32)
-//             + panel_chunk * (16 * taps + round_up(260 * taps + 4, 64)), where B is the bytes of a panel element (4 or 2) and
-//             Q = min(round_up(channels * taps, 32), 4096 / B)
+//             + panel_chunk * (664 + 24 * taps + round_up(260 * taps + 4, 64)), where B is the bytes
+//             of a panel element (4 or 2) and Q = min(round_up(channels * taps, 32), 4096 / B)
 //   residual and y are contiguous; residual may be y itself.
 #define INFOPT_CONV(name, Step, W)                                                        \
   INFOPT_EXPORT void infopt_conv_##name(const infopt_call *call, int64_t first, int64_t last) { \

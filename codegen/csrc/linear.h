@@ -106,8 +106,9 @@ inline Ahead result_ahead(const LinearCall &c, int64_t panel, int64_t count, int
   const int64_t size = wide ? 4 : y.format == kPanelBytes ? 1 : 2;
   const int64_t panel_bytes = y.stride * size * (y.in_panels() ? 1 : 16);
   Ahead ahead;
-  ahead.out[0] = (const char *)y.data + panel * panel_bytes + n * size * (y.in_panels() ? 16 : 1);
-  ahead.out[1] = ahead.out[0] + (count - 1) * panel_bytes;
+  for (ahead.parts = 0; ahead.parts < count; ++ahead.parts)
+    ahead.out[ahead.parts] = (const char *)y.data + (panel + ahead.parts) * panel_bytes +
+                             n * size * (y.in_panels() ? 16 : 1);
   ahead.count = 16;
   ahead.width = rows * size;
   ahead.stride = y.in_panels() ? ahead.width : y.stride * size;
@@ -147,23 +148,24 @@ void linear_task(const LinearCall &c, const Source &source, const TileSession<St
   if (n0 == 0) store_fixed_codes(c, p0, count);
   for (int64_t n = n0; n < n1; n += kGroup) {
     const int64_t rows = least(kGroup, n1 - n);
-    // One group times one cut of K, two panels at a time; `finish` while they are in cache.
+    // One group times one cut of K, some panels at a time; `finish` while they are in cache.
     auto multiply_group = [&](bool is_up, int64_t k, float *into, bool finish) {
       const int64_t depth = least(kDepth<Panel>, c.k - k);
       const Rows<Row> r = source.rows(is_up, n, k, rows, depth, converted);
-      for (int64_t p = 0; p < count; p += 2) {
-        const int64_t pair = least(2, count - p), at = p * kGroup * 16;
+      for (int64_t p = 0, some; p < count; p += some) {
+        some = Source::kGrouped ? least(2, count - p) : session.panels(count - p);
+        const int64_t at = p * kGroup * 16;
         const Panel *panel = (is_up ? up_x : x) + p * c.x_stride + k * 16;
         if constexpr (Source::kGrouped) {
-          source.multiply(session, is_up, n, k, r, rows, panel, pair, depth, into + at);
+          source.multiply(session, is_up, n, k, r, rows, panel, some, depth, into + at);
         } else {
           const bool first_use = p == 0 && Source::kInPlace;
-          session.multiply(r.data, r.stride, rows, panel, c.x_stride, pair, depth, into + at,
+          session.multiply(r.data, r.stride, rows, panel, c.x_stride, some, depth, into + at,
                            kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
-                           finish ? result_ahead(c, p0 + p, pair, n, rows) : Ahead());
+                           finish ? result_ahead(c, p0 + p, some, n, rows) : Ahead());
         }
         if (finish)
-          finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, pair,
+          finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, some,
                         n, rows);
       }
     };

@@ -21,6 +21,8 @@ namespace infopt {
 // Lives for one kernel call on one thread.
 template <class Step> struct TileSession {
   static constexpr bool kVectors = true;  // multiply is multiply_block
+  // Panels of the next product where so many are left.
+  static INFOPT_INLINE int64_t panels(int64_t left) { return panels_at_once<Step>(left); }
   template <class... Args> INFOPT_INLINE void multiply(Args... args) const {
     multiply_block<Step>(args...);
   }
@@ -131,6 +133,7 @@ template <class Step> struct Tiles {
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
+  static INFOPT_INLINE int64_t panels(int64_t left) { return least(2, left); }
   Tiles(const Tiles &) = delete;
 
   template <int R>

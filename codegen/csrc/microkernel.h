@@ -10,15 +10,21 @@
 
 namespace infopt {
 
-// How many Vecs the registers hold, and the block of them that accumulates: the rest hold lanes
-// and one broadcast.
+// How many Vecs the registers hold, how many of them sum (the rest hold lanes and a broadcast), and
+// how many panels they sum for at most. The more panels, the fewer rows: lines of eight rows or fewer
+// fit into one set of the first cache, where rows a power of two apart meet.
 #if defined(INFOPT_AVX512)
-constexpr int kRegisters = 32, kRows = 12, kWidenRows = 12, kByteRows = 12, kPanels = 2;
+constexpr int kRegisters = 32, kSums = 24, kWidenSums = 24, kByteSums = 24;
+constexpr int kMostPanels = 4, kWidenPanels = 2;
 #elif defined(INFOPT_AVX2)
-constexpr int kRegisters = 8, kRows = 6, kWidenRows = 4, kByteRows = 4, kPanels = 1;
+constexpr int kRegisters = 8, kSums = 6, kWidenSums = 4, kByteSums = 4;
+constexpr int kMostPanels = 1, kWidenPanels = 1;
 #else
-constexpr int kRegisters = 4, kRows = 2, kWidenRows = 1, kByteRows = 1, kPanels = 1;
+constexpr int kRegisters = 4, kSums = 2, kWidenSums = 1, kByteSums = 1;
+constexpr int kMostPanels = 1, kWidenPanels = 1;
 #endif
+constexpr int kPanels = kMostPanels < 2 ? 1 : 2;  // of blocks that keep half of their sums elsewhere
+constexpr int64_t kAtOnce = 4;  // panels of one product, at most, on every level
 
 template <int n> struct Constant { static constexpr int value = n; };
 
@@ -26,7 +32,7 @@ template <int n> struct Constant { static constexpr int value = n; };
 struct StepF32 {
   using Row = float;
   using Panel = float;
-  static constexpr int kBlock = kRows;
+  static constexpr int kSums = infopt::kSums, kPanels = kMostPanels;
   static constexpr int kRowStep = 1;  // row elements per step of 16 panel lanes
   struct Lanes { Vec v; };
   static INFOPT_INLINE Lanes lanes(const float *p) { return {load(p)}; }
@@ -42,7 +48,7 @@ struct StepF32 {
 struct StepBf16 {
   using Row = bf16;
   using Panel = bf16;
-  static constexpr int kBlock = kRows;
+  static constexpr int kSums = infopt::kSums, kPanels = kMostPanels;
   static constexpr int kRowStep = 2;
   struct Lanes { BVec v; };
   static INFOPT_INLINE Lanes lanes(const bf16 *p) { return {load_pairs(p)}; }
@@ -59,7 +65,7 @@ struct StepBf16 {
 struct StepWiden {
   using Row = float;
   using Panel = bf16;
-  static constexpr int kBlock = kWidenRows;
+  static constexpr int kSums = infopt::kWidenSums, kPanels = kWidenPanels;
   static constexpr int kRowStep = 2;
   struct Lanes { Vec even, odd; };
   static INFOPT_INLINE Lanes lanes(const bf16 *p) {
@@ -86,7 +92,7 @@ using StepPairs = StepWiden;
 struct StepBytes {
   using Row = int8_t;
   using Panel = uint8_t;
-  static constexpr int kBlock = kByteRows;
+  static constexpr int kSums = infopt::kByteSums, kPanels = kMostPanels;
   static constexpr int kRowStep = 4;
   struct Lanes { IVec v; };
   static INFOPT_INLINE Lanes lanes(const uint8_t *p) { return {load_quads(p)}; }
@@ -101,6 +107,14 @@ struct StepBytes {
 };
 template <class Step> constexpr bool kIntegers = sizeof(typename Step::Row) == 1;
 
+// Rows of a block of P panels.
+template <class Step, int P> constexpr int kBlock = Step::kSums / P < 12 ? Step::kSums / P : 12;
+// Panels of the next product where so many are left: one alone would leave registers idle.
+template <class Step> INFOPT_INLINE int64_t panels_at_once(int64_t left) {
+  constexpr int kMost = Step::kPanels;
+  return left > kMost && left - kMost == 1 && kMost > 2 ? kMost - 1 : least(kMost, left);
+}
+
 // Pieces of memory wanted soon: `count` of `width` bytes, `stride` apart.
 struct Pieces {
   const char *at = nullptr;
@@ -112,173 +126,176 @@ struct Pieces {
       for (const char *p = at - (uintptr_t)at % 64; p < at + width; p += 64)
         __builtin_prefetch(p, 0, 2);
   }
-  // The part of block `index` out of `blocks`, each `lines` times 64 bytes of a row long.
-  INFOPT_INLINE Pieces part(int64_t index, int64_t blocks, int64_t lines) const {
-    const int64_t share = ceil_div(count, blocks);
-    Pieces some = *this;
-    some.at += index * share * stride;
-    some.count = greatest(0, least(share, count - index * share));
-    some.at_once = ceil_div(share, greatest(1, lines));
-    return some;
-  }
 };
 
 // Memory wanted soon, fetched a little at a time while the registers are busy: as few lines per 64
 // bytes of a row as will do, because a burst of misses would stall the loads of the product itself.
-// What will be written is fetched in the last part of the product, into the first cache and to be
+// What will be written is fetched in the last part of every block, into the first cache and to be
 // written: before that the panels would push it out again.
 constexpr int64_t kLate = 1024;  // bytes of a row
 struct Ahead {
-  const char *rows = nullptr;   // the next R rows, as far apart as these
-  const char *out[2] = {};      // `count` pieces of `width` bytes, `stride` apart, of each
+  const char *out[kAtOnce] = {};  // `count` pieces of `width` bytes, `stride` apart, of each of some
+  int64_t parts = 0;
   int64_t count = 0, stride = 0, width = 0;
   int64_t beside = 0;           // bytes from `out` to what is read where that is written, 0: nothing
   int64_t at_once = 1;          // pieces per 64 bytes of a row
   Pieces in;                    // what is read after this product
 
   INFOPT_INLINE void fetch_out() {
-    for (int64_t i = least(at_once, count); i > 0; --i) {
-      for (int64_t b = 0; b < width; b += 64) {
-        __builtin_prefetch(out[0] + b, 1, 3);
-        __builtin_prefetch(out[1] + b, 1, 3);
-        if (beside) {
-          __builtin_prefetch(out[0] + beside + b, 0, 2);
-          __builtin_prefetch(out[1] + beside + b, 0, 2);
+    for (int64_t i = least(at_once, count); i > 0; --i, --count)
+      for (int64_t part = 0; part < parts; ++part) {
+        for (int64_t b = 0; b < width; b += 64) {
+          __builtin_prefetch(out[part] + b, 1, 3);
+          if (beside) __builtin_prefetch(out[part] + beside + b, 0, 2);
         }
+        out[part] += stride;
       }
-      out[0] += stride, out[1] += stride, --count;
-    }
+  }
+  // To be spread over so many blocks of rows of so many bytes.
+  INFOPT_INLINE void spread(int64_t blocks, int64_t row_bytes) {
+    if (count > 0) at_once = ceil_div(count, blocks * (least(kLate, row_bytes) / 64 + 1));
+    if (in.count > 0) in.at_once = ceil_div(in.count, blocks * greatest(1, row_bytes / 64));
   }
 };
 
-// What becomes of a finished block: it is kept in c. Others take it while it is in registers.
+// What becomes of a finished block, rows r to r + R: it is kept in c. Others take it while it is in
+// registers.
 struct Keep {
   // The same from row r and panel p on.
   INFOPT_INLINE Keep from(int64_t, int64_t) const { return {}; }
   template <int R, int P>
-  INFOPT_INLINE void take(const Vec (&acc)[R][P], float *c, int64_t c_stride) const {
+  INFOPT_INLINE void take(const Vec (&acc)[R][P], int64_t r0, float *c, int64_t c_stride) const {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) store(c + p * c_stride + r * 16, acc[r][p]);
+      for (int p = 0; p < P; ++p) store(c + p * c_stride + (r0 + r) * 16, acc[r][p]);
   }
 };
 
-// `k` row elements; strides in elements; c_stride is the distance between panels of c.
+// `blocks` times R rows of `k` elements; strides in elements; c_stride is the distance between
+// panels of c. The blocks are inside, for what is computed once takes as long as six steps of k.
+// Rows before row_end, counted from the first, are fetched ahead.
 template <class Step, int R, int P, class Finish>
 __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t row_stride,
-                                        const typename Step::Panel *panels, int64_t panel_stride,
-                                        int64_t k, float *c, int64_t c_stride, bool accumulate,
-                                        Ahead ahead, Finish finish) {
+                                        int64_t blocks, const typename Step::Panel *panels,
+                                        int64_t panel_stride, int64_t k, float *c,
+                                        int64_t c_stride, bool accumulate, int64_t row_end,
+                                        Ahead &ahead, const Finish &finish) {
   using Row = typename Step::Row;
   constexpr int kLanes = 16 * int(sizeof(int32_t) / sizeof(typename Step::Panel));
   constexpr int kUnroll = 4, kBases = (R + 2) / 3;
   constexpr int64_t kLine = 64 / sizeof(Row), kLast = kLate / sizeof(Row);
-  Vec acc[R][P];
-  // Unrolled, or gcc makes them in memory: as much as a twentieth of the time at k = 64.
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p)
-      acc[r][p] = accumulate ? load(c + p * c_stride + r * 16) : zero();
-
-  // Three rows share a base pointer: base, base + stride, base + 2 * stride are x86 addresses.
-  const Row *base[kBases];
-  for (int b = 0; b < kBases; ++b) base[b] = rows + b * 3 * row_stride;
-  const typename Step::Panel *x[P];
-  for (int p = 0; p < P; ++p) x[p] = panels + p * panel_stride;
   const int64_t row_bytes = row_stride * int64_t(sizeof(Row));
 
-  auto step = [&](int u, auto add) __attribute__((always_inline)) {
-    typename Step::Lanes lanes[P];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) lanes[p] = Step::lanes(x[p] + u * kLanes);
+  for (int64_t r0 = 0; r0 < blocks * R; r0 += R, rows += R * row_stride) {
+    Vec acc[R][P];
+    // Unrolled, or gcc makes them in memory: as much as a twentieth of the time at k = 64.
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Row *row = base[r / 3] + (r % 3) * row_stride + u * Step::kRowStep;
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) acc[r][p] = add(acc[r][p], row, lanes[p]);
-    }
-  };
-  auto advance = [&](int steps) __attribute__((always_inline)) {
+      for (int p = 0; p < P; ++p)
+        acc[r][p] = accumulate ? load(c + p * c_stride + (r0 + r) * 16) : zero();
+
+    // Three rows share a base pointer: base, base + stride, base + 2 * stride are x86 addresses.
+    const Row *base[kBases];
 #pragma GCC unroll 8
-    for (int b = 0; b < kBases; ++b) base[b] += steps * Step::kRowStep;
+    for (int b = 0; b < kBases; ++b) base[b] = rows + b * 3 * row_stride;
+    const typename Step::Panel *x[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) x[p] += steps * kLanes;
+    for (int p = 0; p < P; ++p) x[p] = panels + p * panel_stride;
+    const char *next = r0 + 2 * R <= row_end ? (const char *)(rows + R * row_stride) : nullptr;
+
+    auto step = [&](int u, auto add) __attribute__((always_inline)) {
+      typename Step::Lanes lanes[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) lanes[p] = Step::lanes(x[p] + u * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Row *row = base[r / 3] + (r % 3) * row_stride + u * Step::kRowStep;
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) acc[r][p] = add(acc[r][p], row, lanes[p]);
+      }
+    };
+    auto advance = [&](int steps) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int b = 0; b < kBases; ++b) base[b] += steps * Step::kRowStep;
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) x[p] += steps * kLanes;
+    };
+
+    int64_t left = k;
+    while (left >= kLine) {  // one cache line of every row
+      if (next) {
+        for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * row_bytes, 0, 2);
+        next += 64;
+      }
+      if (left <= kLast && ahead.count > 0) ahead.fetch_out();
+      if (ahead.in.count > 0) ahead.in.fetch();
+      for (int r = 0; r < R; ++r)  // the panels have pushed the rows out of the first cache
+        __builtin_prefetch((const char *)(base[r / 3] + (r % 3) * row_stride) + 64, 0, 3);
+      for (int64_t i = 0; i < kLine; i += kUnroll * Step::kRowStep) {
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnroll; ++u) step(u, Step::add);
+        advance(kUnroll);
+      }
+      left -= kLine;
+    }
+    for (; left >= Step::kRowStep; left -= Step::kRowStep) {
+      step(0, Step::add);
+      advance(1);
+    }
+    if (left)
+      step(0, [left](Vec c, const Row *row, typename Step::Lanes lanes)
+                  __attribute__((always_inline)) { return Step::add_last(c, row, left, lanes); });
+
+    finish.take(acc, r0, c, c_stride);
+  }
+}
+
+// The same for any number of rows.
+template <class Step, int P, class Finish>
+INFOPT_INLINE void multiply_rows(const typename Step::Row *rows, int64_t row_stride,
+                                 int64_t row_count, const typename Step::Panel *panels,
+                                 int64_t panel_stride, int64_t k, float *c, int64_t c_stride,
+                                 bool accumulate, int64_t row_end, Ahead &ahead,
+                                 const Finish &finish) {
+  constexpr int kMost = kBlock<Step, P>;
+  int64_t r = 0;
+  auto some = [&](auto size, int64_t blocks) __attribute__((always_inline)) {
+    constexpr int R = decltype(size)::value;
+    multiply<Step, R, P>(rows + r * row_stride, row_stride, blocks, panels, panel_stride, k,
+                         c + r * 16, c_stride, accumulate, row_end - r, ahead, finish.from(r, 0));
+    r += blocks * R;
   };
-
-  int64_t left = k;
-  while (left >= kLine) {  // one cache line of every row
-    if (ahead.rows) {
-      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead.rows + r * row_bytes, 0, 2);
-      ahead.rows += 64;
-    }
-    if (left <= kLast && ahead.count > 0) ahead.fetch_out();
-    if (ahead.in.count > 0) ahead.in.fetch();
-    for (int r = 0; r < R; ++r)  // the panels have pushed the rows out of the first cache
-      __builtin_prefetch((const char *)(base[r / 3] + (r % 3) * row_stride) + 64, 0, 3);
-    for (int64_t i = 0; i < kLine; i += kUnroll * Step::kRowStep) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kUnroll; ++u) step(u, Step::add);
-      advance(kUnroll);
-    }
-    left -= kLine;
-  }
-  for (; left >= Step::kRowStep; left -= Step::kRowStep) {
-    step(0, Step::add);
-    advance(1);
-  }
-  if (left)
-    step(0, [left](Vec c, const Row *row, typename Step::Lanes lanes)
-                __attribute__((always_inline)) { return Step::add_last(c, row, left, lanes); });
-
-  finish.take(acc, c, c_stride);
+  if (row_count >= kMost) some(Constant<kMost>(), row_count / kMost);
+  if constexpr (kMost > 8) if (r + 8 <= row_count) some(Constant<8>(), 1);
+  if constexpr (kMost > 4) if (r + 4 <= row_count) some(Constant<4>(), 1);
+  if constexpr (kMost > 2) if (r + 2 <= row_count) some(Constant<2>(), 1);
+  if (r < row_count) some(Constant<1>(), 1);
 }
 
-// The same for any number of panels.
-template <class Step, int R, class Finish>
-INFOPT_INLINE void multiply_panels(const typename Step::Row *rows, int64_t row_stride,
-                                   const typename Step::Panel *panels, int64_t panel_stride,
-                                   int64_t count, int64_t k, float *c, int64_t c_stride,
-                                   bool accumulate, Ahead ahead, const Finish &finish) {
-  int64_t p = 0;
-  for (; p + kPanels <= count; p += kPanels, ahead = Ahead())
-    multiply<Step, R, kPanels>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                               c + p * c_stride, c_stride, accumulate, ahead, finish.from(0, p));
-  if (p < count)
-    multiply<Step, R, 1>(rows, row_stride, panels + p * panel_stride, panel_stride, k,
-                         c + p * c_stride, c_stride, accumulate, ahead, finish.from(0, p));
-}
-
-// The same for any number of rows. Rows up to `row_end` are fetched ahead; so is `out`, a share of
-// it with each block.
+// The same for any number of panels. `ahead` is spread over all of it.
 template <class Step, class Finish = Keep>
 void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
                     const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
                     int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t row_end,
-                    const Ahead &out, const Finish &finish = Finish()) {
-  constexpr int kBlock = Step::kBlock;
-  const int64_t blocks = ceil_div(row_count, kBlock), share = ceil_div(out.count, blocks);
-  int64_t r = 0, fetched = 0, index = 0;
-  auto block = [&](auto size) __attribute__((always_inline)) {
-    constexpr int R = decltype(size)::value;
-    Ahead ahead = out;
-    ahead.rows = r + 2 * R <= row_end ? (const char *)(rows + (r + R) * row_stride) : nullptr;
-    ahead.out[0] += fetched * out.stride;
-    ahead.out[1] += fetched * out.stride;
-    ahead.count = least(share, out.count - fetched);
-    ahead.at_once = ceil_div(share, least(kLate, k * int64_t(sizeof(*rows))) / 64 + 1);
-    fetched += share;
-    ahead.in = out.in.part(index++, blocks, k * int64_t(sizeof(*rows)) / 64);
-    multiply_panels<Step, R>(rows + r * row_stride, row_stride, panels, panel_stride, count, k,
-                             c + r * 16, c_stride, accumulate, ahead, finish.from(r, 0));
-    r += R;
-  };
-  while (r + kBlock <= row_count) block(Constant<kBlock>());
-  if constexpr (kBlock > 8) if (r + 8 <= row_count) block(Constant<8>());
-  if constexpr (kBlock > 4) if (r + 4 <= row_count) block(Constant<4>());
-  if constexpr (kBlock > 2) if (r + 2 <= row_count) block(Constant<2>());
-  if (r < row_count) block(Constant<1>());
+                    Ahead ahead, const Finish &finish = Finish()) {
+  constexpr int kMost = Step::kPanels;
+  ahead.spread(ceil_div(row_count, kBlock<Step, kMost>) * ceil_div(count, kMost),
+               k * int64_t(sizeof(*rows)));
+  for (int64_t p = 0, taken; p < count; p += taken, row_end = 0) {
+    taken = panels_at_once<Step>(count - p);
+    auto some = [&](auto size) __attribute__((always_inline)) {
+      multiply_rows<Step, decltype(size)::value>(rows, row_stride, row_count,
+                                                 panels + p * panel_stride, panel_stride, k,
+                                                 c + p * c_stride, c_stride, accumulate, row_end,
+                                                 ahead, finish.from(0, p));
+    };
+    if constexpr (kMost > 3) if (taken == 4) some(Constant<4>());
+    if constexpr (kMost > 2) if (taken == 3) some(Constant<3>());
+    if constexpr (kMost > 1) if (taken == 2) some(Constant<2>());
+    if (taken == 1) some(Constant<1>());
+  }
 }
 
 }  // namespace infopt

@@ -9,7 +9,7 @@
 namespace infopt {
 
 // Half the rows of a block without groups: each needs a second accumulator.
-constexpr int kGroupedRows = kByteRows / 2 > 0 ? kByteRows / 2 : 1;
+constexpr int kGroupedRows = kBlock<StepBytes, kPanels> / 2 > 0 ? kBlock<StepBytes, kPanels> / 2 : 1;
 
 struct GroupedBlock {
   const int8_t *rows;  // padded with zeros to whole quads

@@ -66,6 +66,9 @@ struct StagedRows {
       for (; i + 16 <= to_end; i += 16) store(to + i, load(p + i));
       if (i < to_end) store(to + i, load(p + i, to_end - i), to_end - i);
     } else {
+      const Piece every = {0, 0xffff, 0x55555555};
+      for (; known_step == 2 && i + 16 <= to_end; i += 16)
+        store(to + i, read_piece<known_step>(p + i * step, every, step).widened());
       for (; i < to_end; ++i) to[i] = to_float(p[i * step]);
     }
     for (i = to_end; i < phase_width; ++i) to[i] = padding;

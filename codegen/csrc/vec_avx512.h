@@ -135,10 +135,25 @@ INFOPT_INLINE BVec to_pairs(Vec even, Vec odd) {
   const __m512i hi = _mm512_cvtepu16_epi32(narrow_bf16(odd.v));
   return {_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16))};
 }
+#ifdef __AVX512BF16__
+// Whether any of these must not be left to the hardware's conversion: asked once for a block, not
+// between its stores.
+template <int R, int P> INFOPT_INLINE bool has_denormals(const Vec (&t)[R][P]) {
+  __mmask16 found = 0;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) found |= _mm512_fpclass_ps_mask(t[r][p].v, 0x20);
+  return __builtin_expect(found != 0, 0);
+}
+INFOPT_INLINE BVec to_row_without_denormals(Vec first, Vec next) {
+  return {(__m512i)_mm512_cvtne2ps_pbh(next.v, first.v)};
+}
+#endif
 INFOPT_INLINE BVec to_row(Vec first, Vec next) {
 #ifdef __AVX512BF16__
   if (!has_denormals(first.v) && !has_denormals(next.v))
-    return {(__m512i)_mm512_cvtne2ps_pbh(next.v, first.v)};
+    return to_row_without_denormals(first, next);
 #endif
   return {_mm512_inserti64x4(_mm512_castsi256_si512(narrow_bf16(first.v)), narrow_bf16(next.v), 1)};
 }

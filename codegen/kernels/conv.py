@@ -144,25 +144,37 @@ def is_depthwise(weight: TensorType, groups: int) -> bool:
 
 
 def _task_shape(
-    panels: int, features: int, depth: int, groups: int, target: Target
+    pixels: int, features: int, depth: int, groups: int, target: Target
 ) -> tuple[int, int]:
-    """(features, panels) of one task, by a count of multiplications along one row of k.
-
-    A panel is made once per task, weights are read once per task, and the last task to end keeps
-    all other cores waiting.
-    """
-    best: tuple[float, int, int] | None = None
+    """(features, panels) of one task: those that end first on all cores."""
+    panels = -(-pixels // 16)
     most = max(1, min(_PANELS, _PANEL_BYTES // (64 * min(depth, 1024))))
+    found = []
     for chunks in {-(-panels // take) for take in range(1, most + 1)}:
         take = -(-panels // chunks)
         for parts in range(1, max(1, min(features // 48, 4 * target.cores)) + 1):
-            some = round_up(-(-features // parts), 16) if parts > 1 else features
-            tasks = groups * chunks * -(-features // some)  # type: ignore[operator]
-            work = take * (some + _PACKING) + _WEIGHTS * some + _TASK  # type: ignore[operator]
-            found = (-(-tasks // target.cores) * work, some, take)
-            best = min(best, found) if best else found  # type: ignore[type-var]
-    assert best is not None
-    return best[1:]
+            some = -(-features // (16 * parts)) * 16 if parts > 1 else features
+            tasks = groups * -(-features // some)
+            found.append((_time(pixels, take, some, tasks, target.cores), some, take))
+    return min(found)[1:]
+
+
+def _time(pixels: int, take: int, some: int, tasks: int, cores: int) -> float:
+    """Multiplications along one row of k, one after another, of `tasks` for every `take` panels.
+
+    A panel is made once per task, weights are read once per task, and the last task to end keeps
+    all other cores waiting. The last panels may be fewer, so it can pay to give each core some of
+    the features of all pixels: 14 x 14 pixels are 12.25 panels.
+    """
+
+    def work(panels: float) -> float:
+        return panels * (some + _PACKING) + _WEIGHTS * some + _TASK
+
+    whole = (-(-pixels // 16) - 1) // take
+    rounds, busy = divmod(tasks * whole, cores)
+    if busy:
+        rounds, tasks = rounds + 1, max(0, tasks - (cores - busy))
+    return rounds * work(take) + -(-tasks // cores) * work(pixels / 16 - whole * take)
 
 
 def convolution(
@@ -189,13 +201,12 @@ def convolution(
     depth = channels * taps
     held = torch.bfloat16 if narrow or x.dtype is torch.bfloat16 else torch.float32
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
-    one_image = ceil_div(product(out.shape[2:]), 16)
     depthwise = is_depthwise(weight, groups)
     if depthwise:
         per_task, panels_per_task = features, window.rows_of_task(out)
     else:
-        guess = panels if isinstance(panels, int) else one_image
-        known = max(1, guess) if isinstance(guess, int) else 64
+        guesses = (product((out.shape[0], *out.shape[2:])), product(out.shape[2:]), 1024)
+        known = max(1, next(n for n in guesses if isinstance(n, int)))
         per_task, panels_per_task = _task_shape(known, features, depth, groups, target)
 
     def format_of(t: TensorType | None) -> int:
@@ -227,7 +238,7 @@ def convolution(
         return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
     cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
     scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + 1 + round_up(per_task, 16))
-    scratch += 400 * (cut + 32) + panels_per_task * (round_up(260 * taps + 4, 64) + 16 * taps)
+    scratch += 400 * (cut + 32) + panels_per_task * (664 + round_up(260 * taps + 4, 64) + 24 * taps)
     tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)
     symbol = f"infopt_conv_{SHORT[held]}_{SHORT[weight.dtype]}"
     return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
