@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="measure plain torch too")
     parser.add_argument("--llama-cpp", action="store_true", help="measure llama.cpp too")
+    parser.add_argument("--onnxruntime-genai", action="store_true", help="measure that too")
+    parser.add_argument("--openvino", action="store_true", help="measure OpenVINO too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
@@ -92,12 +94,8 @@ def made(config: DecoderConfig, options: Any, batch: int) -> Iterator[tuple[str,
     size = sum(p.numel() * p.itemsize for p in model.parameters())
     if options.eager:
         yield "eager", Arm(lambda ids: eager_prefill(model, ids, length), eager_steps, size)
-    if options.llama_cpp:
-        from benchmarks.llama_cpp_arm import QUANTIZED, LlamaCpp
-
-        for kind in QUANTIZED:
-            peer = LlamaCpp(model, kind, batch, length, options.threads)
-            yield f"llama.cpp {kind}", Arm(peer.prefill, peer.steps, peer.bytes)
+    for kind, peer in peers(model, batch, length, options):
+        yield kind, Arm(peer.prefill, peer.steps, peer.bytes)
     for form in options.forms.split(","):
         lm = infopt.compile_causal_lm(
             model, max_length=length, batch=batch, threads=options.threads, **FORMS[form]
@@ -109,6 +107,34 @@ def made(config: DecoderConfig, options: Any, batch: int) -> Iterator[tuple[str,
             return time.perf_counter() - start
 
         yield form, Arm(lambda ids, lm=lm: [lm.prefill(ids)], steps, lm.report.memory["weights"])
+
+
+def peers(model: Decoder, batch: int, length: int, options: Any) -> Iterator[tuple[str, Any]]:
+    """The same weights in the libraries that were asked for."""
+    if options.llama_cpp:
+        from benchmarks.llama_cpp_arm import QUANTIZED, LlamaCpp
+
+        for kind in QUANTIZED:
+            yield f"llama.cpp {kind}", LlamaCpp(model, kind, batch, length, options.threads)
+    if options.onnxruntime_genai:
+        from benchmarks import ort_genai_arm
+
+        for kind, genai in ort_genai_arm.arms(model, length, options.threads):
+            yield f"ort-genai {kind}", genai
+    if options.openvino:
+        from benchmarks import openvino_decoder_arm
+
+        for kind, compiled in openvino_decoder_arm.arms(model, options.threads):
+            yield f"openvino {kind}", compiled
+
+
+def greedy(arm: Any, ids: Tensor, n: int) -> Tensor:
+    """The next n tokens [B, n] of a peer, for comparing it with other arms."""
+    state, found = arm.prefill(ids), []
+    for _ in range(n):
+        found.append(torch.as_tensor(state[0]))
+        arm.steps(state, 1)
+    return torch.stack(found, 1)
 
 
 def cache_bytes(config: DecoderConfig) -> int:
@@ -127,6 +153,7 @@ def measured(
     prefills: dict[str, list[float]] = {name: [] for name in arms}
     for round in range(options.rounds + 1):  # the first one warms up
         for name, arm in arms.items():
+            time.sleep(0.1)  # workers of the arm before may still be looking for work
             spent = arm.steps(states[name], options.steps) / options.steps
             start = time.perf_counter()
             if batch == 1:  # where the arm has only one text, the next steps go on from this one

@@ -13,7 +13,6 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
-import torch
 from torch import Tensor
 
 from infopt.models.decoder import Decoder, DecoderConfig
@@ -143,12 +142,3 @@ class LlamaCpp:
 @llama_cpp.llama_log_callback
 def _quiet(level: int, text: bytes, data: Any) -> None:
     """llama.cpp's log is not the benchmark's result."""
-
-
-def greedy(arm: LlamaCpp, ids: Tensor, n: int) -> Tensor:
-    """The next n tokens [B, n], for comparing with other arms."""
-    state, found = arm.prefill(ids), []
-    for _ in range(n):
-        found.append(state[0])
-        arm.steps(state, 1)
-    return torch.tensor(found).T
