@@ -63,30 +63,39 @@ def graph_of(build: Build, inputs: Sequence[torch.Tensor], pass_: Pass | None = 
     return Graph(tuple(nodes), outputs, stage=pass_.stage if pass_ else Graph((), ()).stage)
 
 
-def run_pass(pass_: Pass, graph: Graph, samples: Sequence[tuple] = ()) -> tuple[Graph, PassReport]:
-    """One pass through the pipeline's checks (its `after` is not asked for), with its report."""
+def run_pass(
+    pass_: Pass, graph: Graph, samples: Sequence[tuple] = (), target: str = "native"
+) -> tuple[Graph, PassReport]:
+    """One pass through the pipeline's checks (its `after` is not asked for), with its report.
+
+    target: for passes that ask what pays; "native" is this machine.
+    """
     report = Report()
-    ctx = PassContext(Target.detect(), tuple(samples), report, Settings(check=1))
+    ctx = PassContext(Target.parse(target), tuple(samples), report, Settings(check=1))
     result = Pipeline([pass_], alone=True).run(graph, ctx)
     return result, report.passes[0]
 
 
 def check_pass(
-    pass_: Pass, before: Build, expected: Build, inputs: Sequence[torch.Tensor]
+    pass_: Pass,
+    before: Build,
+    expected: Build,
+    inputs: Sequence[torch.Tensor],
+    target: str = "native",
 ) -> PassReport:
-    """Run a pass on before(o, *inputs) and compare with expected(o, *inputs).
+    """Run a pass on before(o, *inputs) and compare with expected(o, *inputs). target: as run_pass.
 
     Raises AssertionError with a graph diff where the result is another graph, where a second run
     changes it again, and ContractBroken where the values leave the pass's accuracy.
     """
     start = graph_of(before, inputs, pass_)
-    found, report = run_pass(pass_, start, [tuple(inputs)])
+    found, report = run_pass(pass_, start, [tuple(inputs)], target)
     wanted = replace(graph_of(expected, inputs, pass_), results=start.results)
     if found.key != wanted.key:
         raise AssertionError(
             f"{pass_.name} made another graph than expected:\n{diff(wanted, found)}"
         )
-    again, _ = run_pass(pass_, found)
+    again, _ = run_pass(pass_, found, target=target)
     if again.key != found.key:
         raise AssertionError(f"{pass_.name} is not idempotent:\n{diff(found, again)}")
     _check_values(pass_, wanted, found, inputs)

@@ -72,6 +72,9 @@ template <int layout, bool as_bytes, class Scale> struct StoredDot {
   using L = Layout<layout>;
   static constexpr bool grouped = !std::is_void_v<Scale>;
   using Token = std::conditional_t<as_bytes, uint8_t, float>;
+  static INFOPT_INLINE IVec dot(IVec acc, IVec x, IVec w) {
+    return layout == 4 ? dot_small_quads(acc, x, w) : dot_quads(acc, x, w);
+  }
   // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
   template <int R, int M>
   static __attribute__((noinline)) void rows(const StoredRows &w, int64_t n, int64_t last,
@@ -104,10 +107,10 @@ template <int layout, bool as_bytes, class Scale> struct StoredDot {
           for (int m = 0; m < M; ++m) {
             const Token *codes = tokens + m * token_stride + b * kBlockDepth;
             if (grouped) {
-              const IVec sum = dot_quads(ibroadcast(0), load_quads(codes), block);
+              const IVec sum = dot(ibroadcast(0), load_quads(codes), block);
               acc[r][m] = fma(to_float(sum), scale, acc[r][m]);
             } else {
-              acc[r][m] = float_of_bits(dot_quads(bits(acc[r][m]), load_quads(codes), block));
+              acc[r][m] = float_of_bits(dot(bits(acc[r][m]), load_quads(codes), block));
             }
           }
         } else {

@@ -6,6 +6,7 @@
 #include "few_rows.h"
 #include "linear.h"
 #include "linear_chain.h"
+#include "linear_stored.h"
 #include "matmul.h"
 
 #if defined(__AMX_TILE__) && defined(__linux__)
@@ -107,11 +108,16 @@ INFOPT_EXPORT void infopt_quantize_panels(const infopt_call *call, int64_t first
 // infopt_linear_bytes: infopt_linear for int8 weights with a scale per row, on panels of bytes
 //   pointers: as infopt_linear, then scales[N], up_scales[N] or null, and the sums of the rows'
 //             integers likewise, all f32
-//   numbers, tasks, scratch: as infopt_linear; the panel stride counts bytes; y format 6: panels
+//   numbers, tasks: as infopt_linear; the panel stride counts bytes; y format 6: panels
 //             of bytes (as infopt_quantize_panels), numbers 23 and 24 their step and zero point,
 //             pointer 14 factors of the features before they are rounded (f32, or null)
+//   scratch:  as infopt_linear_stored_bytes: without a dot instruction rows are widened first
 INFOPT_EXPORT void infopt_linear_bytes(const infopt_call *call, int64_t first, int64_t last) {
+#ifdef INFOPT_AVX2
+  linear_from<StepHalves, UnpackedRows<int16_t, 8>>(call, first, last);
+#else
   linear<StepBytes, int8_t>(call, first, last);
+#endif
 }
 
 // infopt_few_rows_<weight type>: the same for few tokens (M <= 8 or so), x row-major.

@@ -33,7 +33,8 @@ INFOPT_EXPORT void infopt_linear_stored_bytes(const infopt_call *call, int64_t f
   with_byte_layout(call->numbers[15], [&](auto layout) {
     constexpr int L = layout.value;
     if (call->numbers[16]) return linear_from<StepBytes, GroupedRows<L>>(call, first, last);
-    if constexpr (Layout<L>::table) linear_from<StepBytes, UnpackedRows<L>>(call, first, last);
+    if constexpr (Layout<L>::table)
+      linear_from<StepCodes, UnpackedRows<StepCodes::Row, L>>(call, first, last);
   });
 }
 

@@ -41,14 +41,14 @@ template <class Row, int layout> struct DecodedRows {
   }
 };
 
-// As bytes with a factor for a row.
-template <int layout> struct UnpackedRows {
+// As integers with a factor for a row.
+template <class Row, int layout> struct UnpackedRows {
   static constexpr bool kGrouped = false, kInPlace = false;
-  StoredRows stored[2];
-  UnpackedRows(const infopt_call *call, const LinearCall &c)
-      : stored{stored_rows(call, c, false), stored_rows(call, c, true)} {}
-  Rows<int8_t> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth,
-                    int8_t *scratch) const {
+  StoredRows stored[2];  // their values
+  UnpackedRows(const infopt_call *, const LinearCall &c)
+      : stored{{(const uint8_t *)c.w, c.row_stride, nullptr, 0, 0, c.k, false},
+               {(const uint8_t *)c.up, c.row_stride, nullptr, 0, 0, c.k, false}} {}
+  Rows<Row> rows(bool up, int64_t n, int64_t k, int64_t count, int64_t depth, Row *scratch) const {
     const int64_t stride = unpack_rows<layout>(stored[up], n, count, k, depth, scratch);
     return {scratch, stride};
   }
@@ -76,7 +76,7 @@ template <int layout> struct GroupedRows {
       return multiply_tiles(session, w, n, k, r, rows, panel, pair, depth, into);
 #endif
     const GroupedBlock block = {r.data, r.stride, &w, n, k / w.group, w.group, depth};
-    multiply_groups(block, rows, panel, c.x_stride, pair, into, kGroup * 16, k > 0);
+    multiply_groups<layout == 4>(block, rows, panel, c.x_stride, pair, into, kGroup * 16, k > 0);
   }
 
 #ifdef INFOPT_AMX

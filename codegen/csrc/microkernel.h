@@ -105,7 +105,33 @@ struct StepBytes {
     return add(acc, quad, x);
   }
 };
-template <class Step> constexpr bool kIntegers = sizeof(typename Step::Row) == 1;
+
+// The same for levels without the dot instruction: bytes of rows are 16 bits, the order of every
+// four 0 2 1 3, zeros behind the last (store_halves).
+#ifdef INFOPT_AVX2
+struct StepHalves {
+  using Row = int16_t;
+  using Panel = uint8_t;
+  static constexpr int kSums = infopt::kByteSums, kPanels = kMostPanels;
+  static constexpr int kRowStep = 4;
+  struct Lanes { IVec even, odd; };
+  static INFOPT_INLINE Lanes lanes(const uint8_t *p) {
+    const IVec quads = load_quads(p);
+    return {even_bytes(quads), odd_bytes(quads)};
+  }
+  static INFOPT_INLINE Vec add(Vec acc, const int16_t *row, Lanes x) {
+    const auto pair = [](const int16_t *p) { return broadcast_quad((const int8_t *)p); };
+    return float_of_bits(dot_halves(dot_halves(bits(acc), x.even, pair(row)), x.odd, pair(row + 2)));
+  }
+  static INFOPT_INLINE Vec add_last(Vec acc, const int16_t *row, int64_t, Lanes x) {
+    return add(acc, row, x);
+  }
+};
+using StepCodes = StepHalves;
+#else
+using StepCodes = StepBytes;
+#endif
+template <class Step> constexpr bool kIntegers = sizeof(typename Step::Panel) == 1;
 
 // Rows of a block of P panels.
 template <class Step, int P> constexpr int kBlock = Step::kSums / P < 12 ? Step::kSums / P : 12;

@@ -118,15 +118,17 @@ struct Remainder {
 };
 
 // Integers of `count` rows from n on, k of them from `from` (a multiple of the block), as rows of
-// bytes; bytes between rows: the returned stride.
-template <int layout>
+// bytes, or of 16 bits as StepHalves wants them; elements between rows: the returned stride.
+template <int layout, class Row>
 INFOPT_INLINE int64_t unpack_rows(const StoredRows &w, int64_t n, int64_t count, int64_t from,
-                                  int64_t k, int8_t *to) {
+                                  int64_t k, Row *to) {
   const int64_t stride = round_up(k, kBlockDepth) + kBlockDepth;  // not all in one cache set
   for (int64_t r = 0; r < count; ++r)
     for (int64_t b = 0; b * kBlockDepth < k; ++b) {
       const IVec block = stored_block<layout>(w.row(n + r), from / kBlockDepth + b, w.k);
-      memcpy(to + r * stride + b * kBlockDepth, &block, sizeof block);
+      Row *at = to + r * stride + b * kBlockDepth;
+      if constexpr (sizeof(Row) == 1) memcpy(at, &block, sizeof block);
+      else store_halves(at, block);
     }
   return stride;
 }

@@ -3,6 +3,7 @@
 //   load_quads(p)         64 bytes: lane i holds bytes 4i to 4i + 3
 //   broadcast_quad(p)     four signed bytes in every lane
 //   dot_quads(acc, x, w)  acc + sum of the four products of x, unsigned, and w, signed; exact
+//   dot_small_quads       the same for w from -64 to 64
 //   mul(a, b)             the low 32 bits of products
 //   load_ints(p)          16 int32
 //   sar<n>(v)             arithmetic shift right
@@ -102,6 +103,11 @@ INFOPT_INLINE Vec two_halves(const bf16 *p) {
 INFOPT_INLINE Vec two_halves(const float *p) {
   return {_mm256_set1_ps(p[0]), _mm256_set1_ps(p[1])};
 }
+// The compiler would add integers in another order, for which registers do not suffice.
+INFOPT_INLINE IVec in_order(__m256i a, __m256i b) {
+  __asm__("" : "+x"(a), "+x"(b));
+  return {a, b};
+}
 // Not the instruction that adds products in 16 bits: it saturates.
 INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)),
@@ -110,7 +116,43 @@ INFOPT_INLINE __m256i dot_quads(__m256i acc, __m256i x, __m256i w) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 INFOPT_INLINE IVec dot_quads(IVec acc, IVec x, IVec w) {
-  return {dot_quads(acc.a, x.a, w.a), dot_quads(acc.b, x.b, w.b)};
+  return in_order(dot_quads(acc.a, x.a, w.a), dot_quads(acc.b, x.b, w.b));
+}
+
+// Sums of two neighbouring products in every half of a lane; they saturate.
+INFOPT_INLINE IVec add_halves(IVec acc, IVec x, IVec w) {
+  return in_order(_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(x.a, w.a)),
+                  _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(x.b, w.b)));
+}
+// acc + the two halves of every lane, signed
+INFOPT_INLINE IVec join_halves(IVec acc, IVec halves) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(halves.a, ones)),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(halves.b, ones))};
+}
+INFOPT_INLINE IVec dot_small_quads(IVec acc, IVec x, IVec w) {
+  return join_halves(acc, add_halves(ibroadcast(0), x, w));  // 2 * 255 * 64 < 2^15
+}
+
+// Four bytes as two pairs of 16 bits, of which dot_halves adds the products with w's.
+INFOPT_INLINE IVec even_bytes(IVec x) { return x & ibroadcast(0x00ff00ff); }
+INFOPT_INLINE IVec odd_bytes(IVec x) {
+  return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)};
+}
+INFOPT_INLINE IVec dot_halves(IVec acc, IVec x, IVec w) {
+  return in_order(_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, w.a)),
+                  _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, w.b)));
+}
+// 64 signed bytes as 16 bits each; of every four the order is 0 2 1 3.
+INFOPT_INLINE void store_halves(int16_t *to, IVec bytes) {
+  for (int i = 0; i < 2; ++i, to += 32) {
+    const __m256i v = i ? bytes.b : bytes.a;
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+    const __m256i odd = _mm256_srai_epi16(v, 8);
+    const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)to + 1, _mm256_permute2x128_si256(low, high, 0x31));
+  }
 }
 #else
 INFOPT_INLINE IVec load_ints(const int32_t *p) {
@@ -175,6 +217,11 @@ INFOPT_INLINE void bytes_as_floats(IVec bytes, Vec *part) {
   part[2] = to_float(sar<24>(shl<8>(bytes)));
   part[3] = to_float(sar<24>(bytes));
 }
+#ifndef INFOPT_AVX2
+INFOPT_INLINE IVec add_halves(IVec acc, IVec x, IVec w) { return dot_quads(acc, x, w); }
+INFOPT_INLINE IVec join_halves(IVec acc, IVec halves) { return acc + halves; }
+INFOPT_INLINE IVec dot_small_quads(IVec acc, IVec x, IVec w) { return dot_quads(acc, x, w); }
+#endif
 #ifndef INFOPT_AVX512
 INFOPT_INLINE void halves_as_floats(const uint8_t *p, Vec *part) {
   bytes_as_floats(unpack_halves(p), part);

@@ -86,7 +86,10 @@ def run_bytes(kernels, codes, weight, *, zeros=None, up=None, out=F32, chunks=(4
     numbers = [m, n, k, weight.stride(0), *chunks, 0 if up is None else 1, ROW[F32], 0, 0]
     numbers += [ROW[F32], n + 1, ROW[out], n, ceil_div(k, 4) * 64]
     tasks = ceil_div(n, chunks[0]) * ceil_div(ceil_div(m, 16), chunks[1])
-    kernels.run("linear_bytes", pointers, numbers, tasks, 6144 * chunks[1] * (1 + (up is not None)))
+    scratch = 6144 * chunks[1] * (1 + (up is not None)) + 96 * (
+        min(ceil_div(k, 64) * 64, 4096) + 64
+    )
+    kernels.run("linear_bytes", pointers, numbers, tasks, scratch)
     check()
     limit = 8 * 2.0**-24 * size + {F32: 0, BF16: 2.0**-8}[out] * expected.abs()
     wrong = ~((y.double() - expected).abs() <= limit)

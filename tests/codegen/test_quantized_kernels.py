@@ -84,6 +84,21 @@ def test_equals_the_reference(level, format, activations):
 
 
 @every_level
+@pytest.mark.parametrize("format", [name for name in INTEGERS if name.startswith("int4")])
+@pytest.mark.parametrize("m", [1, 2, 20])
+def test_the_largest_sums_of_4_bits_are_exact(level, format, m):
+    """Every activation is the byte 255, every integer -8 or 7: the sums that might not fit."""
+    weight = stored(format, torch.randn(33, 320))
+    values = weight[0].view(torch.uint8)
+    values[::2], values[1::2] = 0x00, 0xFF
+    sums = stored_format(format).sums(weight[0], weight[1], 320)
+    args, attrs = (torch.full((m, 320), 255.0), *weight[:2], sums), {"format": format}
+    attrs["activations"] = "int8"
+    found, wanted = native(quantized_linear, args, attrs, level), quantized_linear(*args, **attrs)
+    assert distance(found, wanted) <= LIMIT["int8"]
+
+
+@every_level
 @pytest.mark.parametrize("format", ["int8", "int4-g32", "lut4-g128", "lut3"])
 @every_activations
 def test_gates_and_bf16(level, format, activations):
