@@ -25,9 +25,16 @@ def arguments() -> argparse.Namespace:
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("--folder", type=Path, required=True, help="where the run lives")
+        if name in ("corpus", "train"):
+            command.add_argument(
+                "--begin",
+                type=Path,
+                help="a checkpoint to begin with: its tokenizer, its weights",
+            )
         if name == "train":
             command.add_argument("--tokens", type=float, default=20e6, help="planned in all")
             command.add_argument("--threads", type=int, default=2)
+            command.add_argument("--device", default="cpu", help="torch's name of it")
         elif name != "corpus":
             command.add_argument(
                 "--checkpoint", type=Path, default=checkpoint.FOLDER, help="config and weights"
@@ -43,11 +50,11 @@ def main() -> None:
     given = arguments()
     text = given.folder / "corpus"
     if given.command == "corpus":
-        corpus.build(text)
+        corpus.build(text, checkpoint.load_tokenizer(given.begin) if given.begin else None)
         print((text / "sources.json").read_text())
     elif given.command == "train":
         torch.set_num_threads(given.threads)
-        training.train(text, given.folder, int(given.tokens))
+        training.train(text, given.folder, int(given.tokens), given.begin, given.device)
     elif given.command == "export":
         export(given.folder, given.checkpoint)
     else:

@@ -164,13 +164,14 @@ def read(folder: Path, half: str, tokenizer, most: int | None = None) -> np.ndar
     return encode([text for text in theirs.decode_batch(documents) if text], tokenizer)
 
 
-def build(folder: Path) -> None:
-    """Write tokenizer.json, train.npy, held_out.npy and sources.json."""
+def build(folder: Path, tokenizer=None) -> None:
+    """Write tokenizer.json, train.npy, held_out.npy and sources.json. tokenizer: that of a model
+    which is to be trained further, in place of one of this text."""
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out, origin = read_documents()
     order = np.random.default_rng(0).permutation(len(train))
     train = [train[i] for i in order]
-    tokenizer = train_tokenizer(train)
+    tokenizer = tokenizer or train_tokenizer(train)
     tokenizer.save(str(folder / "tokenizer.json"))
     sizes = {}
     for name, documents in (("train", train), ("held_out", held_out)):

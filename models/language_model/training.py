@@ -1,10 +1,11 @@
 """Training of the language model: made to be cut off at any time and continued.
 
-Matrices are trained by Muon (Jordan et al., 2024), the embedding and the norms by AdamW. The rate
-rises, stays, and falls to zero over the last fifth of the planned tokens (warm-up, stable, decay:
-Hu et al., 2024), because such a run can be given more tokens later: the state where the fall begins
-is kept as `stable`, and training with a larger `tokens` goes on from there. State is safetensors
-and JSON, written beside the old one and renamed.
+Matrices are trained by Muon (Jordan et al., 2024), the embedding and the norms by AdamW; a run that
+begins with a trained model takes AdamW for all. The rate rises, stays, and falls to zero over the
+last fifth of the planned tokens (warm-up, stable, decay: Hu et al., 2024), because such a run can
+be given more tokens later: the state where the fall begins is kept as `stable`, and training with a
+larger `tokens` goes on from there. State is safetensors and JSON, written beside the old one and
+renamed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infopt.models.decoder import Decoder
-from infopt.models.language_model.checkpoint import CONTEXT, LANGUAGE_MODEL
+from infopt.models.language_model.checkpoint import (
+    CONTEXT,
+    LANGUAGE_MODEL,
+    load_language_model,
+)
 
 WARM_UP = 60  # steps
 DECAY = 0.2  # the share of the planned tokens over which the rate falls
@@ -30,9 +35,12 @@ SAVE_EVERY = 300.0  # seconds
 # from this share of the planned tokens on: (tokens per step seen as one gradient, window). Small
 # steps and short windows first: they are cheaper, and enough while the model knows little
 STAGES = {0.0: (4096, 256), 0.25: (8192, 512), 0.75: (8192, CONTEXT)}
-# this share of the windows repeats a part of itself, which teaches copying from context earlier
+# a run that begins with a trained model: whole contexts, the only ones with distances to learn
+LATER_STAGES = {0.0: (8192, CONTEXT)}
+# this share of the windows repeats parts of itself, which teaches copying from context earlier
 # than source alone does (induction heads: Olsson et al., 2022)
-REPEATED = 0.125
+REPEATED = 0.5
+SHORTEST_PART = 6  # tokens; the longest is a third of the window
 
 
 @dataclass
@@ -42,20 +50,42 @@ class Progress:
 
 
 class Trainer:
-    """The model, its two optimizers and where the run stands."""
+    """The model, its two optimizers and where the run stands.
 
-    def __init__(self, corpus: Path, folder: Path, tokens: int) -> None:
+    begin: the folder of a checkpoint whose weights the run begins with, in place of random ones.
+    device: of torch, where the products are; bf16 where it has them.
+    """
+
+    def __init__(
+        self,
+        corpus: Path,
+        folder: Path,
+        tokens: int,
+        begin: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
         torch.manual_seed(0)
+        self.device = torch.device(device)
         self.ids = np.load(corpus / "train.npy", mmap_mode="r")
         self.folder, self.planned = folder, tokens
-        self.model = Decoder(LANGUAGE_MODEL)
-        self._initialise()
+        self.stages = LATER_STAGES if begin else STAGES
+        if begin:
+            self.model = load_language_model(begin).train().requires_grad_(True)
+        else:
+            self.model = Decoder(LANGUAGE_MODEL)
+            self._initialise()
+        self.model.to(self.device)
         inner = [p for name, p in self.model.named_parameters() if is_matrix(name, p)]
         rest = [p for name, p in self.model.named_parameters() if not is_matrix(name, p)]
-        self.optimizers = (
-            torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0),
+        of_matrices: torch.optim.Optimizer
+        if begin:  # what Muon gains is gained early, and its bf16 products are slow on old machines
+            of_matrices = torch.optim.AdamW(inner, lr=0.001, betas=(0.9, 0.95), weight_decay=0.01)
+        else:
+            of_matrices = torch.optim.Muon(inner, lr=0.02, momentum=0.95, weight_decay=0.01)
+        of_rest = torch.optim.AdamW(
+            rest, lr=0.001 if begin else 0.003, betas=(0.9, 0.95), weight_decay=0.0
         )
+        self.optimizers = (of_matrices, of_rest)
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.progress = Progress()
 
@@ -74,7 +104,7 @@ class Trainer:
     def sizes(self) -> tuple[int, int]:
         """(tokens per step, window) at this point of the run."""
         share = self.progress.tokens / self.planned
-        return next(sizes for start, sizes in reversed(STAGES.items()) if share >= start)
+        return next(sizes for start, sizes in reversed(self.stages.items()) if share >= start)
 
     def next_windows(self, count: int, window: int) -> Tensor:
         """int64 [count, window + 1], from anywhere in the corpus; the same again for a step."""
@@ -82,8 +112,8 @@ class Trainer:
         starts = random.integers(0, len(self.ids) - window, count)
         rows = np.stack([self.ids[s : s + window + 1] for s in starts]).astype(np.int64)
         for index in np.flatnonzero(random.random(count) < REPEATED):
-            repeat_a_part(rows[index], random)
-        return torch.from_numpy(rows)
+            repeat_parts(rows[index], random)
+        return torch.from_numpy(rows).to(self.device)
 
     def step(self) -> float:
         """One update; returns the mean loss in nats per token."""
@@ -92,7 +122,7 @@ class Trainer:
         total = 0.0
         pieces = rows.split(max(1, 2048 // window))
         for piece in pieces:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
                 logits = self.model(piece[:, :-1])
             loss = F.cross_entropy(logits.float().flatten(0, 1), piece[:, 1:].flatten())
             (loss * (len(piece) / len(rows))).backward()
@@ -139,12 +169,21 @@ class Trainer:
         return True
 
 
-def repeat_a_part(row: np.ndarray, random: np.random.Generator) -> None:
-    """Write a part of the row a second time further on, in place."""
-    size = int(random.integers(len(row) // 16, len(row) // 3))
-    first = int(random.integers(0, len(row) - 2 * size))
-    second = int(random.integers(first + size, len(row) - size + 1))
-    row[second : second + size] = row[first : first + size]
+def repeat_parts(row: np.ndarray, random: np.random.Generator) -> None:
+    """Write up to four parts of the row a second time further on, in place: of any size, short
+    ones as often as long ones, at any distance."""
+    for _ in range(int(random.integers(1, 5))):
+        longest = len(row) // 3
+        size = round(SHORTEST_PART * (longest / SHORTEST_PART) ** random.random())
+        first = int(random.integers(0, len(row) - 2 * size + 1))
+        second = int(random.integers(first + size, len(row) - size + 1))
+        row[second : second + size] = row[first : first + size]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are faster there than those of float32."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type != "cpu" or supported
 
 
 def is_matrix(name: str, p: Tensor) -> bool:
@@ -158,10 +197,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def train(corpus: Path, folder: Path, tokens: int) -> None:
-    """Train up to `tokens` tokens, or go on with the run in `folder`, saving as it goes."""
+def train(
+    corpus: Path, folder: Path, tokens: int, begin: Path | None = None, device: str = "cpu"
+) -> None:
+    """Train up to `tokens` tokens, or go on with the run in `folder`, saving as it goes. begin: a
+    checkpoint to begin with; its own tokens are not counted. device: of torch."""
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(corpus, folder, tokens)
+    trainer = Trainer(corpus, folder, tokens, begin, device)
     if not trainer.resume("stable" if finished_before(folder, tokens) else "latest"):
         trainer.save("latest")
     saved = started = time.monotonic()

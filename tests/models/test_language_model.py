@@ -102,14 +102,30 @@ def test_perplexity_of_a_model_that_knows_nothing() -> None:
     assert found.bits_per_byte == pytest.approx(1.5)
 
 
-def test_a_repeated_part_stands_twice() -> None:
-    for seed in range(50):
+def test_repeated_parts_stand_twice() -> None:
+    sizes = []
+    for seed in range(100):
         row = np.arange(257)
-        training.repeat_a_part(row, np.random.default_rng(seed))
-        values, counts = np.unique(row, return_counts=True)
-        assert len(row) == 257 and (counts <= 2).all()
-        copied = values[counts == 2]
-        assert len(copied) >= 16 and (np.diff(copied) == 1).all()
+        training.repeat_parts(row, np.random.default_rng(seed))
+        _, counts = np.unique(row, return_counts=True)
+        assert len(row) == 257 and row.min() >= 0 and row.max() < 257
+        sizes.append(int((counts > 1).sum()))
+    assert min(sizes) >= 1 and min(sizes) < 30 < max(sizes)  # short ones and long ones
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_with_a_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LATER_STAGES", {0.0: (32, 16)})
+    trainer = training.Trainer(run / "corpus", run, 10**6, checkpoint.FOLDER)
+    theirs = checkpoint.load_language_model().state_dict()
+    ours = trainer.model.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    before = ours["layers.0.up.weight"].clone()
+    trainer.step()
+    assert not torch.equal(trainer.model.state_dict()["layers.0.up.weight"], before)
+    trainer.save("latest")
+    again = training.Trainer(run / "corpus", run, 10**6, checkpoint.FOLDER)
+    assert again.resume("latest") and again.step() == pytest.approx(trainer.step(), rel=1e-5)
 
 
 SNIPPET = """
