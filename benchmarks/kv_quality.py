@@ -27,7 +27,7 @@ from infopt.models.language_model.checkpoint import load_language_model, load_to
 from infopt.models.language_model.evaluation import NAMES, definition, question
 
 WINDOW, BATCH = 512, 16
-DISTANCES, FILLERS = (100, 250), 8  # every name with so many texts between
+DISTANCES, FILLERS = (100, 500), 8  # every name with so many texts between
 SHARE, CHUNK, PAGE, SINKS = 4, 8, 8, 4
 GREEDY = 48  # tokens written freely, against the model without a cache
 

@@ -69,12 +69,16 @@ def main() -> None:
 
 
 def export(folder: Path, out: Path) -> None:
-    """The newest weights of a run, with the tokenizer and what they were trained on."""
+    """The newest weights of a run, with the tokenizer and what they were trained on, by this run
+    and by those that it goes on from."""
     weights, progress = training.newest(folder)
     checkpoint.export(weights, out, {"tokens": str(progress.tokens)})
     shutil.copy(folder / "corpus" / "tokenizer.json", out / "tokenizer.json")
     sources = json.loads((folder / "corpus" / "sources.json").read_text())
     sources["trained on"] = {"tokens": progress.tokens, "steps": progress.step}
+    begun = folder / training.BEGUN
+    if begun.exists():
+        sources["begun with"] = json.loads(begun.read_text())
     (out / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
     print(f"{out}: after {progress.tokens} tokens")
 

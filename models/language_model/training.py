@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infopt.models.decoder import Decoder
+from infopt.models.language_model import copying
 from infopt.models.language_model.checkpoint import (
     CONTEXT,
     LANGUAGE_MODEL,
@@ -32,21 +35,23 @@ from infopt.models.language_model.checkpoint import (
 WARM_UP = 60  # steps
 DECAY = 0.2  # the share of the planned tokens over which the rate falls
 SAVE_EVERY = 300.0  # seconds
+BEGUN = "begun.json"  # in a run's folder: the sources of the checkpoint it began with
 # from this share of the planned tokens on: (tokens per step seen as one gradient, window). Small
 # steps and short windows first: they are cheaper, and enough while the model knows little
 STAGES = {0.0: (4096, 256), 0.25: (8192, 512), 0.75: (8192, CONTEXT)}
 # a run that begins with a trained model: whole contexts, the only ones with distances to learn
 LATER_STAGES = {0.0: (8192, CONTEXT)}
-# this share of the windows repeats parts of itself, which teaches copying from context earlier
-# than source alone does (induction heads: Olsson et al., 2022)
-REPEATED = 0.5
-SHORTEST_PART = 6  # tokens; the longest is a third of the window
+REPEATED = 0.5  # the share of the windows that repeats parts of itself
+NAMED = 0.7  # of those, in a later run: the share whose parts are short names
+COPIED = 3.0  # how much a token counts that the context foretells, in a later run
+GUIDANCE = 0.1  # how much the attention of guided heads counts beside the tokens, in a later run
 
 
 @dataclass
 class Progress:
     step: int = 0
     tokens: int = 0
+    planned: int = 0  # tokens of the run that it was part of
 
 
 class Trainer:
@@ -67,13 +72,14 @@ class Trainer:
         torch.manual_seed(0)
         self.device = torch.device(device)
         self.ids = np.load(corpus / "train.npy", mmap_mode="r")
-        self.folder, self.planned = folder, tokens
+        self.folder = folder
         self.stages = LATER_STAGES if begin else STAGES
         if begin:
             self.model = load_language_model(begin).train().requires_grad_(True)
         else:
             self.model = Decoder(LANGUAGE_MODEL)
             self._initialise()
+        self.guidance = copying.Guidance(self.model, copying.GUIDED) if begin else None
         self.model.to(self.device)
         inner = [p for name, p in self.model.named_parameters() if is_matrix(name, p)]
         rest = [p for name, p in self.model.named_parameters() if not is_matrix(name, p)]
@@ -87,7 +93,7 @@ class Trainer:
         )
         self.optimizers = (of_matrices, of_rest)
         self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
-        self.progress = Progress()
+        self.progress = Progress(planned=tokens)
 
     def _initialise(self) -> None:
         for name, p in self.model.named_parameters():
@@ -98,35 +104,50 @@ class Trainer:
 
     def rate(self) -> float:
         """The factor on the learning rates at this point of the run."""
-        left = (self.planned - self.progress.tokens) / (DECAY * self.planned)
-        return min(1.0, (self.progress.step + 1) / WARM_UP, max(left, 0.0))
+        done = self.progress
+        left = (done.planned - done.tokens) / (DECAY * done.planned)
+        return min(1.0, (done.step + 1) / WARM_UP, max(left, 0.0))
 
     def sizes(self) -> tuple[int, int]:
         """(tokens per step, window) at this point of the run."""
-        share = self.progress.tokens / self.planned
+        share = self.progress.tokens / self.progress.planned
         return next(sizes for start, sizes in reversed(self.stages.items()) if share >= start)
 
-    def next_windows(self, count: int, window: int) -> Tensor:
-        """int64 [count, window + 1], from anywhere in the corpus; the same again for a step."""
+    def next_windows(self, count: int, window: int) -> tuple[Tensor, Tensor]:
+        """int64 [count, window + 1], from anywhere in the corpus, and how much each token counts,
+        f32 likewise; the same again for a step."""
         random = np.random.default_rng(self.progress.step)
         starts = random.integers(0, len(self.ids) - window, count)
         rows = np.stack([self.ids[s : s + window + 1] for s in starts]).astype(np.int64)
+        copied = np.zeros(rows.shape, bool)
         for index in np.flatnonzero(random.random(count) < REPEATED):
-            repeat_parts(rows[index], random)
-        return torch.from_numpy(rows).to(self.device)
+            row, mark = rows[index], copied[index]
+            if self.guidance and random.random() < NAMED:
+                copying.repeat_names(row, mark, LANGUAGE_MODEL.vocabulary, random)
+            else:
+                copying.repeat_parts(row, mark, random)
+        worth = torch.ones(rows.shape)
+        if self.guidance:
+            worth[torch.from_numpy(copied)] = COPIED
+        return torch.from_numpy(rows).to(self.device), worth.to(self.device)
 
     def step(self) -> float:
         """One update; returns the mean loss in nats per token."""
         tokens, window = self.sizes()
-        rows = self.next_windows(tokens // window, window)
-        total = 0.0
-        pieces = rows.split(max(1, 2048 // window))
-        for piece in pieces:
+        rows, worth = self.next_windows(tokens // window, window)
+        total, size = 0.0, max(1, 2048 // window)
+        for piece, counts in zip(rows.split(size), worth[:, 1:].split(size), strict=True):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device)):
                 logits = self.model(piece[:, :-1])
-            loss = F.cross_entropy(logits.float().flatten(0, 1), piece[:, 1:].flatten())
+            wanted = piece[:, 1:]
+            nats = F.cross_entropy(
+                logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
+            ).view_as(wanted)
+            total += nats.mean().item() * len(piece) / len(rows)
+            loss = (nats * counts).sum() / counts.sum()
+            if self.guidance:
+                loss = loss + GUIDANCE * self.guidance.loss(piece[:, :-1])
             (loss * (len(piece) / len(rows))).backward()
-            total += loss.item() * len(piece) / len(rows)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor, rates = self.rate(), iter(self.rates)
         for optimizer in self.optimizers:
@@ -165,19 +186,8 @@ class Trainer:
                     index, key = rest.split(".", 1)
                     whole["state"].setdefault(int(index), {})[key] = value
             optimizer.load_state_dict(whole)
-        self.progress = Progress(**json.loads(read_metadata(path)["progress"]))
+        self.progress = replace(read_progress(path), planned=self.progress.planned)
         return True
-
-
-def repeat_parts(row: np.ndarray, random: np.random.Generator) -> None:
-    """Write up to four parts of the row a second time further on, in place: of any size, short
-    ones as often as long ones, at any distance."""
-    for _ in range(int(random.integers(1, 5))):
-        longest = len(row) // 3
-        size = round(SHORTEST_PART * (longest / SHORTEST_PART) ** random.random())
-        first = int(random.integers(0, len(row) - 2 * size + 1))
-        second = int(random.integers(first + size, len(row) - size + 1))
-        row[second : second + size] = row[first : first + size]
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -190,11 +200,9 @@ def is_matrix(name: str, p: Tensor) -> bool:
     return p.dim() == 2 and not name.startswith("token")
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
+def read_progress(path: Path) -> Progress:
     with safe_open(path, "pt") as file:
-        return file.metadata()
+        return Progress(**json.loads(file.metadata()["progress"]))
 
 
 def train(
@@ -204,7 +212,9 @@ def train(
     checkpoint to begin with; its own tokens are not counted. device: of torch."""
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(corpus, folder, tokens, begin, device)
-    if not trainer.resume("stable" if finished_before(folder, tokens) else "latest"):
+    if begin:
+        shutil.copy(begin / "sources.json", folder / BEGUN)
+    if not trainer.resume(state_to_go_on_from(folder, tokens)):
         trainer.save("latest")
     saved = started = time.monotonic()
     first = trainer.progress.tokens
@@ -232,13 +242,13 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], Progress]:
     path = folder / "latest.safetensors"
     tensors = load_file(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    return weights, Progress(**json.loads(read_metadata(path)["progress"]))
+    return weights, read_progress(path)
 
 
-def finished_before(folder: Path, tokens: int) -> bool:
-    """Whether `latest` is inside the fall of a run that was planned for fewer tokens."""
-    stable = folder / "stable.safetensors"
-    if not stable.exists():
-        return False
-    begun = json.loads(read_metadata(stable)["progress"])["tokens"]
-    return begun < (1 - DECAY) * tokens - 1
+def state_to_go_on_from(folder: Path, tokens: int) -> str:
+    """`latest`; `stable` where that one is inside the fall of a run planned for fewer tokens."""
+    if not (folder / "stable.safetensors").exists():
+        return "latest"
+    done = read_progress(folder / "latest.safetensors")
+    fell = done.planned < tokens and done.tokens > (1 - DECAY) * done.planned
+    return "stable" if fell else "latest"

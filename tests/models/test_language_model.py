@@ -1,10 +1,13 @@
 """The language model's run: cut off and continued it is the same run; its checkpoint loads."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import infopt
 from infopt.models.language_model import checkpoint, corpus, evaluation, training
@@ -37,6 +40,28 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_were_not(run: Path) -> None:
     ids = torch.randint(corpus.VOCABULARY, (1, 12))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "planned", "now", "state"),
+    [
+        (900, 1000, 1000, "latest"),  # no longer than before
+        (850, 1000, 2000, "stable"),  # cut off inside the fall, then given more
+        (700, 1000, 2000, "latest"),  # cut off before the fall
+        (1500, 2000, 2000, "latest"),  # given more, and cut off since
+    ],
+)
+def test_the_state_a_longer_run_goes_on_from(
+    tmp_path: Path, tokens: int, planned: int, now: int, state: str
+) -> None:
+    assert training.state_to_go_on_from(tmp_path, now) == "latest"
+    for name, progress in (
+        ("stable", training.Progress(1, 800, 1000)),
+        ("latest", training.Progress(2, tokens, planned)),
+    ):
+        text = {"progress": json.dumps(asdict(progress))}
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors", text)
+    assert training.state_to_go_on_from(tmp_path, now) == state
 
 
 LOADERS = (checkpoint.load_language_model, checkpoint.load_transformers)
@@ -100,17 +125,6 @@ def test_perplexity_of_a_model_that_knows_nothing() -> None:
     found = evaluation.perplexity(lambda x: torch.zeros(*x.shape, 8), ids, 10, 5, Bytes())
     assert found.nats == pytest.approx(np.log(8)) and found.tokens == 50
     assert found.bits_per_byte == pytest.approx(1.5)
-
-
-def test_repeated_parts_stand_twice() -> None:
-    sizes = []
-    for seed in range(100):
-        row = np.arange(257)
-        training.repeat_parts(row, np.random.default_rng(seed))
-        _, counts = np.unique(row, return_counts=True)
-        assert len(row) == 257 and row.min() >= 0 and row.max() < 257
-        sizes.append(int((counts > 1).sum()))
-    assert min(sizes) >= 1 and min(sizes) < 30 < max(sizes)  # short ones and long ones
 
 
 @pytest.mark.slow
