@@ -1,7 +1,8 @@
 """Adds the native libraries, one per instruction-set level, to the plain setuptools build.
 
-An editable install puts them into runtime/lib of the checkout, a wheel carries them. Without a
-C++ compiler the installation succeeds and infopt runs its reference kernels.
+An editable install puts them into runtime/lib of the checkout, a wheel carries them. What lies in
+runtime/lib and was built from the same sources is taken as it is. Without a C++ compiler the
+installation succeeds and infopt runs its reference kernels.
 """
 
 import importlib.util
@@ -52,7 +53,7 @@ class BuildNative(Command):
             return
         wanted = toolchain.libraries(ROOT / "codegen", ROOT / "runtime")
         self.announce(f"compiling {len(wanted)} libraries with {compiler.version}", level=2)
-        built = toolchain.build_libraries(compiler, wanted, self.folder())
+        built = toolchain.build_libraries(compiler, wanted, self.folder(), ROOT / "runtime" / "lib")
         for name, result in built.items():
             if isinstance(result, toolchain.BuildFailed):  # a lower level or the reference serves
                 self.warn(f"{name} is left out: {result}")

@@ -130,16 +130,9 @@ def _library(name: str) -> Path | None:
     if library is None:
         return installed if installed.exists() else None
     key = library.key()
-    if _recorded_key(installed) == key:
+    if toolchain.recorded_key(installed) == key:
         return installed
     return _build_into_cache(library, key)
-
-
-def _recorded_key(installed: Path) -> str | None:
-    try:
-        return toolchain.key_file(installed).read_text().strip() if installed.exists() else None
-    except OSError:
-        return None
 
 
 def _build_into_cache(library: Library, key: str) -> Path | None:
@@ -148,7 +141,7 @@ def _build_into_cache(library: Library, key: str) -> Path | None:
         return None
     entry = hashlib.sha256(f"{key} {compiler.command} {compiler.version}".encode()).hexdigest()
     return _ensure(
-        entry, f"{library.name}.so", lambda work: toolchain.build_library(compiler, library, work)
+        entry, library.file, lambda work: toolchain.build_library(compiler, library, work)
     )
 
 

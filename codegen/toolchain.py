@@ -200,6 +200,10 @@ class Library:
     sources: tuple[Path, ...]
     include: Path
 
+    @property
+    def file(self) -> str:
+        return f"{self.name}.so"
+
     def key(self) -> str:
         """Identifies the content: sources, headers, flags and ABI, but not the compiler."""
         files = [*self.sources, *sorted(self.include.glob("*.h"))]
@@ -228,13 +232,21 @@ def key_file(library: Path) -> Path:
     return library.with_suffix(".key")
 
 
+def recorded_key(library: Path) -> str | None:
+    """The key of the sources an installed library was built from; None where there is none."""
+    try:
+        return key_file(library).read_text().strip() if library.exists() else None
+    except OSError:
+        return None
+
+
 def build_library(compiler: Compiler, library: Library, folder: Path) -> Path:
     """Build one library into `folder` with its key beside it; raises BuildFailed.
 
     The file is renamed into place when complete: a process that has the old one mapped keeps it.
     """
     key = library.key()  # before compiling: a source edited meanwhile makes the result stale
-    target = folder / f"{library.name}.so"
+    target = folder / library.file
     temporary = folder / f".{library.name}.{os.getpid()}.so"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -247,18 +259,32 @@ def build_library(compiler: Compiler, library: Library, folder: Path) -> Path:
     return target
 
 
+def take_library(library: Path, folder: Path) -> Path:
+    """Copy an installed library and its key into `folder`, where it does not lie there already."""
+    if library.parent == folder:
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (library, key_file(library)):
+        shutil.copy2(file, folder / file.name)
+    return folder / library.name
+
+
 def build_libraries(
-    compiler: Compiler, wanted: Sequence[Library], folder: Path
+    compiler: Compiler, wanted: Sequence[Library], folder: Path, earlier: Path
 ) -> dict[str, Path | BuildFailed]:
     """Build what this compiler can build into `folder`, several at a time: name -> file or failure.
 
     A level whose flags the compiler does not know is left out.
+    earlier: a folder of libraries; what was built there from the same sources is taken as it is
     """
     levels = compiler.levels()
     possible = [library for library in wanted if library.level in levels]
 
     def build(library: Library) -> Path | BuildFailed:
+        ready = earlier / library.file
         try:
+            if recorded_key(ready) == library.key():
+                return take_library(ready, folder)
             return build_library(compiler, library, folder)
         except BuildFailed as failure:
             return failure

@@ -88,6 +88,7 @@ def run(*options: str) -> int:
     return cli.main(["demo", "--no-inductor", "--seconds", "0.3", *options])
 
 
+@pytest.mark.slow
 def test_json(inside: type[Inside], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--json", "--output", str(tmp_path / "kept")) == 0
     result = json.loads(capsys.readouterr().out)
@@ -146,6 +147,7 @@ def test_text(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "FAILED" not in text and "loaded in a fresh process in 125 ms" in text
 
 
+@pytest.mark.slow
 def test_bf16_is_compared_with_fp32_eager(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--json", "--compute", "bf16") == 0
     result = json.loads(capsys.readouterr().out)
@@ -154,6 +156,7 @@ def test_bf16_is_compared_with_fp32_eager(quick: None, capsys: pytest.CaptureFix
         assert 1e-5 < arm["accuracy"]["largest_difference"] < 0.1
 
 
+@pytest.mark.slow
 def test_wrong_embeddings_fail(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from tests.codegen.product_kernels import LEVELS, Kernels, cpu_flags
 def kernels(request, tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler (g++)")
-    missing = set(LEVELS[request.param][1]) - cpu_flags()
+    missing = set(LEVELS[request.param]) - cpu_flags()
     if missing:
         pytest.skip(f"this machine lacks {', '.join(sorted(missing))}")
     return Kernels(request.param, tmp_path_factory.mktemp("kernels"))

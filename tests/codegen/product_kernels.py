@@ -1,4 +1,4 @@
-"""What the tests of matrix-product kernels share: libraries built for every level of instructions,
+"""What the tests of matrix-product kernels share: the library of every level of instructions,
 calls as the executor makes them, the layouts of operands in plain torch."""
 
 import ctypes
@@ -9,19 +9,17 @@ import torch
 import torch.nn.functional as F
 
 import infopt.codegen
+from infopt.codegen.build import prebuilt
 
 CSRC = pathlib.Path(infopt.codegen.__file__).resolve().parent / "csrc"
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
-LEVELS = {  # name: (compiler flags, /proc/cpuinfo flags it needs)
-    "scalar": ([], []),
-    "avx2": (["-mavx2", "-mfma", "-mf16c"], ["avx2", "fma", "f16c"]),
-    "avx512": (AVX512, ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"]),
-    "avx512_bf16": ([*AVX512, "-mavx512bf16"], ["avx512_bf16", "avx512_vnni"]),
-    "amx": (
-        [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
-        ["amx_tile", "amx_bf16", "avx512_bf16"],
-    ),
-    "amx_emulated": (["-DINFOPT_EMULATE_AMX", "-O1"], []),
+AVX512 = ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"]
+LEVELS = {  # name: the /proc/cpuinfo flags it needs
+    "scalar": [],
+    "avx2": ["avx2", "fma", "f16c"],
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "avx512_bf16"],
+    "amx": [*AVX512, "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"],
+    "amx_emulated": [],
 }
 ROW = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 PANEL = {torch.float32: 4, torch.bfloat16: 5}
@@ -39,6 +37,7 @@ ACTIVATIONS = [
     F.hardswish,
 ]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+EMULATED = ("linear", "grouped", "group_sparse", "stored")
 GUARD = 64  # elements around every output that must stay untouched
 
 
@@ -58,30 +57,33 @@ class Call(ctypes.Structure):
     ]
 
 
+def emulated(folder):
+    """The kernels with AMX's tiles in plain C++, for machines without them."""
+    path = folder / "amx_emulated.so"
+    command = [
+        "g++",
+        "-O1",
+        "-std=c++17",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-w",
+        "-DINFOPT_EMULATE_AMX",
+        *(str(CSRC / f"kernels_{name}.cpp") for name in EMULATED),
+        "-o",
+        str(path),
+    ]
+    subprocess.run(command, check=True)
+    return path
+
+
 class Kernels:
     """One level's library; `run` calls a kernel as the executor would, in two task ranges."""
 
     def __init__(self, level, folder):
-        path = folder / f"linear_{level}.so"
-        command = [
-            "g++",
-            "-O3",
-            "-std=c++17",
-            "-fPIC",
-            "-shared",
-            "-fvisibility=hidden",
-            "-fno-math-errno",
-            "-ffp-contract=off",
-            "-w",
-            *LEVELS[level][0],
-            str(CSRC / "kernels_linear.cpp"),
-            str(CSRC / "kernels_grouped.cpp"),
-            str(CSRC / "kernels_group_sparse.cpp"),
-            *([str(CSRC / "kernels_stored.cpp")] if level == "amx_emulated" else []),
-            "-o",
-            str(path),
-        ]
-        subprocess.run(command, check=True)
+        path = emulated(folder) if level == "amx_emulated" else prebuilt(level)
         self.level, self.library = level, ctypes.CDLL(str(path))
         assert self.library.infopt_request_features() == 0, "the system refused the AMX tiles"
 

@@ -296,17 +296,34 @@ class TestInstalledLibraries:
         yield tmp_path
         builder._library.cache_clear()
 
-    def install(self, tree: Path) -> dict[str, object]:
+    def install(self, tree: Path, into: Path | None = None) -> dict[str, object]:
         compiler = find_compiler()
         assert compiler is not None
         wanted = toolchain.libraries(tree / "codegen", tree / "runtime")
-        return dict(toolchain.build_libraries(compiler, wanted, tree / "runtime/lib"))
+        folder = tree / "runtime/lib"
+        return dict(toolchain.build_libraries(compiler, wanted, into or folder, folder))
 
     def test_installed_file_is_used(self, tree: Path) -> None:
         made = self.install(tree)
         assert set(made) >= {"executor", "kernels_scalar"}
         assert builder.prebuilt("scalar") == made["kernels_scalar"]
         assert builder.executor_library() == made["executor"]
+
+    def test_what_is_built_already_is_copied(self, tree: Path, tmp_path: Path) -> None:
+        made = self.install(tree)["executor"]
+        assert isinstance(made, Path)
+        made.write_bytes(b"as it is")
+        again = self.install(tree)["executor"]
+        wheel = self.install(tree, tmp_path / "wheel")["executor"]
+        assert again == made and isinstance(wheel, Path)
+        assert wheel.read_bytes() == made.read_bytes() == b"as it is"
+        assert toolchain.recorded_key(wheel) == toolchain.recorded_key(made)
+
+    def test_other_sources_are_built_anew(self, tree: Path, tmp_path: Path) -> None:
+        self.install(tree)
+        (tree / "runtime/csrc/executor.cpp").write_text(answer(4))
+        wheel = self.install(tree, tmp_path / "wheel")["executor"]
+        assert isinstance(wheel, Path) and ask(wheel) == 4
 
     def test_missing_file_is_built_into_the_cache(self, tree: Path, cache: Path) -> None:
         library = builder.executor_library()

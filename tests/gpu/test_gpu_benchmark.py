@@ -28,6 +28,7 @@ def row(name):
     return found
 
 
+@pytest.mark.slow
 def test_every_kernel_is_compared_with_its_reference(monkeypatch):
     monkeypatch.setattr(gpu_check, "CASES", 1)
     found = gpu_check.check_kernels(lab())
@@ -67,6 +68,7 @@ def test_rows_are_scored_and_printed(tmp_path):
     console.print(gpu.table(result["rows"]))
 
 
+@pytest.mark.slow
 def test_a_share_of_bandwidth_and_a_model():
     where = lab()
     measure(where, row("copy bandwidth"))

@@ -40,6 +40,7 @@ def test_its_tokens(model):
     assert device.launched["append_rows"] and device.launched["flash_few"]
 
 
+@pytest.mark.slow
 def test_saved_without_a_gpu(model, tmp_path):
     lm = compiled(model, target="cuda:sm90")
     with pytest.raises(DeviceMissing):
@@ -64,6 +65,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", KINDS, ids=str)
 def test_other_caches_give_the_processors_tokens(llama, kv):
     device = InterpretedDevice()

@@ -59,6 +59,7 @@ def test_an_encoder_of_any_size():
     assert sum(isinstance(s, LaunchStep) for s in steps) > 3 * compiled.report.aten_nodes
 
 
+@pytest.mark.slow
 def test_a_decoder_through_torch_compile(device):
     model = Decoder(SMALL).eval()
     fast = torch.compile(model, backend="infopt", mode="reduce-overhead")

@@ -77,6 +77,7 @@ def living_bytes():
     return sum({s._cdata: s.nbytes() for s in found}.values())
 
 
+@pytest.mark.slow
 def test_hundreds_of_steps_are_one_recording_and_no_more_memory(model):
     device = Replayed()
     lm = compiled(model, device, max_length=256)

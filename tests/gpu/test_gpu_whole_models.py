@@ -62,6 +62,7 @@ def test_a_residual_network():
     assert launched["conv_tiles"] > 6 and launched["pool_windows"] == 1
 
 
+@pytest.mark.slow
 def test_thin_factors():
     net = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.GELU()).eval()
     with torch.no_grad():  # of rank 64

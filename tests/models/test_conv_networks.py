@@ -44,7 +44,15 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("efficientnet", "mobilenet_v2")
+        else name
+        for name in MODELS
+    ],
+)
 def test_networks_are_native_and_as_exact_as_eager(name: str) -> None:
     check_network(name, torch.float32)
 

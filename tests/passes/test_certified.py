@@ -60,7 +60,19 @@ def test_every_pass_is_here() -> None:
     assert {*EXAMPLES, *MEASURED} >= set(BUILT_IN.values())
 
 
-@pytest.mark.parametrize("cls", EXAMPLES, ids=lambda cls: cls.name)
+# More than a few seconds: theirs are checked where slow tests run.
+LONG = (
+    *("drop-padding", "factor-low-rank", "fold-batch-norm", "fuse-attention", "fuse-norm"),
+    *("fuse-conv-epilogue", "fuse-gated-mlp", "fuse-linear-epilogue", "fuse-low-rank"),
+    "fuse-low-rank-attention",
+)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [pytest.param(cls, marks=pytest.mark.slow) if cls.name in LONG else cls for cls in EXAMPLES],
+    ids=lambda cls: cls.name,
+)
 def test_examples_of_all_sizes(cls: type[Pass]) -> None:
     for program in programs(cls, (torch.float32,)):
         told = certify(cls(), [program], draws=0, strict=False, patterns=False)

@@ -194,6 +194,7 @@ def test_pruning_needs_calibration():
     assert "there are no calibration inputs" in reason(entry, "prune=0.2")
 
 
+@pytest.mark.slow
 def test_one_technique_comes_on_top_of_another():
     x = twins()
     graph = graph_of(layers, x, mlp_weights(128))
@@ -247,6 +248,7 @@ def test_errors_are_those_behind_all_later_passes():
     assert not any(n.op.name.startswith("narrow") for n in result.nodes())  # that comes later
 
 
+@pytest.mark.slow
 def test_a_memory_that_only_pruning_reaches():
     x = rows()
     graph = graph_of(mlp, x, mlp_weights(128))
@@ -280,6 +282,7 @@ def test_layers_without_a_format_count_for_the_memory():
     assert told in reason(entry, "sparse_activations=0.5") and taken(entry) == ["formats and ranks"]
 
 
+@pytest.mark.slow
 def test_same_input_same_result_and_nothing_is_merged_twice():
     x = twins()
     graph = graph_of(layers, x, mlp_weights())
@@ -352,6 +355,7 @@ class Mlp(nn.Module):
         return self.down(nn.functional.gelu(self.up(x)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_through_the_front_door():
     net, x, seen = Mlp().eval(), rows(), [(rows(seed=s),) for s in range(3, 7)]
@@ -374,6 +378,7 @@ def test_through_torch_compile():
     assert "formats and ranks: applied" in told and "no calibration inputs" in told
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_decoder_and_the_texts_that_judge_it(monkeypatch):
     monkeypatch.setitem(LADDERS, "prune", (0.1,))

@@ -18,6 +18,10 @@ from infopt.passes.factor_low_rank import FactorLowRank
 M, K, N, R = 256, 512, 640, 64  # large enough to pay on any target
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def x():
     torch.manual_seed(0)
@@ -63,7 +67,7 @@ def test_rewrites(x):
     assert site.gain > 0
 
 
-@pytest.mark.parametrize("wanted", [0.25, "energy-0.99"])
+@pytest.mark.parametrize("wanted", [0.25, slow("energy-0.99")])
 def test_accuracy(x, wanted):
     """Plain factors are the truncated SVD's, and the error told is that of the result."""
     w = thin(N, K, noise=1e-3)
@@ -148,7 +152,7 @@ class Net(nn.Module):
         return self.last(torch.nn.functional.gelu(self.first(x)))
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "int8"}, {"compute": "bf16"}])
+@pytest.mark.parametrize("options", [slow({}), slow({"weights": "int8"}), {"compute": "bf16"}])
 def test_both_doors_agree_and_options_apply_to_factors(x, options):
     torch._dynamo.reset()
     net = Net().eval()

@@ -247,7 +247,7 @@ def convolved(graph: Graph) -> dict[str, tuple[int, int]]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("opened", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bottlenecks_lose_inner_channels_and_the_residual_stream_stays(opened) -> None:
     model = network(blocks=(1, 2), width=32, classes=10)
     for block in model.blocks:

@@ -340,6 +340,7 @@ def test_only_on_request_and_before_formats() -> None:
     assert names.index("prune-structures") < names.index("quantize-weights")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_whole_models_and_a_decoder_with_a_cache() -> None:
     """Without a cache heads go too; with one, keys and values stay, queries and channels go."""
@@ -364,6 +365,7 @@ def test_whole_models_and_a_decoder_with_a_cache() -> None:
         infopt.compile_causal_lm(model, **(limit | {"calibration": [(ids[0].float(),)]}))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_queries_that_nobody_reads_leave_a_decoder_with_its_cache() -> None:
     """The same logits as the dense model, whose output layers read no second query of a group."""

@@ -17,6 +17,10 @@ from infopt.passes.quantize_to_budget import QuantizeToBudget
 WIDTH = 96
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Net(nn.Module):
     """Six layers of which the third one's outliers make it the most sensitive."""
 
@@ -49,7 +53,7 @@ def relative(a, b):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("limit", [3e-4, 1e-3, 5e-3, 0.05])
+@pytest.mark.parametrize("limit", [slow(3e-4), 1e-3, slow(5e-3), 0.05])
 def test_the_error_stays_within_the_budget(net, x, limit):
     compiled = infopt.compile(net, (x,), max_error=limit, objective="size")
     assert relative(compiled(x), net(x)) <= limit * 1.02
@@ -58,6 +62,7 @@ def test_the_error_stays_within_the_budget(net, x, limit):
     assert sum(chosen.formats.values()) == 6
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_larger_budget_buys_more(net, x):
     sizes = []
@@ -94,12 +99,14 @@ def test_for_another_machine_times_are_estimated(net, x):
     assert compiled.report.frontier
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_with_bf16_the_whole_error_counts(net, x):
     compiled = infopt.compile(net, (x,), max_error=0.02, objective="size", compute="bf16")
     assert relative(compiled(x), net(x)) <= 0.021
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_own_metric_and_samples(net, x):
     def cosine(expected, found):
@@ -133,6 +140,7 @@ class Thin(nn.Module):
         return self.full(x + torch.tanh(self.thin(y)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("objective", ["size", "latency"])
 def test_factors_compete_with_formats(x, objective):
@@ -155,6 +163,7 @@ def test_factors_compete_with_formats(x, objective):
         assert not any("rank" in s.reason for s in others.find("quantize-to-budget").sites)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_why_no_factors(x):
     """Both numbers: of weights where no rank saves any, of errors where none is near enough."""
@@ -274,6 +283,7 @@ def test_tables_are_chosen_where_they_pay_and_the_report_says_why(net, x):
     assert relative(compiled(x), net(x)) <= 0.041
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_tables_are_not_looked_for_where_wider_formats_cost_no_more(net, x, monkeypatch):
     from infopt.codegen.weight_formats.lookup import Lookup

@@ -92,6 +92,7 @@ def test_accuracy():
         sparsify(start, SparsifyGroups(0.5, limit=0.01), samples=[(X,)])
 
 
+@pytest.mark.slow
 def test_calibration_fits_what_stays():
     """Of columns that multiply next to nothing no group stays; the rest takes over, and the bias
     the mean. Unseen inputs of the same kind are nearer too."""

@@ -71,6 +71,7 @@ def test_declines_weights_that_are_inputs() -> None:
     assert "its phases would be made at every call" in report.declined[0].reason
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_accuracy(data: st.DataObject) -> None:

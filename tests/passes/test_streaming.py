@@ -158,6 +158,7 @@ def stack(*layers: Program) -> Program:
 STACKS = st.lists(LAYERS, min_size=1, max_size=5).map(lambda layers: stack(*layers))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(program=STACKS, hop=st.sampled_from((32, 64, 96)))
 @example(program=stack(padded_conv(4, 1, 2), transposed(4, 1, 2, 1), padded_conv(3, 1, 1)), hop=32)

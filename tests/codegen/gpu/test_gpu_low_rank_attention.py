@@ -16,6 +16,7 @@ def factors(dtype, t=40, s=40, rank=24, heads=2, kv_heads=2, depth=16):
 PLAIN = {"heads": 2, "kv_heads": 2, "scale": 0.25}
 
 
+@pytest.mark.slow
 def test_cases():
     cases = list(low_rank_attention.cases())
     for args, attrs in cases[:3]:

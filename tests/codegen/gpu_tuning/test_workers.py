@@ -45,6 +45,7 @@ def test_the_same_code_as_here(workers):
     assert compile_launch(text(HEADER + COPY).launch, "sm90") == found
 
 
+@pytest.mark.slow
 def test_each_failure_is_alone(workers):
     sources = [FAILS, DIES, HEADER + COPY, KILLED, PRINTS]
     fails, dies, good, killed, prints = workers.compiled([text(s) for s in sources], "sm80")

@@ -26,6 +26,10 @@ NOTHING: dict[str, Any] = {"formats": (), "ranks": ()}  # to choose from, of wei
 INT8: dict[str, Any] = {"formats": ("int8",), "activations": ("none",), "ranks": ()}
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def texts(seed: int = 0, tokens: int = TOKENS) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(SMALL.vocabulary, (2, tokens), generator=draw)
@@ -92,7 +96,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(("error", "kept"), [(1e-4, "same"), (0.02, "int8"), (0.2, "int4")])
+@pytest.mark.parametrize(("error", "kept"), [slow(1e-4, "same"), (0.02, "int8"), slow(0.2, "int4")])
 @torch.no_grad()
 def test_the_narrowest_that_keeps_the_limit(model: Decoder, error: float, kept: str) -> None:
     """And what steps compute from it keeps the limit as well, on these texts."""
@@ -111,6 +115,7 @@ def test_the_narrowest_that_keeps_the_limit(model: Decoder, error: float, kept: 
         assert ", where kv=same takes " in told[f"kv={kept}"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_get_what_the_cache_leaves(model: Decoder) -> None:
     """One limit for both, in what generating computes."""
@@ -127,6 +132,7 @@ def test_weights_get_what_the_cache_leaves(model: Decoder) -> None:
     assert float(alone.split()[0]) < float(joint) <= limit
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_errors_of_a_decoder_are_those_of_its_logits(model: Decoder) -> None:
     """What lies in the cache is no result: bytes of a rounded one could not be compared."""
@@ -145,6 +151,7 @@ def test_a_cache_by_hand_stays(model: Decoder) -> None:
         assert told.endswith("; a cache was given, no other is tried")
 
 
+@pytest.mark.slow
 def test_a_policy_by_hand_stays(model: Decoder) -> None:
     given = {"max_length": 128, "kv": infopt.kv.Evict(32, 8, 8)}
     lm = compiled(model, budget_of(0.2, "size", samples=()), **given)
@@ -158,6 +165,7 @@ def test_an_artifact_holds_no_cache(model: Decoder) -> None:
         assert reasons(lm)[name] == "does not pay: an artifact holds no cache"
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_no_smaller_does_not_pay(model: Decoder) -> None:
     """int4 keeps the last 64 tokens in full precision beside the others."""
     lm = compiled(model, budget_of(0.5, samples=((texts(tokens=64),),)), max_length=64)
@@ -195,6 +203,7 @@ def given_times(monkeypatch: pytest.MonkeyPatch, *rounds: tuple[float, ...]) -> 
     return asked
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_longer_does_not_pay(
     model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +245,7 @@ def test_a_memory_that_only_a_rounded_cache_reaches(model: Decoder) -> None:
         assert told in str(error.value)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_first_reference_is_the_whole_cache_also_where_that_is_too_large(
     model: Decoder,
@@ -247,6 +257,7 @@ def test_the_first_reference_is_the_whole_cache_also_where_that_is_too_large(
     assert 0 < float(alone.split()[0]) <= float(joint) <= 0.02
 
 
+@pytest.mark.slow
 def test_what_torch_would_run_is_left(model: Decoder) -> None:
     wide = Decoder(SMALL).double().eval()
     lm = compiled(wide, budget_of(0.2))
@@ -254,6 +265,7 @@ def test_what_torch_would_run_is_left(model: Decoder) -> None:
     assert reasons(lm)["kv=int8"].startswith("torch would run ")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_artifact_keeps_the_format(model: Decoder, tmp_path: Path) -> None:
     lm = compiled(model, budget_of(0.02, **INT8))
@@ -262,6 +274,7 @@ def test_an_artifact_keeps_the_format(model: Decoder, tmp_path: Path) -> None:
     assert torch.equal(stepped(again, texts(), 8), stepped(lm, texts(), 8))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_beside_other_techniques(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "all" has them all; each search says what it did, and the cache's format is said once."""
@@ -297,6 +310,7 @@ def test_without_a_cache_through_torch_compile() -> None:
     assert "kv: declined" in infopt.explain(made, "compress-to-budget")
 
 
+@pytest.mark.slow
 def test_in_parts_with_adapters_and_cut_prompts(model: Decoder) -> None:
     adapted = {"adapters": infopt.Adapters(rank=2, slots=1), "max_activations": 1 << 18}
     assert kept_in(compiled(model, budget_of(0.02), **adapted)) == "int8"

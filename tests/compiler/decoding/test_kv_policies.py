@@ -130,6 +130,7 @@ def ring_weights(layer: int, q: Tensor, keys: Tensor, at: Tensor) -> Tensor:
     return hidden(scores, (key <= place) & ((key < 2) | (key > place - 12))).softmax(-1)
 
 
+@pytest.mark.slow
 def test_a_ring_keeps_the_first_tokens_and_the_newest(decoder: Decoder) -> None:
     policy = infopt.kv.Ring(sinks=2, window=12, chunk=5)
     lm = infopt.compile_causal_lm(decoder, max_length=10_000, batch=2, kv=policy, strict=True)
@@ -191,7 +192,10 @@ class Mean(infopt.kv.Evict):
 
 @pytest.mark.parametrize(
     ("policy", "score"),
-    [(infopt.kv.Evict, lambda sums, lists: sums), (Mean, mean_of)],
+    [
+        (infopt.kv.Evict, lambda sums, lists: sums),
+        pytest.param(Mean, mean_of, marks=pytest.mark.slow),
+    ],
     ids=("sum", "mean"),
 )
 def test_the_least_attended_slot_is_given_away(decoder: Decoder, policy: Any, score: Any) -> None:
@@ -200,6 +204,7 @@ def test_the_least_attended_slot_is_given_away(decoder: Decoder, policy: Any, sc
     check(decoder, lm, lambda: evicting_weights(score), chunk=5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_nothing_is_given_away_while_slots_are_empty(decoder: Decoder) -> None:
     kv = infopt.kv.Evict(tokens=20, recent=10, chunk=5)  # more are recent than there are tokens
@@ -284,6 +289,7 @@ POLICIES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 def test_an_artifact_has_a_form_without_native_code(
     decoder: Decoder, tmp_path: Path, policy: infopt.kv.Policy

@@ -73,6 +73,7 @@ def test_a_loaded_model_keeps_the_limit(tmp_path: Path, lean: infopt.CausalLM) -
     assert loaded.spec.chunk == 32
 
 
+@pytest.mark.slow
 def test_groups_of_the_cache_are_not_cut(decoder: Decoder, whole: infopt.CausalLM) -> None:
     """A prompt's complete groups are read rounded: parts end where groups do."""
     lm = infopt.compile_causal_lm(
@@ -85,6 +86,7 @@ def test_groups_of_the_cache_are_not_cut(decoder: Decoder, whole: infopt.CausalL
     assert lm.spec.chunk is not None and lm.spec.chunk % lm.spec.group == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept(decoder: Decoder) -> None:
     told = r"max_activations=64: a call of 16 tokens in each of 2 sequences, .* needs \d+ bytes"
     with pytest.raises(infopt.UnreachableBudget, match=told):
