@@ -244,6 +244,46 @@ INFOPT_INLINE Sixteen<T> read_lanes(const T *plane, const Piece *piece, const Pi
   return v;
 }
 
+#ifdef INFOPT_AVX2
+template <> struct Sixteen<float> {
+  Vec lanes;
+  INFOPT_INLINE Vec widened() const { return lanes; }
+};
+
+// Eight neighbours, those of the low eight bits read; 0 where there is none.
+INFOPT_INLINE __m256 masked_eight(const float *p, uint32_t lanes) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i found = _mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit);
+  return _mm256_maskload_ps(p, _mm256_cmpeq_epi32(found, bit));
+}
+// The even elements of 16, those whose bits are set read.
+INFOPT_INLINE __m256 every_second(const float *p, uint32_t spread) {
+  const __m256 low = masked_eight(p, spread), high = masked_eight(p + 8, spread >> 8);
+  const __m256d both = _mm256_castps_pd(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(both, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+template <int known>
+INFOPT_INLINE Sixteen<float> read_lanes(const float *plane, const Piece *piece, const Piece *end,
+                                        int64_t step) {
+  if constexpr (known == 0) {
+    float lanes[16] = {};
+    read_lanes_one_by_one(plane, piece, end, step, lanes);
+    return {load(lanes)};
+  }
+  Vec v = zero();
+  for (; piece < end; ++piece) {  // every lane is in one piece at most
+    const float *p = plane + piece->base;
+    if (known == 1 && piece->lanes == 0xffff) return {load(p)};
+    const Vec found =
+        known == 1 ? Vec{masked_eight(p, piece->lanes), masked_eight(p + 8, piece->lanes >> 8)}
+                   : Vec{every_second(p, piece->spread), every_second(p + 16, piece->spread >> 16)};
+    v = {_mm256_or_ps(v.a, found.a), _mm256_or_ps(v.b, found.b)};
+  }
+  return {v};
+}
+#endif
+
 template <int known, class T>
 INFOPT_INLINE Sixteen<T> read_piece(const T *plane, const Piece &piece, int64_t step) {
   return read_lanes<known>(plane, &piece, &piece + 1, step);
