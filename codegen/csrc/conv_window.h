@@ -256,11 +256,21 @@ INFOPT_INLINE __m256 masked_eight(const float *p, uint32_t lanes) {
   const __m256i found = _mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit);
   return _mm256_maskload_ps(p, _mm256_cmpeq_epi32(found, bit));
 }
+// Every second of two times eight: the even ones of a; of b the even ones, or the odd ones.
+template <bool odd> INFOPT_INLINE __m256 every_second(__m256 a, __m256 b) {
+  constexpr int kPick = odd ? _MM_SHUFFLE(3, 1, 2, 0) : _MM_SHUFFLE(2, 0, 2, 0);
+  const __m256 both = _mm256_shuffle_ps(a, b, kPick);
+  return _mm256_castpd_ps(
+      _mm256_permute4x64_pd(_mm256_castps_pd(both), _MM_SHUFFLE(3, 1, 2, 0)));
+}
+// The even elements of 31.
+INFOPT_INLINE Vec every_second(const float *p) {
+  return {every_second<false>(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)),
+          every_second<true>(_mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 23))};
+}
 // The even elements of 16, those whose bits are set read.
 INFOPT_INLINE __m256 every_second(const float *p, uint32_t spread) {
-  const __m256 low = masked_eight(p, spread), high = masked_eight(p + 8, spread >> 8);
-  const __m256d both = _mm256_castps_pd(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)));
-  return _mm256_castpd_ps(_mm256_permute4x64_pd(both, _MM_SHUFFLE(3, 1, 2, 0)));
+  return every_second<false>(masked_eight(p, spread), masked_eight(p + 8, spread >> 8));
 }
 
 template <int known>
@@ -274,7 +284,7 @@ INFOPT_INLINE Sixteen<float> read_lanes(const float *plane, const Piece *piece, 
   Vec v = zero();
   for (; piece < end; ++piece) {  // every lane is in one piece at most
     const float *p = plane + piece->base;
-    if (known == 1 && piece->lanes == 0xffff) return {load(p)};
+    if (piece->lanes == 0xffff) return {known == 1 ? load(p) : every_second(p)};
     const Vec found =
         known == 1 ? Vec{masked_eight(p, piece->lanes), masked_eight(p + 8, piece->lanes >> 8)}
                    : Vec{every_second(p, piece->spread), every_second(p + 16, piece->spread >> 16)};
