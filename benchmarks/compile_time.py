@@ -67,7 +67,7 @@ def first_calls(name: str, workload: str, threads: int, repeats: int) -> dict[st
                     with Child("benchmarks.encoder_arm", caches(folder)) as child:
                         seconds.append(first_call(child, folder, **question))
     except ChildFailed as failure:
-        return {"arm": name, "workload": workload, "failure": str(failure).strip().splitlines()[-1]}
+        return {"arm": name, "workload": workload, "failure": failure.reason}
     return {"arm": name, "workload": workload, "cold": min(cold), "warm": min(warm)}
 
 

@@ -121,7 +121,7 @@ def measure_cell(
                         rows[arm.name]["first_warm"] = second.ask(**question)["first"]
                 alive[arm.name] = child
             except ChildFailed as failure:
-                rows[arm.name] = {"failure": str(failure), "own": arm.own}
+                rows[arm.name] = {"failure": failure.reason, "own": arm.own}
         for name, seconds in take_turns(alive, 4 if options.quick else options.rounds).items():
             rows[name] |= spread(seconds) | {"calls": len(seconds)}
     compare(rows, least)
@@ -173,7 +173,7 @@ def table(cell: dict[str, Any]) -> Table:
         drawn.add_column(heading, justify="right")
     for name, row in cell["arms"].items():
         if "failure" in row:
-            drawn.add_row(name, f"[red]{row['failure'].strip().splitlines()[-1][:60]}[/]")
+            drawn.add_row(name, f"[red]{row['failure'][:60]}[/]")
             continue
         ratio = row.get("ratio")
         colour = "white" if not row["own"] or ratio is None else "green" if ratio <= 1 else "red"

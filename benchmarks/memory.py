@@ -66,4 +66,4 @@ def peak(workload: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
             child.ask(do="run", count=CALLS)
             return row | child.ask(do="memory")
         except ChildFailed as failure:
-            return row | {"failure": str(failure).strip().splitlines()[-1]}
+            return row | {"failure": failure.reason}

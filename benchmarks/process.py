@@ -15,6 +15,11 @@ from typing import Any, NoReturn
 class ChildFailed(RuntimeError):
     """The child raised, died, or gave no answer in time."""
 
+    @property
+    def reason(self) -> str:
+        """The last line, without the traceback above it: what is kept in results."""
+        return str(self).strip().splitlines()[-1]
+
 
 class Child:
     """`python -m MODULE` in a process of its own; `ask` sends one question and waits for its
