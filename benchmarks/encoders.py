@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.arm import Arm
 from benchmarks.arms import ARMS
 from benchmarks.limits import Limits, measure
-from benchmarks.process import Child, ChildFailed
+from benchmarks.process import Child, ChildFailed, busy_process
 from benchmarks.report import spread, wide_console, write_json
 from benchmarks.workloads import Workload, workloads
 
@@ -73,6 +73,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="4 turns, no second process for warm first calls"
     )
+    parser.add_argument(
+        "--busy", action="store_true", help="every turn again, beside a process that never sleeps"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.dtypes) - set(BYTES):
         parser.error(f"unknown dtypes {sorted(unknown)}: known are {sorted(BYTES)}")
@@ -122,8 +125,11 @@ def measure_cell(
                 alive[arm.name] = child
             except ChildFailed as failure:
                 rows[arm.name] = {"failure": failure.reason, "own": arm.own}
-        for name, seconds in take_turns(alive, 4 if options.quick else options.rounds).items():
+        idle, busy = take_turns(alive, 4 if options.quick else options.rounds, options.busy)
+        for name, seconds in idle.items():
             rows[name] |= spread(seconds) | {"calls": len(seconds)}
+            if options.busy:
+                rows[name]["busy"] = spread(busy[name])
     compare(rows, least)
     return {"workload": workload.name, "dtype": dtype, "least_seconds": least, "arms": rows}
 
@@ -137,20 +143,29 @@ def caches(folder: str) -> dict[str, str]:
     }
 
 
-def take_turns(alive: dict[str, Child], rounds: int) -> dict[str, list[float]]:
-    """Every arm runs for about TURN_SECONDS, then the next one; the order turns round after each
+Times = dict[str, list[float]]
+
+
+def take_turns(alive: dict[str, Child], rounds: int, with_busy: bool) -> tuple[Times, Times]:
+    """Seconds of every arm's calls, and of those beside a busy process where `with_busy` asks for
+    them. Every arm runs for about TURN_SECONDS, then the next one; the order turns round after each
     pass.
     """
     counts = {}
     for name, child in alive.items():
         once = min(child.ask(do="run", count=2)["seconds"])
         counts[name] = max(1, min(200, round(TURN_SECONDS / once)))
-    seconds: dict[str, list[float]] = {name: [] for name in alive}
+    idle: Times = {name: [] for name in alive}
+    busy: Times = {name: [] for name in alive}
     for turn in range(rounds):
         order = list(alive) if turn % 2 == 0 else list(reversed(alive))
         for name in order:
-            seconds[name] += alive[name].ask(do="run", count=counts[name])["seconds"]
-    return seconds
+            idle[name] += alive[name].ask(do="run", count=counts[name])["seconds"]
+        if with_busy:
+            with busy_process():
+                for name in order:
+                    busy[name] += alive[name].ask(do="run", count=counts[name])["seconds"]
+    return idle, busy
 
 
 def compare(rows: dict[str, dict[str, Any]], least: float) -> None:
@@ -168,7 +183,9 @@ def table(cell: dict[str, Any]) -> Table:
     title = f"{cell['workload']} {cell['dtype']}, limit {cell['least_seconds'] * 1e3:.2f} ms"
     drawn = Table(title=title)
     drawn.add_column("arm")
-    headings = ("median ms", "min ms", "spread", "vs best peer", "of limit")
+    headings: tuple[str, ...] = ("median ms", "min ms", "spread", "vs best peer", "of limit")
+    shared = any("busy" in row for row in cell["arms"].values())
+    headings += ("busy ms",) if shared else ()
     for heading in (*headings, "first cold s", "warm s", "peak MiB", "error"):
         drawn.add_column(heading, justify="right")
     for name, row in cell["arms"].items():
@@ -184,12 +201,19 @@ def table(cell: dict[str, Any]) -> Table:
             f"{row['spread']:.0%}",
             "" if ratio is None else f"[{colour}]{ratio:.2f}[/]",
             f"{row['of_limit']:.0%}",
+            *([beside(row)] if shared else []),
             f"{row['first_cold']:.2f}",
             f"{row['first_warm']:.2f}" if "first_warm" in row else "",
             f"{row['peak'] / 2**20:.0f}",
             f"{row['error']:.1e}",
         )
     return drawn
+
+
+def beside(row: dict[str, Any]) -> str:
+    """The median beside a busy process, and how many times that of the idle machine."""
+    median = row["busy"]["median"]
+    return f"{median * 1e3:.2f} ({median / row['median']:.2f}x)"
 
 
 def score(cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A child process that answers one question at a time over pipes and sleeps in between."""
+"""Child processes: one that answers a question at a time over pipes and sleeps in between, and one
+that never sleeps."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import os
 import select
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
@@ -71,6 +74,18 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that never sleeps, at work before this begins and gone when it ends."""
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        hog.kill()
+        hog.wait()
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> NoReturn:

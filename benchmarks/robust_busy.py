@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from typing import Any
 
 import torch
 
+from benchmarks.process import busy_process
 from benchmarks.report import spread
 from infopt.codegen.parallel import CORES
 
@@ -28,13 +27,8 @@ def busy(rounds: int) -> dict[str, dict[str, float]]:
             for _ in range(5):
                 arms[backend](x)
         idle = _times(arms, x, rounds)
-        hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        try:
-            time.sleep(0.3)
+        with busy_process():
             loaded = _times(arms, x, rounds)
-        finally:
-            hog.kill()
-            hog.wait()
     finally:
         torch.set_num_threads(threads)
     found = {}

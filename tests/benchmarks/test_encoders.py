@@ -4,6 +4,9 @@ a list.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -79,6 +82,36 @@ def test_the_fastest_own_arm_meets_the_best_peer() -> None:
     assert rows["infopt"]["of_limit"] == 0.5
     cell = {"workload": "w", "dtype": "fp32", "least_seconds": 0.4, "arms": rows}
     assert encoders.score([cell]) == {"won": ["w fp32"], "lost": []}
+
+
+class Answering:
+    """A child whose calls take one second, and three beside a busy process."""
+
+    def __init__(self, machine: dict[str, bool]) -> None:
+        self.machine = machine
+
+    def ask(self, do: str, count: int) -> dict[str, list[float]]:
+        assert do == "run"
+        return {"seconds": [3.0 if self.machine["busy"] else 1.0] * count}
+
+
+def test_turns_beside_a_busy_process_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"busy": False}
+
+    @contextmanager
+    def busy_process() -> Iterator[None]:
+        machine["busy"] = True
+        yield
+        machine["busy"] = False
+
+    monkeypatch.setattr(encoders, "busy_process", busy_process)
+    arms = {"one": Answering(machine), "two": Answering(machine)}
+    idle, busy = encoders.take_turns(arms, 3, with_busy=True)  # type: ignore[arg-type]
+    assert idle == {"one": [1.0] * 3, "two": [1.0] * 3}
+    assert busy == {"one": [3.0] * 3, "two": [3.0] * 3}
+    _, busy = encoders.take_turns(arms, 3, with_busy=False)  # type: ignore[arg-type]
+    assert busy == {"one": [], "two": []}
+    assert encoders.beside({"median": 1.0, "busy": {"median": 3.0}}) == "3000.00 (3.00x)"
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

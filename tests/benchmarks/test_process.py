@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
-from benchmarks.process import Child, ChildFailed
+from benchmarks.process import Child, ChildFailed, busy_process
 
 SCRIPT = """
 import os, time
@@ -54,3 +55,10 @@ def test_death_is_reported(child: Child) -> None:
 def test_silence_ends_the_child(child: Child) -> None:
     with pytest.raises(ChildFailed, match=r"no answer in 0 s"):
         child.ask(timeout=0.2, do="sleep")
+
+
+def test_a_busy_process_works_and_ends() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime  # of children that have ended
+    with busy_process():
+        pass
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
