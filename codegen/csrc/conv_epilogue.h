@@ -181,24 +181,27 @@ template <class T> struct FinishInRegisters {
   template <bool adds, int R, int P>
   INFOPT_INLINE void add_and_store(const Vec (&acc)[R][P], int64_t r0) const {
     const Vec least = broadcast(before), last = broadcast(after);
-    const T *beside = residual + (adds ? r0 * stride : 0);
+    const int64_t step = stride;  // a store might be to this
+    const float *times = scale + r0, *plus = shift + r0;
+    const T *beside = residual + (adds ? r0 * step : 0);
     Vec t[R][P];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r, beside += adds ? stride : 0)
+    for (int r = 0; r < R; ++r, beside += adds ? step : 0)
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        t[r][p] = fma(acc[r][p], broadcast(scale[r0 + r]), broadcast(shift[r0 + r]));
+        t[r][p] = fma(acc[r][p], broadcast(times[r]), broadcast(plus[r]));
         t[r][p] = max(least, t[r][p]);  // of a NaN the maximum is the second
         if (adds) t[r][p] = max(last, t[r][p] + load(beside + p * 16));
       }
-    write(t, y + r0 * stride);
+    write(t, y + r0 * step, step);
   }
-  template <int R, int P> INFOPT_INLINE void write(const Vec (&t)[R][P], T *to) const {
+  template <int R, int P>
+  static INFOPT_INLINE void write(const Vec (&t)[R][P], T *to, int64_t step) {
 #ifdef __AVX512BF16__
     if constexpr (std::is_same_v<T, bf16>)
       if (!has_denormals(t)) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r, to += stride) {
+        for (int r = 0; r < R; ++r, to += step) {
 #pragma GCC unroll 2
           for (int p = 0; p + 2 <= P; p += 2)
             store_pairs(to + p * 16, to_row_without_denormals(t[r][p], t[r][p + 1]));
@@ -208,7 +211,7 @@ template <class T> struct FinishInRegisters {
       }
 #endif
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r, to += stride)
+    for (int r = 0; r < R; ++r, to += step)
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) store(to + p * 16, t[r][p]);
   }

@@ -160,9 +160,9 @@ void linear_task(const LinearCall &c, const Source &source, const TileSession<St
           source.multiply(session, is_up, n, k, r, rows, panel, some, depth, into + at);
         } else {
           const bool first_use = p == 0 && Source::kInPlace;
+          Ahead ahead = finish ? result_ahead(c, p0 + p, some, n, rows) : Ahead();
           session.multiply(r.data, r.stride, rows, panel, c.x_stride, some, depth, into + at,
-                           kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0),
-                           finish ? result_ahead(c, p0 + p, some, n, rows) : Ahead());
+                           kGroup * 16, k > 0, first_use ? n1 - n : int64_t(0), ahead);
         }
         if (finish)
           finish_panels(c, products + at, up_products ? up_products + at : nullptr, p0 + p, some,

@@ -23,7 +23,7 @@ template <class Step> struct TileSession {
   static constexpr bool kVectors = true;  // multiply is multiply_block
   // Panels of the next product where so many are left.
   static INFOPT_INLINE int64_t panels(int64_t left) { return panels_at_once<Step>(left); }
-  template <class... Args> INFOPT_INLINE void multiply(Args... args) const {
+  template <class... Args> INFOPT_INLINE void multiply(Args &&...args) const {
     multiply_block<Step>(args...);
   }
 };
@@ -152,7 +152,7 @@ template <class Step> struct Tiles {
   // As multiply_block; fewer than 16 last rows go to the vector micro-kernel.
   void multiply(const Row *rows, int64_t stride, int64_t row_count, const Panel *panels,
                 int64_t panel_stride, int64_t count, int64_t k, float *c, int64_t c_stride,
-                bool accumulate, int64_t row_end, Ahead out) const {
+                bool accumulate, int64_t row_end, Ahead &out) const {
     while (out.count > 0) out.fetch_out();
     int64_t r = 0;
     for (; r + 32 <= row_count; r += 32)

@@ -87,9 +87,10 @@ template <int layout> struct GroupedRows {
                       int64_t depth, float *into) const {
     alignas(64) float integers[2 * kGroup * 16];
     for (int64_t g = 0; g < depth; g += w.group) {
+      Ahead nothing;
       session.multiply(r.data + g, r.stride, rows, panel + g * 16, c.x_stride, pair,
                        least(w.group, depth - g), integers, kGroup * 16, false, int64_t(0),
-                       Ahead());
+                       nothing);
       for (int64_t i = 0; i < rows; ++i) {
         const Vec scale = broadcast(w.group_scale(n + i, (k + g) / w.group));
         for (int64_t p = 0; p < pair; ++p) {

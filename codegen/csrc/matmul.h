@@ -180,8 +180,9 @@ void matmul_task(const MatmulCall &c, const TileSession<Step> &session, const T 
       const int64_t some = least(kGroup, rows - m);
       const Rows<Row> r = rows_of_a<Row>(c.a, a + m * c.a.row + k * c.a.column, some, depth,
                                          converted);
+      Ahead nothing;
       session.multiply(r.data, r.stride, some, panels, panel_stride, count, depth,
-                       products + m * 16, group_stride, k > 0, some, Ahead());
+                       products + m * 16, group_stride, k > 0, some, nothing);
     }
   }
   const Matrix d = {(void *)c.d.data, c.d.row, c.d.data ? c.d_format : int64_t(kAbsent)};

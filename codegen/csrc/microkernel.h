@@ -161,7 +161,7 @@ struct Pieces {
 // written: before that the panels would push it out again.
 constexpr int64_t kLate = 1024;  // bytes of a row
 struct Ahead {
-  const char *out[kAtOnce] = {};  // `count` pieces of `width` bytes, `stride` apart, of each of some
+  const char *out[kAtOnce];  // `count` pieces of `width` bytes, `stride` apart, of the first `parts`
   int64_t parts = 0;
   int64_t count = 0, stride = 0, width = 0;
   int64_t beside = 0;           // bytes from `out` to what is read where that is written, 0: nothing
@@ -252,6 +252,9 @@ __attribute__((noinline)) void multiply(const typename Step::Row *rows, int64_t 
 
     int64_t left = k;
     while (left >= kLine) {  // one cache line of every row
+      // Hides that the pointers advance evenly, of which gcc makes a dozen more in memory.
+#pragma GCC unroll 8
+      for (int b = 0; b < kBases; ++b) asm("" : "+r"(base[b]));
       if (next) {
         for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * row_bytes, 0, 2);
         next += 64;
@@ -306,7 +309,7 @@ template <class Step, class Finish = Keep>
 void multiply_block(const typename Step::Row *rows, int64_t row_stride, int64_t row_count,
                     const typename Step::Panel *panels, int64_t panel_stride, int64_t count,
                     int64_t k, float *c, int64_t c_stride, bool accumulate, int64_t row_end,
-                    Ahead ahead, const Finish &finish = Finish()) {
+                    Ahead &ahead, const Finish &finish = Finish()) {
   constexpr int kMost = Step::kPanels;
   ahead.spread(ceil_div(row_count, kBlock<Step, kMost>) * ceil_div(count, kMost),
                k * int64_t(sizeof(*rows)));
