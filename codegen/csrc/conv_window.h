@@ -250,12 +250,17 @@ template <> struct Sixteen<float> {
   INFOPT_INLINE Vec widened() const { return lanes; }
 };
 
-// Eight neighbours, those of the low eight bits read; 0 where there is none.
-INFOPT_INLINE __m256 masked_eight(const float *p, uint32_t lanes) {
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i found = _mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit);
-  return _mm256_maskload_ps(p, _mm256_cmpeq_epi32(found, bit));
-}
+// Which of 32 lanes are read, the bit of every lane eight times.
+struct Lanes32 {
+  __m256i bits;
+  explicit INFOPT_INLINE Lanes32(const uint32_t &lanes) : bits(_mm256_set1_epi32(int(lanes))) {}
+  // Eight neighbours from p on, 0 for those of lanes first to first + 8 that are not read.
+  template <int first> INFOPT_INLINE __m256 read(const float *p) const {
+    constexpr int k = 31 - first;  // a load looks at the highest bit
+    const __m256i up = _mm256_setr_epi32(k, k - 1, k - 2, k - 3, k - 4, k - 5, k - 6, k - 7);
+    return _mm256_maskload_ps(p, _mm256_sllv_epi32(bits, up));
+  }
+};
 // Every second of two times eight: the even ones of a; of b the even ones, or the odd ones.
 template <bool odd> INFOPT_INLINE __m256 every_second(__m256 a, __m256 b) {
   constexpr int kPick = odd ? _MM_SHUFFLE(3, 1, 2, 0) : _MM_SHUFFLE(2, 0, 2, 0);
@@ -268,9 +273,14 @@ INFOPT_INLINE Vec every_second(const float *p) {
   return {every_second<false>(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)),
           every_second<true>(_mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 23))};
 }
-// The even elements of 16, those whose bits are set read.
-INFOPT_INLINE __m256 every_second(const float *p, uint32_t spread) {
-  return every_second<false>(masked_eight(p, spread), masked_eight(p + 8, spread >> 8));
+// The even elements of 32, those whose bits are set read.
+INFOPT_INLINE Vec every_second(const float *p, Lanes32 spread) {
+  return {every_second<false>(spread.read<0>(p), spread.read<8>(p + 8)),
+          every_second<false>(spread.read<16>(p + 16), spread.read<24>(p + 24))};
+}
+// Sixteen neighbours likewise.
+INFOPT_INLINE Vec neighbours(const float *p, Lanes32 lanes) {
+  return {lanes.read<0>(p), lanes.read<8>(p + 8)};
 }
 
 template <int known>
@@ -285,9 +295,8 @@ INFOPT_INLINE Sixteen<float> read_lanes(const float *plane, const Piece *piece, 
   for (; piece < end; ++piece) {  // every lane is in one piece at most
     const float *p = plane + piece->base;
     if (piece->lanes == 0xffff) return {known == 1 ? load(p) : every_second(p)};
-    const Vec found =
-        known == 1 ? Vec{masked_eight(p, piece->lanes), masked_eight(p + 8, piece->lanes >> 8)}
-                   : Vec{every_second(p, piece->spread), every_second(p + 16, piece->spread >> 16)};
+    const Vec found = known == 1 ? neighbours(p, Lanes32(piece->lanes))
+                                 : every_second(p, Lanes32(piece->spread));
     v = {_mm256_or_ps(v.a, found.a), _mm256_or_ps(v.b, found.b)};
   }
   return {v};
