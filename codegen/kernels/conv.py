@@ -154,27 +154,33 @@ def _task_shape(
         take = -(-panels // chunks)
         for parts in range(1, max(1, min(features // 48, 4 * target.cores)) + 1):
             some = -(-features // (16 * parts)) * 16 if parts > 1 else features
-            tasks = groups * -(-features // some)
-            found.append((_time(pixels, take, some, tasks, target.cores), some, take))
+            parts = -(-features // some)
+            found.append((_time(pixels, take, some, parts, groups, target.cores), some, take))
     return min(found)[1:]
 
 
-def _time(pixels: int, take: int, some: int, tasks: int, cores: int) -> float:
-    """Multiplications along one row of k, one after another, of `tasks` for every `take` panels.
+def _time(pixels: int, take: int, some: int, parts: int, groups: int, cores: int) -> float:
+    """Multiplications along one row of k, one after another: every `take` panels are `parts` tasks
+    of `some` features each.
 
-    A panel is made once per task, weights are read once per task, and the last task to end keeps
-    all other cores waiting. The last panels may be fewer, so it can pay to give each core some of
-    the features of all pixels: 14 x 14 pixels are 12.25 panels.
+    Every core that has tasks of some panels makes them once, weights are read once per task, and
+    the last task to end keeps all other cores waiting. The last panels may be fewer, so it can pay
+    to give each core some of the features of all pixels: 14 x 14 pixels are 12.25 panels.
     """
 
     def work(panels: float) -> float:
-        return panels * (some + _PACKING) + _WEIGHTS * some + _TASK
+        return panels * some + _WEIGHTS * some + _TASK
 
-    whole = (-(-pixels // 16) - 1) // take
+    tasks, whole = groups * parts, (-(-pixels // 16) - 1) // take
     rounds, busy = divmod(tasks * whole, cores)
+    last = tasks
     if busy:
-        rounds, tasks = rounds + 1, max(0, tasks - (cores - busy))
-    return rounds * work(take) + -(-tasks // cores) * work(pixels / 16 - whole * take)
+        rounds, last = rounds + 1, max(0, tasks - (cores - busy))
+    rest = pixels / 16 - whole * take
+    making = _PACKING * groups * pixels / 16 * min(parts, cores) / cores
+    # other processes use the cores too, and no two cores lose the same time to them
+    uneven = (1 - 1 / cores) * work(take if whole else rest)
+    return rounds * work(take) + -(-last // cores) * work(rest) + making + uneven
 
 
 def convolution(
