@@ -28,8 +28,10 @@ from infopt.compiler.types import Size, TensorType, contiguous_strides
 
 _PANELS = 16  # of one task at most
 _PANEL_BYTES = 1 << 19  # of panels: half a second cache
-# Costs in products of one weight and one panel: to make a row of a panel, to read a weight, a task.
-_PACKING, _WEIGHTS, _TASK = 8, 0.5, 16
+_DEPTH_BYTES = 4096  # of k that panels hold at once
+# Costs in products of one weight and one panel: to make a row of a panel (from neighbours; so many
+# times that where edges meet, where pixels are two apart), to read a weight, a task.
+_PACKING, _EDGES, _APART, _WEIGHTS, _TASK = 8, 2, 3, 0.5, 16
 _FEW_PIXELS = 4  # of a last panel, that are multiplied one by one
 _SHARED_PLANE = 8  # features of one channel that a sliding window computes one by one
 
@@ -144,43 +146,46 @@ def is_depthwise(weight: TensorType, groups: int) -> bool:
 
 
 def _task_shape(
-    pixels: int, features: int, depth: int, groups: int, target: Target
+    pixels: int, features: int, window: Window, depth: int, most_depth: int, target: Target
 ) -> tuple[int, int]:
     """(features, panels) of one task: those that end first on all cores."""
     panels = -(-pixels // 16)
     most = max(1, min(_PANELS, _PANEL_BYTES // (64 * min(depth, 1024))))
+    packing = _PACKING * (1 if product(window.kernel) == 1 else _EDGES)
+    packing *= 1 if window.stride[-1] == 1 else _APART
     found = []
     for chunks in {-(-panels // take) for take in range(1, most + 1)}:
         take = -(-panels // chunks)
         for parts in range(1, max(1, min(features // 48, 4 * target.cores)) + 1):
             some = -(-features // (16 * parts)) * 16 if parts > 1 else features
-            parts = -(-features // some)
-            found.append((_time(pixels, take, some, parts, groups, target.cores), some, take))
+            tasks = window.groups * -(-features // some)
+            # panels that hold a part of k only are made by every task, others once by every core
+            each = packing if depth > most_depth else 0
+            makers = 0 if each else min(tasks // window.groups, target.cores) / target.cores
+            making = packing * makers * window.groups * pixels / 16
+            time = making + _time(pixels, take, some, tasks, target.cores, each)
+            found.append((time, some, take))
     return min(found)[1:]
 
 
-def _time(pixels: int, take: int, some: int, parts: int, groups: int, cores: int) -> float:
-    """Multiplications along one row of k, one after another: every `take` panels are `parts` tasks
-    of `some` features each.
+def _time(pixels: int, take: int, some: int, tasks: int, cores: int, packing: int) -> float:
+    """Multiplications along one row of k, one after another, of `tasks` for every `take` panels.
 
-    Every core that has tasks of some panels makes them once, weights are read once per task, and
-    the last task to end keeps all other cores waiting. The last panels may be fewer, so it can pay
-    to give each core some of the features of all pixels: 14 x 14 pixels are 12.25 panels.
+    Weights are read once per task, and the last task to end keeps all other cores waiting. The last
+    panels may be fewer, so it can pay to give each core some of the features of all pixels: 14 x 14
+    pixels are 12.25 panels.
     """
 
     def work(panels: float) -> float:
-        return panels * some + _WEIGHTS * some + _TASK
+        return panels * (some + packing) + _WEIGHTS * some + _TASK
 
-    tasks, whole = groups * parts, (-(-pixels // 16) - 1) // take
+    whole = (-(-pixels // 16) - 1) // take
     rounds, busy = divmod(tasks * whole, cores)
     last = tasks
     if busy:
         rounds, last = rounds + 1, max(0, tasks - (cores - busy))
-    rest = pixels / 16 - whole * take
-    making = _PACKING * groups * pixels / 16 * min(parts, cores) / cores
-    # other processes use the cores too, and no two cores lose the same time to them
-    uneven = (1 - 1 / cores) * work(take if whole else rest)
-    return rounds * work(take) + -(-last // cores) * work(rest) + making + uneven
+    rest = work(pixels / 16 - whole * take)
+    return rounds * work(take) + -(-last // cores) * rest
 
 
 def convolution(
@@ -206,6 +211,7 @@ def convolution(
     taps = product(window.kernel)
     depth = channels * taps
     held = torch.bfloat16 if narrow or x.dtype is torch.bfloat16 else torch.float32
+    most_depth = _DEPTH_BYTES // held.itemsize
     panels = ceil_div(product((out.shape[0], *out.shape[2:])), 16)
     depthwise = is_depthwise(weight, groups)
     if depthwise:
@@ -213,7 +219,8 @@ def convolution(
     else:
         guesses = (product((out.shape[0], *out.shape[2:])), product(out.shape[2:]), 1024)
         known = max(1, next(n for n in guesses if isinstance(n, int)))
-        per_task, panels_per_task = _task_shape(known, features, depth, groups, target)
+        shape = _task_shape(known, features, window, depth, most_depth, target)
+        per_task, panels_per_task = shape
 
     def format_of(t: TensorType | None) -> int:
         return ROW_FORMAT[t.dtype] if t is not None else 0
@@ -242,7 +249,7 @@ def convolution(
         tasks = product((x.shape[0], groups, features, ceil_div(plane(out)[0], panels_per_task)))
         symbol = f"infopt_depthwise_{SHORT[x.dtype]}"
         return Call(symbol, (*names, "out"), numbers, tasks, scratch=scratch)
-    cut = min(-(-depth // 32) * 32, 4096 // held.itemsize)
+    cut = min(-(-depth // 32) * 32, most_depth)
     scratch = 64 * panels_per_task * (cut * held.itemsize // 4 + 1 + round_up(per_task, 16))
     scratch += 400 * (cut + 32) + panels_per_task * (664 + round_up(260 * taps + 4, 64) + 24 * taps)
     tasks = groups * ceil_div(panels, panels_per_task) * ceil_div(features, per_task)

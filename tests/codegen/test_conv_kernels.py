@@ -184,14 +184,15 @@ def test_epilogues(groups, dtype):
 
 
 def test_cores_share_features_where_they_cannot_share_pixels():
-    """14 x 14 pixels are 13 panels: two cores with 7 and 6 of them would not end together, nor would
-    they with a task each while other processes use one of them."""
-    x, out = (TensorType.dense((1, 256, 14, 14), F32) for _ in range(2))
-    weight = TensorType.dense((256, 256, 3, 3), F32)
-    attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    """14 x 14 pixels are 13 panels: two cores with 7 and 6 of them would not end together. Where
+    pixels are two apart panels cost more than that, and each is made once."""
+    out, weight = (TensorType.dense(n, F32) for n in ((1, 256, 14, 14), (256, 256, 3, 3)))
     names, target = ("x", "weight", None, None, None), Target.parse("cpu:avx512,cores=2")
-    call = convolution_call(x, weight, out, names, window_of(weight, attrs), target)
-    assert call.tasks == 8 and call.numbers[21:23] == (64, 7)
+    for stride, size, tasks, shape in ((1, 14, 4, (128, 7)), (2, 28, 2, (256, 7))):
+        x = TensorType.dense((1, 256, size, size), F32)
+        attrs = {"stride": (stride,) * 2, "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+        call = convolution_call(x, weight, out, names, window_of(weight, attrs), target)
+        assert call.tasks == tasks and call.numbers[21:23] == shape
 
 
 def test_an_empty_batch():
