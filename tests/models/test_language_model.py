@@ -1,5 +1,7 @@
 """The language model's run: cut off and continued it is the same run; its checkpoint loads."""
 
+import argparse
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -169,6 +171,14 @@ def test_the_shipped_weights_know_python() -> None:
         logits = checkpoint.load_language_model()(ids[:, :-1])
     loss = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:])
     assert loss < 2.5  # of one that knows nothing: 8.3
+
+
+def test_the_shipped_weights_copy_a_name_from_500_tokens_before() -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = checkpoint.load_tokenizer()
+    between = np.array(tokenizer.encode(inspect.getsource(argparse)).ids)
+    found = evaluation.recall(checkpoint.load_language_model(), between, 500, tokenizer)
+    assert found.right >= 6  # of 8; all with the argparse of Python 3.11
 
 
 def test_the_shipped_weights_go_on_as_in_transformers() -> None:
