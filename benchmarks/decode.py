@@ -43,7 +43,8 @@ USUAL = tuple(form for form in FORMS if not form.startswith("lut"))  # tables ta
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks decode", description=__doc__)
     parser.add_argument("--models", default="0.34b", help=f"of {','.join(MODELS)}")
-    parser.add_argument("--forms", default=",".join(USUAL), help=f"of {','.join(FORMS)}")
+    known = ",".join(FORMS).replace("%", "%%")  # argparse fills help texts by %
+    parser.add_argument("--forms", default=",".join(USUAL), help=f"of {known}")
     parser.add_argument("--layers", type=int, help="as if models had so many, to see forms soon")
     parser.add_argument("--batches", default="1,8", help="sequences that are decoded together")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")

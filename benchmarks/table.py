@@ -25,7 +25,7 @@ COLUMNS = (("eager",), ("inductor", "inductor-max"), ("openvino",), ("onnxruntim
 def main(argv: list[str]) -> int:
     """Markdown: medians in milliseconds, infopt's best arm, its ratio to the best peer; the fastest
     in bold."""
-    parser = argparse.ArgumentParser(prog="benchmarks table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for path in parser.parse_args(argv).files:  # a later file replaces cells of an earlier one
