@@ -67,61 +67,87 @@ inline StoredTokens stored_tokens(const Matrix &x, int64_t m, int64_t count, int
   return {data, padded, codes};
 }
 
+// So far ahead of what is read memory is asked for the weights, at least.
+constexpr int64_t kAhead = 4096;
+
 // Scale: the type of a group's factors, void where a row has one.
 template <int layout, bool as_bytes, class Scale> struct StoredDot {
   using L = Layout<layout>;
   static constexpr bool grouped = !std::is_void_v<Scale>;
   using Token = std::conditional_t<as_bytes, uint8_t, float>;
-  static INFOPT_INLINE IVec dot(IVec acc, IVec x, IVec w) {
+  template <class I> static INFOPT_INLINE I dot(I acc, I x, I w) {
     return layout == 4 ? dot_small_quads(acc, x, w) : dot_quads(acc, x, w);
   }
-  // R rows from n on (those beyond `last` repeat it) times M tokens; lanes to be folded.
-  template <int R, int M>
+  // R rows from n on (those beyond `last` repeat it) times M tokens; the lanes of P, to be folded.
+  template <class P, int R, int M>
   static __attribute__((noinline)) void rows(const StoredRows &w, int64_t n, int64_t last,
-                                             const StoredTokens &x, int64_t token, Vec *sums) {
+                                             const StoredTokens &x, int64_t token, int64_t ahead,
+                                             Vec *sums, [[maybe_unused]] Upcoming upcoming) {
+    using F = typename P::F;
+    using I = typename P::I;
+    // Rows that are multiplied by a token after it was loaded: all, where they fit the registers.
+    constexpr int together = P::kRegisters > kRegisters ? R : 1;
     const uint8_t *row[R];
     const Scale *scales[R];
     FloatTable<L::bits> tables[R];
-    Vec acc[R][M];
+    F acc[R][M];
     for (int r = 0; r < R; ++r) {
       row[r] = w.row(least(n + r, last));
       if constexpr (L::table && !as_bytes) tables[r] = FloatTable<L::bits>(row[r]);
       if constexpr (grouped) scales[r] = w.template group_scales<Scale>(least(n + r, last));
-      for (int m = 0; m < M; ++m) acc[r][m] = zero();
+      for (int m = 0; m < M; ++m) acc[r][m] = P::of(zero());
     }
     const int group_bits = grouped ? __builtin_ctzll(uint64_t(w.group)) : 0;
     const int64_t groups = grouped ? ceil_div(w.k, w.group) : 0;
     const auto *tokens = (const Token *)x.x + token * x.stride;
-    const int64_t row_bytes = w.stride, token_stride = x.stride, depth = w.k;
+    const int64_t token_stride = x.stride, depth = w.k;
     auto step = [&](int64_t b, auto is_whole, auto has_pairs) __attribute__((always_inline)) {
       constexpr bool whole = decltype(is_whole)::value, pairs = decltype(has_pairs)::value;
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(row[r] + R * row_bytes + b * L::block_bytes, 0, 2);
-        Vec scale = zero();
+      const auto scale_of = [&](int r) __attribute__((always_inline)) {
         if constexpr (grouped)
-          scale = block_scales<whole, pairs>(scales[r], b, group_bits, groups);
+          return P::of(block_scales<whole, pairs>(scales[r], b, group_bits, groups));
+        else return P::of(zero());
+      };
+      if constexpr (!P::kWhole) upcoming.fetch();
+#pragma GCC unroll 8
+      for (int first = 0; first < R; first += together) {
         if constexpr (as_bytes) {
-          const IVec block = stored_block<layout, whole>(row[r], b, depth);
+          I block[together];
+          F scale[together];
+#pragma GCC unroll 8
+          for (int r = 0; r < together; ++r) {
+            const uint8_t *of = row[first + r];
+            if constexpr (P::kWhole) __builtin_prefetch(of + ahead + b * L::block_bytes, 0, 2);
+            scale[r] = scale_of(first + r);
+            block[r] = P::of(stored_block<layout, whole>(of, b, depth));
+          }
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
-            const Token *codes = tokens + m * token_stride + b * kBlockDepth;
-            if (grouped) {
-              const IVec sum = dot(ibroadcast(0), load_quads(codes), block);
-              acc[r][m] = fma(to_float(sum), scale, acc[r][m]);
-            } else {
-              acc[r][m] = float_of_bits(dot(bits(acc[r][m]), load_quads(codes), block));
+            const I codes = P::of(load_quads(tokens + m * token_stride + b * kBlockDepth));
+#pragma GCC unroll 8
+            for (int r = 0; r < together; ++r) {
+              F &sum = acc[first + r][m];
+              if (grouped)
+                sum = fma(to_float(dot(P::of(ibroadcast(0)), codes, block[r])), scale[r], sum);
+              else sum = float_of_bits(dot(bits(sum), codes, block[r]));
             }
           }
         } else {
-          Vec part[4];
-          stored_floats<layout, whole>(row[r], b, depth, tables[r], part);
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) {
-            const Token *values = tokens + m * token_stride + b * kBlockDepth;
-            Vec sum = grouped ? zero() : acc[r][m];
-            for (int j = 0; j < 4; ++j) sum = fma(part[j], load(values + j * 16), sum);
-            acc[r][m] = grouped ? fma(sum, scale, acc[r][m]) : sum;
+          for (int r = first; r < first + together; ++r) {
+            if constexpr (P::kWhole)
+              __builtin_prefetch(row[r] + ahead + b * L::block_bytes, 0, 2);
+            const F scale = scale_of(r);
+            Vec part[4];
+            stored_floats<layout, whole>(row[r], b, depth, tables[r], part);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+              const Token *values = tokens + m * token_stride + b * kBlockDepth;
+              F sum = grouped ? P::of(zero()) : acc[r][m];
+              for (int j = 0; j < 4; ++j)
+                sum = fma(P::of(part[j]), P::of(load(values + j * 16)), sum);
+              acc[r][m] = grouped ? fma(sum, scale, acc[r][m]) : sum;
+            }
           }
         }
       }
@@ -134,23 +160,33 @@ template <int layout, bool as_bytes, class Scale> struct StoredDot {
     if (grouped && w.group < kBlockDepth) all(Constant<true>());
     else all(Constant<false>());
     for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m) sums[m * 16 + r] = acc[r][m];
+      for (int m = 0; m < M; ++m) P::put(sums[m * 16 + r], acc[r][m]);
   }
 
-  // 16 features from n on for M tokens.
+  // 16 features from n on for M tokens; in parts where whole sums would leave too few registers.
   template <int M>
   static void features(const StoredRows &w, int64_t n, int64_t last, const StoredTokens &x,
-                       int64_t token, Vec *sums) {
-    constexpr int kTemporaries = as_bytes ? 4 : 8;
-    constexpr auto fits = [](int rows) { return rows * M + kTemporaries <= kRegisters; };
+                       int64_t token, Vec *sums, Upcoming &upcoming) {
+    constexpr bool parts = M > 2 && kParts == 2;
+    constexpr int registers = parts ? Part<0>::kRegisters : kRegisters;
+    constexpr int kTemporaries = as_bytes ? 4 : 5;
+    constexpr auto fits = [](int rows) { return rows * M + kTemporaries <= registers; };
     constexpr int R = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
-    for (int r = 0; r < 16; r += R) rows<R, M>(w, n + r, last, x, token, sums + r);
+    const int64_t ahead = round_up(ceil_div(kAhead, w.stride), R) * w.stride;
+    const auto part = [&](auto which, int r) __attribute__((always_inline)) {
+      rows<decltype(which), R, M>(w, n + r, last, x, token, ahead, sums + r, upcoming);
+      upcoming.at += ceil_div(w.k, kBlockDepth) * upcoming.step;
+    };
+    for (int r = 0; r < 16; r += R) {
+      if constexpr (parts) part(Part<0>(), r), part(Part<1>(), r);
+      else part(Whole(), r);
+    }
   }
   static void tokens(const StoredRows &w, int64_t n, int64_t last, const StoredTokens &x,
-                     int64_t token, int64_t count, Vec *sums) {
-    if (count == 1) return features<1>(w, n, last, x, token, sums);
-    if (count == 2) return features<2>(w, n, last, x, token, sums);
-    features<4>(w, n, last, x, token, sums);
+                     int64_t token, int64_t count, Vec *sums, Upcoming &upcoming) {
+    if (count == 1) return features<1>(w, n, last, x, token, sums, upcoming);
+    if (count == 2) return features<2>(w, n, last, x, token, sums, upcoming);
+    features<4>(w, n, last, x, token, sums, upcoming);
   }
   // What the lanes of 16 features add up to, for one token.
   static Vec fold(const StoredRows &w, const float *row_sums, int64_t n, int64_t count,
@@ -211,11 +247,18 @@ void few_rows_stored(const infopt_call *call, int64_t first, int64_t last) {
     if (task == 0) store_fixed_codes(c, 0, ceil_div(c.m, 16));
     for (int64_t n = task * c.n_chunk; n < n1; n += 16) {
       const int64_t features = least(16, n1 - n);
+      // 8 steps along k for two rows of 16, in every part; the next features come in meanwhile
+      const int64_t in_parts = c.m > 3 ? (c.m + 1) / 4 : 1;
+      const int64_t steps = ceil_div(c.k, kBlockDepth) * 8 * kParts * in_parts;
+      const auto next = [&](const StoredRows &rows) {
+        return Upcoming(rows.row(n + 16), 16 * rows.stride, steps);
+      };
+      Upcoming upcoming[2] = {next(w[0]), next(w[c.up ? 1 : 0])};
       for (int64_t m = 0; m < c.m; m += 4) {
         const int64_t tokens = least(4, c.m - m);
         Vec lanes[2][4 * 16];
         for (int side = 0; side < (c.up ? 2 : 1); ++side)
-          Dot::tokens(w[side], n, n + features - 1, x, m, tokens, lanes[side]);
+          Dot::tokens(w[side], n, n + features - 1, x, m, tokens, lanes[side], upcoming[side]);
         for (int64_t i = 0; i < tokens; ++i) {
           const RowCode &code = x.codes[m + i];
           Vec y = Dot::fold(w[0], sums[0], n, features, code, lanes[0] + i * 16);

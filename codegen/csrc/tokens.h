@@ -59,8 +59,8 @@ void best_partners(const T *metric, const float *size, int64_t tokens, int64_t d
       const int64_t lanes = least(16, odd - j);
       Vec sums[4 * 16];
       for (Vec &s : sums) s = zero();
-      dot_features<AlongF32<T>, T, 4>(metric + (2 * j + 1) * depth, 2 * depth, lanes, unit, depth,
-                                      depth, sums);
+      dot_tokens<AlongF32<T>>(metric + (2 * j + 1) * depth, 2 * depth, lanes, unit, depth, 4, depth,
+                              sums);
       for (int64_t t = 0; t < count; ++t) {
         if (size && size[2 * (i + t)] == 0) continue;
         float cosine[16];

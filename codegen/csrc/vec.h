@@ -15,7 +15,7 @@
 //         to_row(first, next): 32 neighbours of a row, as they lie in memory
 //         even_lanes(b) odd_lanes(b) dot_pairs(acc, a, b) = acc + a.even*b.even + a.odd*b.odd
 //   sum(v) greatest(v) least(v)   horizontal;   transpose16(rows)   16 Vecs in place
-//   sums16(rows)   lane i = sum(rows[i])
+//   sums16(rows)   lane i = sum(rows[i]), in halves
 //
 // vec_math.h adds exp, log, erf, tanh, sigmoid, silu and the GELUs on top of these.
 #pragma once
@@ -42,6 +42,8 @@ INFOPT_INLINE BVec to_row(Vec first, Vec next) {
   store(row + 16, next);
   return load_pairs(row);
 }
+#endif
+#ifdef INFOPT_SCALAR
 INFOPT_INLINE Vec sums16(const Vec *rows) {
   Vec t[16];
   for (int i = 0; i < 16; ++i) t[i] = rows[i];

@@ -225,4 +225,26 @@ INFOPT_INLINE void transpose16(Vec *rows) {
   }
 }
 
+// Lane i of the result: the lanes of rows[i] added up by `add`, in halves; a tree of 14 shuffles.
+template <class Add> INFOPT_INLINE __m256 sums8(const Vec *rows, Add add) {
+  __m256 s[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 x = add(rows[i].a, rows[i].b), y = add(rows[i + 4].a, rows[i + 4].b);
+    s[i] = add(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+  }
+  const __m256 u = add(_mm256_shuffle_ps(s[0], s[1], 0x44), _mm256_shuffle_ps(s[0], s[1], 0xee));
+  const __m256 v = add(_mm256_shuffle_ps(s[2], s[3], 0x44), _mm256_shuffle_ps(s[2], s[3], 0xee));
+  return add(_mm256_shuffle_ps(u, v, 0x88), _mm256_shuffle_ps(u, v, 0xdd));
+}
+INFOPT_INLINE Vec sums16(const Vec *rows) {
+  const auto add = [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); };
+  return {sums8(rows, add), sums8(rows + 8, add)};
+}
+INFOPT_INLINE IVec int_sums16(const Vec *rows) {
+  const auto add = [](__m256 x, __m256 y) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
+  };
+  return bits(Vec{sums8(rows, add), sums8(rows + 8, add)});
+}
+
 }  // namespace infopt

@@ -13,6 +13,7 @@
 //   two_halves(p)         of bf16 or floats: p[0] in lanes 0 to 7, p[1] in lanes 8 to 15
 //   bytes_as_floats(v, f) byte j of lane i of v as lane i of f[j]
 //   halves_as_floats(p, f)  bytes_as_floats of unpack_halves
+//   int_sums16(rows)      lane i = the sum of the integers in rows[i]
 //   store_codes(p, v)     the 16 lanes as unsigned bytes, 0 or 255 for what is below or above
 #pragma once
 
@@ -228,7 +229,7 @@ INFOPT_INLINE void halves_as_floats(const uint8_t *p, Vec *part) {
 }
 #endif
 
-// lane i = the sum of the integers in rows[i]
+#ifndef INFOPT_AVX2
 INFOPT_INLINE IVec int_sums16(const Vec *rows) {
   Vec t[16];
   for (int i = 0; i < 16; ++i) t[i] = rows[i];
@@ -237,6 +238,7 @@ INFOPT_INLINE IVec int_sums16(const Vec *rows) {
   for (int i = 1; i < 16; ++i) sum = sum + bits(t[i]);
   return sum;
 }
+#endif
 INFOPT_INLINE IVec load_quads(const uint8_t *p) { return load_ints((const int32_t *)p); }
 INFOPT_INLINE IVec broadcast_quad(const int8_t *p) {
   int32_t quad;
